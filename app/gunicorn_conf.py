@@ -1,0 +1,53 @@
+"""gunicorn's configuration of the web tier, from the settings."""
+
+import logging
+from typing import Any
+
+import gevent
+from prometheus_client import multiprocess
+
+from shared import logs
+from shared import settings as settings_module
+
+_settings = settings_module.load()
+
+bind = f"{_settings.host}:{_settings.port}"
+worker_class = "gevent"
+workers = _settings.web_workers
+worker_connections = _settings.web_connections
+keepalive = 75
+# Streams are ended by `_end_streams` before; what is left then is beyond help.
+graceful_timeout = int(_settings.drain_grace_s) + 5
+timeout = 60
+control_socket_disable = True
+proc_name = "llmis-web"
+limit_request_line = 8190
+
+
+def on_starting(server: Any) -> None:
+    logs.configure("web", _settings.log_level)
+    for name in ("gunicorn.error", "gunicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = []
+        logger.propagate = True
+
+
+def post_worker_init(worker: Any) -> None:
+    """gunicorn kills greenlets without running their `finally`: end streams before it does."""
+    gevent.spawn(_end_streams, worker)
+
+
+def _end_streams(worker: Any) -> None:
+    services = worker.wsgi.extensions["llmis"]
+    while worker.alive:
+        gevent.sleep(0.2)
+    services.is_stopping = True
+    waited_s = 0.0
+    while services.hub.num_streams and waited_s < _settings.drain_grace_s:
+        gevent.sleep(0.1)
+        waited_s += 0.1
+    services.hub.close_streams()
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    multiprocess.mark_process_dead(worker.pid)

@@ -1,0 +1,119 @@
+"""The hub: one pub/sub connection of a web process, and the streams it feeds.
+
+One greenlet listens on the process's own channel. Replicas publish there what a step gave to
+all jobs of this process, in one message. When the connection breaks, the hub reconnects and
+tells every open stream to repair itself from its job's log.
+"""
+
+import logging
+import uuid
+
+import gevent
+import redis
+
+from app.job_stream import JobStream
+from shared import messages, names
+
+_log = logging.getLogger(__name__)
+_RETRY_S = 0.1
+_PING_S = 5.0
+_SILENCE_S = 15.0
+"""A connection that does not even answer pings for this long is dead."""
+
+
+class Hub:
+    def __init__(self, client: "redis.Redis") -> None:
+        self._client = client
+        self.channel = names.hub_channel(uuid.uuid4().hex[:12])
+        self._streams: dict[str, JobStream] = {}
+        self._greenlet: gevent.Greenlet | None = None
+        self.is_connected = False
+
+    def start(self) -> None:
+        """Subscribe and wait for the confirmation. Raises redis.RedisError."""
+        pubsub = self._subscribe()
+        self._greenlet = gevent.spawn(self._run, pubsub)
+
+    def open(self, job_id: str) -> JobStream:
+        """Make the stream of a job. Before the job is enqueued, so that no event is missed."""
+        stream = self._streams[job_id] = JobStream(job_id, self._client)
+        return stream
+
+    def release(self, job_id: str) -> None:
+        self._streams.pop(job_id, None)
+
+    @property
+    def num_streams(self) -> int:
+        return len(self._streams)
+
+    def close_streams(self) -> None:
+        """End all streams as if their clients had gone."""
+        for stream in list(self._streams.values()):
+            stream.close()
+
+    def _subscribe(self) -> "redis.client.PubSub":
+        pubsub = self._client.pubsub(ignore_subscribe_messages=False)
+        pubsub.subscribe(self.channel)
+        if pubsub.get_message(timeout=5.0) is None:
+            raise redis.TimeoutError("the subscription was not confirmed within 5 s")
+        self.is_connected = True
+        return pubsub
+
+    def _run(self, pubsub: "redis.client.PubSub") -> None:
+        while True:
+            try:
+                self._listen(pubsub)
+            except (redis.RedisError, OSError) as exc:
+                self.is_connected = False
+                _log.warning("pub/sub connection lost, connecting again: %s", exc)
+            pubsub = self._reconnect(pubsub)
+
+    def _listen(self, pubsub: "redis.client.PubSub") -> None:
+        """Hand on messages until the connection breaks.
+
+        Reads one level below `PubSub.listen`, which would reconnect without telling anyone,
+        and then events would be missing until the next one shows the hole.
+        """
+        connection = pubsub.connection
+        assert connection is not None, "subscribed before"
+        pinger = gevent.spawn(self._ping, connection)
+        try:
+            while True:
+                reply = connection.read_response(timeout=_SILENCE_S)
+                if reply and reply[0] == b"message":
+                    self._deliver(reply[2])
+        finally:
+            pinger.kill(block=False)
+
+    @staticmethod
+    def _ping(connection: "redis.connection.AbstractConnection") -> None:
+        while True:
+            gevent.sleep(_PING_S)
+            try:
+                connection.send_command("PING")
+            except (redis.RedisError, OSError):
+                return  # the listener notices by itself
+
+    def _deliver(self, payload: bytes) -> None:
+        try:
+            events = messages.decode_hub_message(payload)
+        except messages.DecodeError:
+            _log.exception("undecodable message on the hub channel")
+            return
+        streams = self._streams
+        for job_event in events:
+            stream = streams.get(job_event.job_id)
+            if stream is not None:
+                stream.push(job_event.event)
+
+    def _reconnect(self, broken: "redis.client.PubSub") -> "redis.client.PubSub":
+        broken.close()
+        while True:
+            try:
+                pubsub = self._subscribe()
+            except (redis.RedisError, OSError):
+                gevent.sleep(_RETRY_S)
+                continue
+            for stream in list(self._streams.values()):
+                stream.push_repair()
+            return pubsub

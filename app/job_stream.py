@@ -1,0 +1,116 @@
+"""A job's events as its reader sees them: in order, without holes, without doubles."""
+
+from collections import deque
+
+import redis
+from gevent.queue import Empty, SimpleQueue
+
+from shared import messages, names
+from shared.messages import Delta, Event, Failed, Finished
+
+
+class ClientGone(Exception):
+    """The client of this stream has closed its connection."""
+
+
+_REPAIR = object()
+_CLOSED = object()
+
+
+class JobStream:
+    """One reader of one job. The hub pushes, one greenlet reads.
+
+    Pub/sub may lose events; the job's log has them all, at the index that is their sequence
+    number. A hole, or a reconnection of the hub, is repaired from it before reading goes on.
+    """
+
+    def __init__(self, job_id: str, client: "redis.Redis") -> None:
+        self.job_id = job_id
+        self._client = client
+        self._queue: SimpleQueue[object] = SimpleQueue()
+        self._next_seq = 0
+        self.is_ended = False
+        """The last event has been read."""
+        self.num_repairs = 0
+
+    # -- the hub's side ----------------------------------------------------------------------
+
+    def push(self, event: Event) -> None:
+        self._queue.put(event)
+
+    def push_repair(self) -> None:
+        """Events may have been lost: look into the log."""
+        self._queue.put(_REPAIR)
+
+    def close(self) -> None:
+        """The client is gone: wake the reader with ClientGone."""
+        self._queue.put(_CLOSED)
+
+    # -- the reader's side -------------------------------------------------------------------
+
+    def read(self, timeout_s: float) -> list[Event]:
+        """Wait for events and return all that are there, the text of each choice joined.
+
+        Returns [] after `timeout_s` without one. Raises ClientGone, redis.RedisError.
+        """
+        events: list[Event] = []
+        try:
+            item = self._queue.get(timeout=timeout_s)
+            while True:
+                self._take(item, events)
+                item = self._queue.get_nowait()
+        except Empty:
+            pass
+        if events and isinstance(events[-1], Finished | Failed):
+            self.is_ended = True
+        return _join(events) if len(events) > 1 else events
+
+    def repair(self) -> list[Event]:
+        """Read what the log has beyond the last event. For a reader that waited in vain."""
+        self.push_repair()
+        return self.read(0)
+
+    def _take(self, item: object, events: list[Event]) -> None:
+        if item is _CLOSED:
+            raise ClientGone
+        if item is _REPAIR:
+            self._read_log(events)
+        else:
+            event: Event = item  # type: ignore[assignment]
+            if event.seq > self._next_seq:
+                self.num_repairs += 1
+                self._read_log(events)
+            elif event.seq == self._next_seq:
+                self._next_seq += 1
+                events.append(event)
+            # A smaller number is a double: it came from the log before.
+
+    def _read_log(self, events: list[Event]) -> None:
+        payloads = self._client.lrange(names.log_key(self.job_id), self._next_seq, -1)
+        for payload in payloads:
+            events.append(messages.decode_event(payload))
+            self._next_seq += 1
+
+
+def _join(events: list[Event]) -> list[Event]:
+    """Join neighbouring deltas of the same choice."""
+    joined: deque[Event] = deque()
+    for event in events:
+        last = joined[-1] if joined else None
+        if (
+            isinstance(event, Delta)
+            and isinstance(last, Delta)
+            and last.index == event.index
+            and last.finish_reason is None
+        ):
+            joined[-1] = Delta(
+                event.seq,
+                event.attempt,
+                event.index,
+                last.text + event.text,
+                last.token_ids + event.token_ids,
+                event.finish_reason,
+            )
+        else:
+            joined.append(event)
+    return list(joined)

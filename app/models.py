@@ -1,0 +1,51 @@
+"""`GET /v1/models` and `GET /v1/models/<id>`."""
+
+from typing import Any
+
+import msgspec
+from flask import Blueprint, Flask, Response
+
+from app.services import services
+from shared.errors import ModelNotFound
+
+blueprint = Blueprint("models", __name__)
+
+
+def register(app: Flask) -> None:
+    app.register_blueprint(blueprint)
+
+
+@blueprint.get("/v1/models")
+def list_models() -> Response:
+    shared = services()
+    served = {record.model for record in shared.directory.replicas()}
+    model_names = [model.name for model in shared.settings.models]
+    model_names += sorted(served - set(model_names))
+    body = {"object": "list", "data": [_model_object(name) for name in model_names]}
+    return Response(msgspec.json.encode(body), content_type="application/json")
+
+
+@blueprint.get("/v1/models/<path:name>")
+def get_model(name: str) -> Response:
+    shared = services()
+    if shared.settings.model(name) is None and not shared.directory.replicas(name):
+        raise ModelNotFound(f"The model {name!r} does not exist.", param="model")
+    return Response(msgspec.json.encode(_model_object(name)), content_type="application/json")
+
+
+def _model_object(name: str) -> dict[str, Any]:
+    """OpenAI's model object, and what an operator wants to see with it."""
+    shared = services()
+    replicas = shared.directory.replicas(name)
+    created = min((record.started_at for record in replicas), default=0.0)
+    configured = shared.settings.model(name)
+    context_length = configured.context_length if configured else 0
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(created),
+        "owned_by": "llmis",
+        "state": "ready" if shared.directory.is_served(name) else "unavailable",
+        "replicas": len(replicas),
+        "context_length": max((r.context_length for r in replicas), default=context_length),
+    }

@@ -1,0 +1,172 @@
+"""The relay: one job's stream to one client, as SSE or as one whole answer.
+
+Whatever way a client leaves, `Dispatcher.release` runs and cancels a job that has not ended.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from app import answers
+from app.answers import AnswerShape
+from app.dispatch import Dispatcher
+from app.errors import from_exception
+from app.job_stream import ClientGone, JobStream
+from app.metrics import StreamMetrics
+from shared.errors import LlmisError, ReplicaLost
+from shared.messages import Delta, Event, Failed, Finished, Job
+from shared.registry import Directory
+from shared.settings import Settings
+
+_log = logging.getLogger(__name__)
+_TICK_S = 1.0
+"""How often a silent stream is looked after."""
+
+
+class JobFailed(LlmisError):
+    """The job ended with an error that a replica published."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message, param=failed.param)
+        self.status = failed.status  # type: ignore[misc]
+        self.type = failed.error_type  # type: ignore[misc]
+        self.code = failed.code  # type: ignore[misc]
+
+
+@dataclass(frozen=True, slots=True)
+class RelayParts:
+    """What every relay of this process shares."""
+
+    settings: Settings
+    dispatcher: Dispatcher
+    directory: Directory
+
+
+class Relay:
+    """Reads one job for one client."""
+
+    def __init__(self, parts: RelayParts, job: Job, stream: JobStream) -> None:
+        self._parts = parts
+        self._settings = parts.settings
+        self._job = job
+        self._stream = stream
+        self.metrics = StreamMetrics(job.model, job.created_at)
+        self._unserved_since: float | None = None
+
+    def first_events(self) -> list[Event]:
+        """Wait until the job's fate is known, or for one keep-alive interval.
+
+        An error before the first token is raised here, and so becomes the HTTP status.
+        """
+        deadline = time.monotonic() + self._settings.keepalive_s
+        while True:
+            events = self._read(min(_TICK_S, self._settings.keepalive_s))
+            if events or time.monotonic() >= deadline:
+                _raise_failure(events)
+                return events
+
+    def events(self, first: list[Event]) -> Iterator[list[Event]]:
+        """The job's events to its end; [] when a keep-alive is due. Raises LlmisError."""
+        if first:
+            yield first
+        silent_since = time.monotonic()
+        while not self._stream.is_ended:
+            events = self._read(_TICK_S)
+            _raise_failure(events)
+            if events or time.monotonic() - silent_since >= self._settings.keepalive_s:
+                silent_since = time.monotonic()
+                yield events
+
+    def _read(self, timeout_s: float) -> list[Event]:
+        events = self._stream.read(timeout_s)
+        if not events:
+            # Silence: nothing to say, or the last message was lost.
+            events = self._stream.repair()
+            if not events:
+                self._check_replica()
+        if events:
+            self._unserved_since = None
+            self.metrics.observe(events)
+        return events
+
+    def _check_replica(self) -> None:
+        """Give up when there has been no replica for too long. Raises ReplicaLost."""
+        if self._parts.directory.replicas(self._job.model):
+            self._unserved_since = None
+            return
+        now = time.monotonic()
+        if self._unserved_since is None:
+            self._unserved_since = now
+        elif now - self._unserved_since > self._settings.replica_wait_s:
+            raise ReplicaLost(
+                f"No replica of the model {self._job.model!r} is running at the moment."
+            )
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Stop reading; cancels the job if it has not ended."""
+        self._parts.dispatcher.release(self._stream)
+        self.metrics.close(error)
+
+
+def _raise_failure(events: list[Event]) -> None:
+    if events and isinstance(events[-1], Failed):
+        raise JobFailed(events[-1])
+
+
+def stream_sse(
+    relay: Relay, shape: AnswerShape, first: list[Event], on_close: Callable[[], None]
+) -> Iterator[bytes]:
+    """The SSE body. After the first byte an error is one event, then the end of the stream."""
+    error: BaseException | None = None
+    try:
+        opening = b"".join(answers.sse(chunk) for chunk in shape.opening())
+        if opening:
+            yield opening
+        for events in relay.events(first):
+            body = sse_chunks(shape, events)
+            if body or not events:
+                yield body or answers.KEEPALIVE
+        yield answers.DONE
+    except ClientGone as exc:
+        error = exc
+    except GeneratorExit as exc:
+        error = exc
+        raise
+    except Exception as exc:
+        error = exc
+        yield answers.sse(from_exception(exc).body())
+    finally:
+        on_close()
+        relay.close(error)
+
+
+def sse_chunks(shape: AnswerShape, events: list[Event]) -> bytes:
+    parts = []
+    for event in events:
+        if isinstance(event, Delta):
+            parts.extend(answers.sse(chunk) for chunk in shape.chunks(event))
+        elif isinstance(event, Finished):
+            parts.extend(answers.sse(chunk) for chunk in shape.closing(event))
+    return b"".join(parts)
+
+
+def whole_answer(relay: Relay, shape: AnswerShape, num_choices: int) -> object:
+    """Read the job to its end and return the answer object. Raises LlmisError, ClientGone."""
+    texts: list[list[str]] = [[] for _ in range(num_choices)]
+    reasons = [""] * num_choices
+    error: BaseException | None = None
+    try:
+        for events in relay.events([]):
+            for event in events:
+                if isinstance(event, Delta):
+                    texts[event.index].append(event.text)
+                    reasons[event.index] = event.finish_reason or ""
+                elif isinstance(event, Finished):
+                    return shape.whole(["".join(t) for t in texts], reasons, event)
+        raise AssertionError("a stream ends with Finished or raises")
+    except BaseException as exc:
+        error = exc
+        raise
+    finally:
+        relay.close(error)

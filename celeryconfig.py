@@ -1,0 +1,36 @@
+"""Celery's configuration. Why each value: docs/decisions/0003-celery-settings.md."""
+
+from shared import settings as _settings
+
+_s = _settings.load()
+
+broker_url = _s.redis_url or "redis://127.0.0.1:6379/0"
+broker_connection_retry_on_startup = True
+broker_pool_limit = 20
+broker_transport_options = {
+    "priority_steps": [0, 3, 6, 9],
+    "queue_order_strategy": "priority",
+    "socket_timeout": _s.redis_timeout_s,
+    "socket_connect_timeout": _s.redis_timeout_s,
+    # The backstop for a lost worker, not the mechanism: longer than any job may take.
+    "visibility_timeout": 2 * int(_s.request_timeout_s) + 60,
+    "polling_interval": 0.1,
+}
+
+task_serializer = "json"
+accept_content = ["json"]
+result_backend = None
+task_ignore_result = True
+task_acks_late = True
+task_reject_on_worker_lost = True
+task_default_queue = "llmis.default"
+task_default_priority = 3
+task_create_missing_queues = True
+
+worker_prefetch_multiplier = 1
+worker_send_task_events = True
+worker_hijack_root_logger = False
+worker_redirect_stdouts = False
+# A broken broker connection delivers running jobs again. The second copy finds the job's claim
+# and ends, the first goes on: nothing has to be cancelled.
+worker_cancel_long_running_tasks_on_connection_loss = False

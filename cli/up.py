@@ -1,0 +1,270 @@
+"""`llmis up`: everything on this machine, in the foreground.
+
+Starts Redis (unless `redis_url` is set), the replicas, the web tier and Flower, restarts what
+dies, and on SIGINT or SIGTERM stops all of it in order.
+"""
+
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import msgspec
+import redis
+
+from cli import demo_model, embedded_redis
+from cli.supervisor import Child, stop
+from shared import settings as settings_module
+from shared.connections import connect
+from shared.errors import SettingsError
+from shared.settings import Settings
+
+_READY_TIMEOUT_S = 300.0
+_POLL_S = 0.1
+
+
+class StartError(Exception):
+    """The service cannot start; the message says what to do about it."""
+
+
+class _Stopped(Exception):
+    """SIGINT or SIGTERM came."""
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, _on_signal)
+    signal.signal(signal.SIGINT, _on_signal)
+    service: _Service | None = None
+    status = 0
+    try:
+        service = _Service(settings_module.load())
+        service.start()
+        service.watch()
+    except _Stopped:
+        pass
+    except (SettingsError, StartError) as exc:
+        print(f"llmis: {exc}", file=sys.stderr)
+        status = 1
+    finally:
+        if service is not None:
+            service.stop()
+    return status
+
+
+def _on_signal(signum: int, _frame: FrameType | None) -> None:
+    # A second signal must not break off the orderly stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Stopped
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+class _Service:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._env = dict(os.environ)
+        self._redis: Child | None = None
+        self._replicas: list[Child] = []
+        self._front: list[Child] = []
+        """Web tier and Flower: stopped first."""
+        self._lock: IO[str] | None = None
+
+    @property
+    def _children(self) -> list[Child]:
+        return [*self._front, *self._replicas, *([self._redis] if self._redis else [])]
+
+    # -- start -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start everything and wait until the first model answers. Raises StartError."""
+        settings = self._settings
+        self._prepare_folders()
+        _check_port(settings.host, settings.port, "port", "LLMIS_PORT")
+        if settings.flower_port:
+            _check_port(settings.host, settings.flower_port, "flower_port", "LLMIS_FLOWER_PORT")
+        self._start_redis()
+        for model in settings.models:
+            if demo_model.ensure_weights(settings, model):
+                _say(f"  {model.name}: weights assembled, checksum right")
+            if not settings.weights_path(model).exists():
+                raise StartError(
+                    f"models: there are no weights of {model.name!r} at "
+                    f"{settings.weights_path(model)}. Put them there or correct its path."
+                )
+        python = sys.executable
+        for model in settings.models:
+            command = [python, "-m", "worker.replica", model.name]
+            self._replicas.append(self._spawn(f"replica-{model.name}", command))
+        if settings.flower_port:
+            self._front.append(self._spawn("flower", _flower_command(settings)))
+        web = [python, "-m", "gunicorn", "-c", "python:app.gunicorn_conf", "app.wsgi:app"]
+        # Flower has metrics of its own, which do not belong among the web tier's.
+        shared_counters = {"PROMETHEUS_MULTIPROC_DIR": str(settings.metrics_path)}
+        self._front.append(self._spawn("web", web, shared_counters))
+        self._wait(lambda: _get(self._url("/healthz")) == 200, "web", "the web tier answers")
+        for model in settings.models:
+            name = f"replica-{model.name}"
+            self._wait(lambda m=model.name: self._answers(m), name, f"{model.name} answers")  # type: ignore[misc]
+        _say(f"llmis is ready: {self._url('/')}")
+        if settings.flower_port:
+            _say(f"  Flower: http://{settings.host}:{settings.flower_port}/")
+        _say(f"  logs: {self._log_folder}    Ctrl-C stops everything")
+
+    def _prepare_folders(self) -> None:
+        settings = self._settings
+        try:
+            for folder in (self._log_folder, settings.models_path):
+                folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(settings.metrics_path, ignore_errors=True)
+            settings.metrics_path.mkdir(parents=True)
+            self._lock = (settings.data_path / "lock").open("w")
+        except OSError as exc:
+            raise StartError(
+                f"data_dir = {settings.data_dir!r} cannot be used: {exc}. "
+                "Set LLMIS_DATA_DIR to a folder that can be written."
+            ) from exc
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise StartError(
+                f"another llmis runs on the data folder {settings.data_path}. "
+                "Stop it, or set LLMIS_DATA_DIR to another folder."
+            ) from exc
+        demo_model.remove_partials(settings)
+
+    def _start_redis(self) -> None:
+        if not self._settings.redis_url:
+            command, url = embedded_redis.prepare(self._settings)
+            self._env["REDIS_URL"] = url
+            self._settings = msgspec.structs.replace(self._settings, redis_url=url)
+            self._redis = self._spawn("redis", command)
+        client = connect(self._settings, max_connections=1)
+        if self._redis is not None:
+            self._wait(lambda: _answers_ping(client), "redis", "embedded Redis answers")
+            return
+        try:
+            client.ping()
+        except (redis.RedisError, ValueError) as exc:
+            raise StartError(
+                f"Redis does not answer at REDIS_URL: {exc}. Start it, correct REDIS_URL, "
+                "or unset it to use the embedded server."
+            ) from exc
+        _say("  Redis answers")
+
+    def _spawn(self, name: str, command: list[str], env: dict[str, str] | None = None) -> Child:
+        log_path = self._log_folder / f"{name}.log"
+        child = Child(name, command, log_path, self._env | (env or {}))
+        child.log_path.unlink(missing_ok=True)
+        child.start()
+        return child
+
+    def _wait(self, is_ready: Callable[[], bool], name: str, text: str) -> None:
+        """Wait for a child to do its work; report its log when it ends instead."""
+        deadline = time.monotonic() + _READY_TIMEOUT_S
+        child = next((c for c in self._children if c.name == name), None)
+        while not is_ready():
+            if child is not None and not child.is_running:
+                raise StartError(f"{name} did not start. The end of its log:\n{child.tail()}")
+            if time.monotonic() > deadline:
+                raise StartError(f"{name} is not ready after {_READY_TIMEOUT_S:g} s; see its log")
+            time.sleep(_POLL_S)
+        _say(f"  {text}")
+
+    def _answers(self, model: str) -> bool:
+        """Ask the model for one token, once a replica has announced itself."""
+        state = _get_json(self._url(f"/v1/models/{model}")).get("state")
+        if state != "ready":
+            return False
+        body = {"model": model, "prompt": "1", "max_tokens": 1}
+        return _get(self._url("/v1/completions"), msgspec.json.encode(body)) == 200
+
+    def _url(self, path: str) -> str:
+        host = self._settings.host
+        host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+        return f"http://{host}:{self._settings.port}{path}"
+
+    @property
+    def _log_folder(self) -> Path:
+        return self._settings.data_path / "logs"
+
+    # -- watch and stop ----------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Restart what ends by itself, for ever."""
+        while True:
+            for child in self._children:
+                report = child.watch()
+                if report:
+                    _say(f"  {report}; log: {child.log_path}")
+            time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """Clients first, then the engines, Redis last: it keeps what is still queued."""
+        if self._children:
+            _say("llmis stops ...")
+        grace_s = self._settings.drain_grace_s + 8
+        stop(self._front, grace_s)
+        stop(self._replicas, grace_s)
+        if self._redis is not None:
+            stop([self._redis], 10)
+            embedded_redis.url_path(self._settings).unlink(missing_ok=True)
+
+
+def _flower_command(settings: Settings) -> list[str]:
+    return [
+        *(sys.executable, "-m", "celery", "-A", "shared.celery_app", "flower"),
+        f"--address={settings.host}",
+        f"--port={settings.flower_port}",
+        "--max-tasks=5000",
+    ]
+
+
+def _check_port(host: str, port: int, setting: str, variable: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as exc:
+            raise StartError(
+                f"cannot listen on {host}:{port} ({exc}). Stop what uses it, or set {setting} "
+                f"in llmis.toml or {variable} to another port."
+            ) from exc
+
+
+def _answers_ping(client: "redis.Redis") -> bool:
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def _get(url: str, body: bytes | None = None) -> int:
+    """Status of a GET, or of a POST when there is a body; 0 when nobody answers."""
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as exc:
+        return exc.code
+    except OSError:
+        return 0
+
+
+def _get_json(url: str) -> dict[str, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return dict(msgspec.json.decode(response.read()))
+    except OSError:
+        return {}

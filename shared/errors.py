@@ -1,0 +1,130 @@
+"""The errors a client can see. One class is one status, one type and one code.
+
+    LlmisError
+    ├── InvalidRequest            400 invalid_request_error
+    │   ├── ContextLengthExceeded 400 … code context_length_exceeded
+    │   ├── Unauthorized          401 … code invalid_api_key
+    │   ├── NotFound              404 … code not_found
+    │   │   ├── ModelNotFound     404 … code model_not_found
+    │   │   └── UnknownRoute      404 … code unknown_url
+    │   ├── MethodNotAllowed      405 … code method_not_allowed
+    │   ├── Conflict              409 … code conflict
+    │   └── BodyTooLarge          413 … code body_too_large
+    ├── RequestCancelled          499 … code request_cancelled
+    ├── InternalError             500 server_error
+    │   └── EngineError           500 … code engine_error
+    ├── Unavailable               503 service_unavailable
+    │   ├── ModelUnavailable      503 … code model_unavailable
+    │   ├── ReplicaLost           503 … code replica_lost
+    │   └── QueueUnavailable      503 … code queue_unavailable
+    └── DeadlineExceeded          504 timeout_error
+
+Code raises; `app.errors` alone shapes the HTTP body. Between processes an error travels as
+the fields of a `messages.Failed` event, never as a pickled exception.
+"""
+
+from typing import Any, ClassVar
+
+
+class LlmisError(Exception):
+    """Base of all errors with an HTTP status and an OpenAI error body."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s: int | None = None
+
+    def body(self) -> dict[str, Any]:
+        """The error in OpenAI's shape: `{"error": {message, type, param, code}}`."""
+        return error_body(self.message, self.type, self.param, self.code)
+
+
+def error_body(message: str, type_: str, param: str | None, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": type_, "param": param, "code": code}}
+
+
+class InvalidRequest(LlmisError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class NotFound(InvalidRequest):
+    status = 404
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class UnknownRoute(NotFound):
+    code = "unknown_url"
+
+
+class MethodNotAllowed(InvalidRequest):
+    status = 405
+    code = "method_not_allowed"
+
+
+class Conflict(InvalidRequest):
+    status = 409
+    code = "conflict"
+
+
+class BodyTooLarge(InvalidRequest):
+    status = 413
+    code = "body_too_large"
+
+
+class RequestCancelled(LlmisError):
+    status = 499
+    type = "request_cancelled"
+    code = "request_cancelled"
+
+
+class InternalError(LlmisError):
+    pass
+
+
+class EngineError(InternalError):
+    code = "engine_error"
+
+
+class Unavailable(LlmisError):
+    status = 503
+    type = "service_unavailable"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int = 5) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
+
+
+class ModelUnavailable(Unavailable):
+    code = "model_unavailable"
+
+
+class ReplicaLost(Unavailable):
+    code = "replica_lost"
+
+
+class QueueUnavailable(Unavailable):
+    code = "queue_unavailable"
+
+
+class DeadlineExceeded(LlmisError):
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"
+
+
+class SettingsError(Exception):
+    """A setting has a bad value. Not seen by clients: it stops the start of a process."""

@@ -1,0 +1,247 @@
+"""The wire messages: the whole border between the web tier and the replicas.
+
+A `Job` goes one way, `Event`s come back. Both are frozen, typed, versioned and encoded as
+MessagePack, here and nowhere else. Every event of a job carries a sequence number that starts
+at 0 and has no holes, and the attempt that produced it.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+VERSION = 1
+
+
+class DecodeError(ValueError):
+    """Bytes that are not the message they should be. `payload` holds the first 200 of them."""
+
+    def __init__(self, reason: str, payload: bytes) -> None:
+        super().__init__(f"{reason}: {payload[:200]!r}")
+        self.payload = payload[:200]
+
+
+class JobKind(StrEnum):
+    CHAT = "chat"
+    COMPLETION = "completion"
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+class ChatMessage(Struct, frozen=True):
+    role: str
+    content: str
+    name: str | None = None
+
+
+class Sampling(Struct, frozen=True):
+    """How tokens are drawn. The defaults are OpenAI's: an unchanged distribution."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 = off."""
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    """Choice i of a job draws with seed + i. None = a seed of its own each time."""
+    logit_bias: dict[int, float] = {}
+    """Token id → added to its logit."""
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """One request as the replica needs it."""
+
+    version: int = VERSION
+    id: str
+    """The request id, which is also the Celery task id."""
+    model: str
+    kind: JobKind
+    messages: list[ChatMessage] = []
+    """For `JobKind.CHAT`."""
+    prompts: list[str | list[int]] = []
+    """For `JobKind.COMPLETION`: texts or token ids."""
+    num_choices: int = 1
+    """Choices per prompt. Choice index = prompt index * num_choices + i."""
+    max_tokens: int | None = None
+    """None = up to the end of the context."""
+    stop: list[str] = []
+    sampling: Sampling = Sampling()
+    reply_channel: str
+    """Pub/sub channel that receives the events."""
+    attempt: int = 0
+    created_at: float
+    """Unix time in seconds."""
+    deadline_at: float
+    """Unix time in seconds after which nobody waits for the job any more."""
+
+
+class Usage(Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    """Prompt tokens that were taken from the KV cache."""
+
+
+class Timings(Struct, frozen=True):
+    """Durations in seconds as the replica measured them."""
+
+    queue_s: float
+    """Enqueued by the web tier → first admitted by the engine (wall clocks of two hosts)."""
+    prefill_s: float
+    decode_s: float
+
+
+class Started(Struct, frozen=True, tag="start", array_like=True):
+    """The engine has admitted the job."""
+
+    seq: int
+    attempt: int
+    prompt_tokens: int
+
+
+class Progress(Struct, frozen=True, tag="prefill", array_like=True):
+    """Prefill goes on: `done` of `total` prompt tokens."""
+
+    seq: int
+    attempt: int
+    done: int
+    total: int
+
+
+class Delta(Struct, frozen=True, tag="delta", array_like=True):
+    """Text that a choice has gained. It never ends inside a UTF-8 character."""
+
+    seq: int
+    attempt: int
+    index: int
+    """Choice index."""
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    """Set in the last delta of the choice."""
+
+
+class Finished(Struct, frozen=True, tag="end", array_like=True):
+    """The last event of a job that ended well. Written by the replica, the owner of the count."""
+
+    seq: int
+    attempt: int
+    usage: Usage
+    timings: Timings
+
+
+class Failed(Struct, frozen=True, tag="fail", array_like=True):
+    """The last event of a job that ended badly: an error of `shared.errors`, field by field."""
+
+    seq: int
+    attempt: int
+    status: int
+    error_type: str
+    code: str | None
+    message: str
+    param: str | None = None
+
+
+Event = Started | Progress | Delta | Finished | Failed
+
+
+class JobEvent(Struct, frozen=True, array_like=True):
+    """One event on a hub channel, addressed to a job."""
+
+    job_id: str
+    event: Event
+
+
+class _RawJobEvent(Struct, frozen=True, array_like=True):
+    job_id: str
+    event: msgspec.Raw
+
+
+class ReplicaState(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class ReplicaRecord(Struct, frozen=True, kw_only=True):
+    """What a replica says of itself, about once a second."""
+
+    version: int = VERSION
+    id: str
+    model: str
+    engine: str
+    host: str
+    pid: int
+    state: ReplicaState
+    slots: int
+    busy_slots: int
+    waiting_sequences: int
+    context_length: int
+    """Tokens per slot, prompt and completion together."""
+    steps: int
+    """Engine steps so far: moves whenever jobs run."""
+    step_age_s: float
+    """Seconds since the last step ended; 0 when there is nothing to do."""
+    generated_tokens: int
+    started_at: float
+    """Unix time in seconds."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_job_decoder = msgspec.msgpack.Decoder(Job)
+_event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)  # type: ignore[arg-type]
+_hub_decoder = msgspec.msgpack.Decoder(list[JobEvent])
+_replica_decoder = msgspec.msgpack.Decoder(ReplicaRecord)
+
+
+def _decode(decoder: "msgspec.msgpack.Decoder[Any]", payload: bytes) -> Any:
+    try:
+        return decoder.decode(payload)
+    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
+        raise DecodeError(str(exc), payload) from exc
+
+
+def encode_job(job: Job) -> bytes:
+    return _encoder.encode(job)
+
+
+def decode_job(payload: bytes) -> Job:
+    job: Job = _decode(_job_decoder, payload)
+    if job.version != VERSION:
+        raise DecodeError(f"job of version {job.version}, this process speaks {VERSION}", payload)
+    return job
+
+
+def encode_event(event: Event) -> bytes:
+    return _encoder.encode(event)
+
+
+def decode_event(payload: bytes) -> Event:
+    event: Event = _decode(_event_decoder, payload)
+    return event
+
+
+def encode_hub_message(events: list[tuple[str, bytes]]) -> bytes:
+    """Pack (job id, encoded event) pairs into one pub/sub message without encoding them again."""
+    return _encoder.encode([_RawJobEvent(job_id, msgspec.Raw(event)) for job_id, event in events])
+
+
+def decode_hub_message(payload: bytes) -> list[JobEvent]:
+    events: list[JobEvent] = _decode(_hub_decoder, payload)
+    return events
+
+
+def encode_replica(record: ReplicaRecord) -> bytes:
+    return _encoder.encode(record)
+
+
+def decode_replica(payload: bytes) -> ReplicaRecord:
+    record: ReplicaRecord = _decode(_replica_decoder, payload)
+    return record

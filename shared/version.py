@@ -1,0 +1,3 @@
+"""The version of llmis."""
+
+VERSION = "0.1.0"

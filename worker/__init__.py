@@ -1,0 +1,1 @@
+"""The replica: one process, one loaded model, one engine loop thread."""

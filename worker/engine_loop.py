@@ -1,0 +1,170 @@
+"""The engine loop: one thread, sole owner of the engine, no locks, no Redis.
+
+Drain the inbox, admit, step, route. Other threads talk to it through the inbox only; results
+leave through the `emit` function it was given, which must not block.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shared.errors import EngineError, LlmisError
+from shared.messages import FinishReason
+from worker.engines.protocol import Engine, Sequence, StepResult
+from worker.job_run import Emission, JobDropped, JobEnded, JobRun, JobStarted
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    job_id: str
+    error: LlmisError
+
+
+class EngineLoop:
+    def __init__(self, engine: Engine, emit: Callable[[list[Emission]], None]) -> None:
+        self._engine = engine
+        self._emit = emit
+        self._inbox: queue.SimpleQueue[JobRun | _Cancel | None] = queue.SimpleQueue()
+        self._runs: dict[str, JobRun] = {}
+        self._waiting: deque[Sequence] = deque()
+        """Sequences without a slot yet, in the order of their jobs."""
+        self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
+        self.is_wedged = False
+        """The loop itself died: the process is of no more use."""
+        self.num_steps = 0
+        self.num_generated_tokens = 0
+        self._step_ended_at = time.monotonic()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the step in progress; what still runs is dropped."""
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def submit(self, run: JobRun) -> None:
+        """Hand over a job. Its end is `run.done`."""
+        self._inbox.put(run)
+
+    def cancel(self, job_id: str, error: LlmisError) -> None:
+        """End a job between two steps. An unknown job is ignored."""
+        self._inbox.put(_Cancel(job_id, error))
+
+    # -- for the heartbeat: read from another thread, each a single reference ----------------
+
+    def running(self) -> list[JobRun]:
+        return list(self._runs.copy().values())
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def step_age_s(self) -> float:
+        """Seconds since a step ended while jobs run; 0 when there is nothing to do."""
+        return time.monotonic() - self._step_ended_at if self._runs else 0.0
+
+    # -- the loop ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._drain_inbox():
+                self._admit()
+                if self._engine.has_work:
+                    self._route(self._step())
+                    self.num_steps += 1
+                    self._step_ended_at = time.monotonic()
+        except Exception:
+            _log.exception("engine loop died")
+            self.is_wedged = True
+        finally:
+            self._drop_all(EngineError("The replica stopped before the request was done."))
+
+    def _drain_inbox(self) -> bool:
+        """Take what has come; wait when there is nothing else to do. False = stop."""
+        is_idle = not self._runs
+        while True:
+            try:
+                message = self._inbox.get(block=is_idle)
+            except queue.Empty:
+                return True
+            if message is None:
+                return False
+            if isinstance(message, JobRun):
+                if is_idle:
+                    self._step_ended_at = time.monotonic()
+                self._runs[message.id] = message
+                message.open_sequences = len(message.sequences)
+                self._waiting.extend(message.sequences)
+            else:
+                self._drop(message.job_id, message.error)
+            is_idle = False
+
+    def _admit(self) -> None:
+        """Give free slots to the sequences that have waited longest."""
+        while self._waiting and self._engine.free_slots:
+            sequence = self._waiting.popleft()
+            run = self._runs[sequence.key[0]]
+            if not run.started_at:
+                run.started_at = time.monotonic()
+                run.queue_s = max(0.0, time.time() - run.job.created_at)
+                run.prompt_tokens = _prompt_tokens(run)
+                self._emit([(run, JobStarted(run.prompt_tokens))])
+            self._engine.submit(sequence)
+
+    def _step(self) -> list[StepResult]:
+        try:
+            return self._engine.step()
+        except EngineError as error:
+            _log.exception("engine step failed, its jobs fail with it")
+            self._drop_all(error)
+            return []
+
+    def _route(self, results: list[StepResult]) -> None:
+        emissions: list[Emission] = []
+        for result in results:
+            run = self._runs[result.key[0]]
+            num_tokens = len(result.token_ids)
+            if num_tokens:
+                run.completion_tokens += num_tokens
+                self.num_generated_tokens += num_tokens
+                if not run.first_token_at:
+                    run.first_token_at = time.monotonic()
+            if result.prefilled_tokens:
+                run.cached_tokens = max(run.cached_tokens, result.cached_tokens)
+            emissions.append((run, result))
+            if result.finish_reason is not None:
+                run.open_sequences -= 1
+                if run.open_sequences == 0:
+                    del self._runs[run.id]
+                    run.outcome = "finished"
+                    emissions.append((run, JobEnded(run.usage(), run.timings())))
+        if emissions:
+            self._emit(emissions)
+
+    def _drop(self, job_id: str, error: LlmisError) -> None:
+        run = self._runs.pop(job_id, None)
+        if run is None:
+            return
+        for sequence in run.sequences:
+            self._engine.cancel(sequence.key)
+        self._waiting = deque(s for s in self._waiting if s.key[0] != job_id)
+        run.outcome = error.code or FinishReason.CANCELLED
+        self._emit([(run, JobDropped(error))])
+
+    def _drop_all(self, error: LlmisError) -> None:
+        for job_id in list(self._runs):
+            self._drop(job_id, error)
+
+
+def _prompt_tokens(run: JobRun) -> int:
+    """Each prompt is counted once, however many choices it has."""
+    return sum(len(s.prompt) for s in run.sequences[:: run.job.num_choices])

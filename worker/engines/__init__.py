@@ -1,0 +1,22 @@
+"""The engines. `load` is the only place that knows which classes there are."""
+
+import importlib
+from collections.abc import Callable
+from typing import cast
+
+from shared.errors import SettingsError
+from worker.engines.protocol import Engine, EngineSettings
+
+ENGINES = {
+    "llamacpp": "worker.engines.llamacpp:LlamaCppEngine",
+}
+
+
+def load(name: str, settings: EngineSettings) -> Engine:
+    """Load a model with the engine of that name. Raises SettingsError or EngineError."""
+    if name not in ENGINES:
+        raise SettingsError(f"engine = {name!r}: must be one of {', '.join(sorted(ENGINES))}")
+    module_name, class_name = ENGINES[name].split(":")
+    # The engine's libraries are large and may be absent: imported only where one is loaded.
+    engine_class = getattr(importlib.import_module(module_name), class_name)
+    return cast(Callable[[EngineSettings], Engine], engine_class)(settings)

@@ -1,0 +1,399 @@
+"""The llama.cpp engine: continuous batching over the slots of one llama_context.
+
+Each slot is one sequence of the KV cache, with a context of its own. A step is one decode call
+whose batch holds one token for every sequence that generates and, within a budget, prompt
+tokens of those that are still read. A slot that is free keeps its cache: the next sequence
+goes to the slot whose cache shares the longest prefix with its prompt.
+"""
+
+import ctypes as c
+import random
+import time
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+
+from shared.errors import EngineError, SettingsError
+from shared.messages import FinishReason, Sampling
+from worker.engines import llama_abi
+from worker.engines.protocol import EngineSettings, Sequence, StepResult
+from worker.text import TextAssembler
+
+_BATCH_TOKENS = 512
+_MIN_PREFILL_TOKENS = 32
+_STEP_TARGET_S = 0.1
+"""A step with prefill should last about this long: it bounds how long running streams wait
+for a new prompt, and how long a cancelled prompt keeps its slot."""
+
+
+class PrefillBudget:
+    """How many prompt tokens a step may read, from the speed seen so far."""
+
+    def __init__(self) -> None:
+        self._tokens_per_s = _MIN_PREFILL_TOKENS / _STEP_TARGET_S
+
+    @property
+    def tokens(self) -> int:
+        budget = int(self._tokens_per_s * _STEP_TARGET_S)
+        return max(_MIN_PREFILL_TOKENS, min(budget, _BATCH_TOKENS))
+
+    def record(self, num_tokens: int, duration_s: float) -> None:
+        if num_tokens >= _MIN_PREFILL_TOKENS // 2:
+            seen = num_tokens / max(duration_s, 1e-6)
+            self._tokens_per_s += 0.5 * (seen - self._tokens_per_s)
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A sequence of the KV cache and, while it is busy, what is generated in it."""
+
+    seq_id: int
+    cache: list[int] = field(default_factory=list)
+    """Token ids whose keys and values are in the cache, by position."""
+    sequence: Sequence | None = None
+    sampler: int | None = None
+    """llama_sampler chain; None = greedy, taken by arg max over the logits."""
+    assembler: TextAssembler = field(default_factory=lambda: TextAssembler([]))
+    next_token: int = 0
+    """While generating: the token drawn last, not yet in the cache."""
+    num_generated: int = 0
+    num_cached: int = 0
+    """Prompt tokens found in the cache when the sequence came."""
+    is_admitted: bool = False
+    used_at: int = 0
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.sequence is not None and len(self.cache) < len(self.sequence.prompt)
+
+
+class LlamaCppEngine:
+    """See `worker.engines.protocol.Engine` for the contract."""
+
+    name = "llamacpp"
+
+    def __init__(self, settings: EngineSettings) -> None:
+        _check_file(settings)
+        self._lib = llama_abi.load()
+        self._model = self._load_model(settings)
+        self._vocab = self._lib.model_get_vocab(self._model)
+        self.vocab_size: int = self._lib.vocab_n_tokens(self._vocab)
+        self._context = self._new_context(settings)
+        self._memory = self._lib.get_memory(self._context)
+        self.context_length = min(settings.context_length, self._lib.n_ctx_seq(self._context))
+        self._batch = self._new_batch()
+        self._slots = [_Slot(seq_id) for seq_id in range(settings.slots)]
+        self._by_key: dict[tuple[str, int], _Slot] = {}
+        self._pieces: dict[int, bytes] = {}
+        self._is_end: dict[int, bool] = {}
+        self._prefill_budget = PrefillBudget()
+        self._clock = count(1)
+
+    # -- loading -----------------------------------------------------------------------------
+
+    def _load_model(self, settings: EngineSettings) -> int:
+        params = self._lib.model_default_params()
+        params.n_gpu_layers = 0
+        model: int | None = self._lib.model_load_from_file(str(settings.path).encode(), params)
+        if not model:
+            raise EngineError(f"llama.cpp could not load {settings.path.name}: see the log")
+        return model
+
+    def _new_context(self, settings: EngineSettings) -> int:
+        params = self._lib.context_default_params()
+        params.n_ctx = settings.context_length * settings.slots
+        params.n_batch = _BATCH_TOKENS + settings.slots
+        params.n_ubatch = _BATCH_TOKENS
+        params.n_seq_max = settings.slots
+        params.n_outputs_max = settings.slots
+        params.n_threads = params.n_threads_batch = settings.threads
+        context: int | None = self._lib.init_from_model(self._model, params)
+        if not context:
+            raise EngineError(
+                f"llama.cpp could not make a context of {settings.slots} slots of "
+                f"{settings.context_length} tokens: see the log"
+            )
+        return context
+
+    def _new_batch(self) -> llama_abi.Batch:
+        size = _BATCH_TOKENS + 256
+        batch: llama_abi.Batch = self._lib.batch_init(size, 0, 1)
+        for i in range(size):
+            batch.n_seq_id[i] = 1
+        # Views, so that a step writes its tokens in one go.
+        self._batch_token = np.ctypeslib.as_array(batch.token, (size,))
+        self._batch_pos = np.ctypeslib.as_array(batch.pos, (size,))
+        self._batch_output = np.ctypeslib.as_array(batch.logits, (size,))
+        return batch
+
+    def close(self) -> None:
+        for slot in self._slots:
+            self._vacate(slot)
+        self._lib.batch_free(self._batch)
+        self._lib.free(self._context)
+        self._lib.model_free(self._model)
+
+    # -- vocabulary --------------------------------------------------------------------------
+
+    @property
+    def chat_template(self) -> str | None:
+        template: bytes | None = self._lib.model_chat_template(self._model, None)
+        return template.decode("utf-8", "replace") if template else None
+
+    @property
+    def bos_text(self) -> str:
+        return self._special_text(self._lib.vocab_bos(self._vocab))
+
+    @property
+    def eos_text(self) -> str:
+        return self._special_text(self._lib.vocab_eos(self._vocab))
+
+    def _special_text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        text: bytes | None = self._lib.vocab_get_text(self._vocab, token)
+        return (text or b"").decode("utf-8", "replace")
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        encoded = text.encode("utf-8", "replace")
+        room = len(encoded) + 8
+        tokens = (c.c_int32 * room)()
+        n: int = self._lib.tokenize(
+            self._vocab, encoded, len(encoded), tokens, room, add_special, parse_special
+        )
+        if n < 0:
+            raise EngineError(f"llama.cpp could not tokenize {len(encoded)} bytes ({n})")
+        return tokens[:n]
+
+    def _piece(self, token: int) -> bytes:
+        piece = self._pieces.get(token)
+        if piece is None:
+            buffer = c.create_string_buffer(512)
+            n = self._lib.token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+            piece = self._pieces[token] = buffer.raw[: max(n, 0)]
+            self._is_end[token] = self._lib.vocab_is_eog(self._vocab, token)
+        return piece
+
+    # -- the protocol ------------------------------------------------------------------------
+
+    @property
+    def free_slots(self) -> int:
+        return len(self._slots) - len(self._by_key)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._by_key)
+
+    def submit(self, sequence: Sequence) -> None:
+        slot = self._choose_slot(sequence.prompt)
+        # The last prompt token is always computed: its logits give the first new token.
+        keep = min(_common_prefix(slot.cache, sequence.prompt), len(sequence.prompt) - 1)
+        if not self._lib.memory_seq_rm(self._memory, slot.seq_id, keep, -1):
+            # Recurrent states cannot be cut back.
+            self._lib.memory_seq_rm(self._memory, slot.seq_id, -1, -1)
+            keep = 0
+        del slot.cache[keep:]
+        slot.num_cached = keep
+        slot.sequence = sequence
+        slot.sampler = self._new_sampler(sequence.sampling)
+        slot.assembler = TextAssembler(
+            sequence.stop, strip_leading_space=sequence.strip_leading_space
+        )
+        slot.num_generated = 0
+        slot.is_admitted = False
+        self._by_key[sequence.key] = slot
+
+    def cancel(self, key: tuple[str, int]) -> None:
+        slot = self._by_key.get(key)
+        if slot is not None:
+            self._vacate(slot)
+
+    def step(self) -> list[StepResult]:
+        """Raises EngineError when the decode call fails; all sequences are lost then."""
+        outputs, num_prefill = self._fill_batch()
+        started = time.monotonic()
+        status = self._lib.decode(self._context, self._batch)
+        if status != 0:
+            self._reset()
+            raise EngineError(f"llama_decode returned {status}")
+        self._prefill_budget.record(num_prefill, time.monotonic() - started)
+        results = [
+            self._accept(slot, token)
+            for (slot, _), token in zip(outputs, self._draw(outputs), strict=True)
+        ]
+        results.extend(self._prefill_results())
+        return results
+
+    # -- one step ----------------------------------------------------------------------------
+
+    def _fill_batch(self) -> tuple[list[tuple[_Slot, int]], int]:
+        """Write the batch; return the slots that get a token with their rows, and the number
+        of prompt tokens in it. Rows come in the order of the batch, as llama.cpp outputs them.
+        """
+        batch, n = self._batch, 0
+        outputs: list[tuple[_Slot, int]] = []
+        for slot in self._by_key.values():
+            if not slot.is_prefilling:
+                self._batch_token[n] = slot.next_token
+                self._batch_pos[n] = len(slot.cache)
+                self._batch_output[n] = 1
+                batch.seq_id[n][0] = slot.seq_id
+                slot.cache.append(slot.next_token)
+                outputs.append((slot, n))
+                n += 1
+        num_decode, budget = n, self._prefill_budget.tokens
+        for slot in self._by_key.values():
+            if budget == 0:
+                break
+            if slot.is_prefilling and slot.sequence is not None:
+                done = len(slot.cache)
+                chunk = slot.sequence.prompt[done : done + budget]
+                end = n + len(chunk)
+                self._batch_token[n:end] = chunk
+                self._batch_pos[n:end] = range(done, done + len(chunk))
+                self._batch_output[n:end] = 0
+                for i in range(n, end):
+                    batch.seq_id[i][0] = slot.seq_id
+                slot.cache.extend(chunk)
+                if not slot.is_prefilling:
+                    self._batch_output[end - 1] = 1
+                    outputs.append((slot, end - 1))
+                budget -= len(chunk)
+                n = end
+        batch.n_tokens = n
+        return outputs, n - num_decode
+
+    def _draw(self, outputs: list[tuple[_Slot, int]]) -> list[int]:
+        """Draw one token for each output row."""
+        if not outputs:
+            return []
+        tokens = [0] * len(outputs)
+        if any(slot.sampler is None for slot, _ in outputs):
+            address = self._lib.get_logits(self._context)
+            buffer = (c.c_float * (len(outputs) * self.vocab_size)).from_address(address)
+            logits = np.frombuffer(buffer, np.float32).reshape(len(outputs), self.vocab_size)
+            tokens = logits.argmax(axis=1).tolist()
+        for i, (slot, row) in enumerate(outputs):
+            if slot.sampler is not None:
+                tokens[i] = self._lib.sampler_sample(slot.sampler, self._context, row)
+        return tokens
+
+    def _accept(self, slot: _Slot, token: int) -> StepResult:
+        """Add a drawn token to its sequence and free the slot if that was the last one."""
+        sequence = slot.sequence
+        assert sequence is not None, "outputs name busy slots only"
+        slot.next_token = token
+        slot.num_generated += 1
+        result = StepResult(sequence.key, token_ids=[token])
+        if not slot.is_admitted:
+            self._admit(slot, result)
+        piece = self._piece(token)
+        if self._is_end[token]:
+            result.text = slot.assembler.finish()
+            result.finish_reason = FinishReason.STOP
+        else:
+            result.text = slot.assembler.push(piece)
+            if slot.assembler.is_stopped:
+                result.finish_reason = FinishReason.STOP
+            elif slot.num_generated >= sequence.max_tokens:
+                result.text += slot.assembler.finish()
+                result.finish_reason = FinishReason.LENGTH
+        if result.finish_reason is not None:
+            self._vacate(slot)
+        return result
+
+    def _prefill_results(self) -> list[StepResult]:
+        results = []
+        for slot in self._by_key.values():
+            if slot.is_prefilling and slot.sequence is not None:
+                result = StepResult(slot.sequence.key)
+                self._admit(slot, result)
+                results.append(result)
+        return results
+
+    def _admit(self, slot: _Slot, result: StepResult) -> None:
+        slot.is_admitted = not slot.is_prefilling
+        result.cached_tokens = slot.num_cached
+        result.prefilled_tokens = len(slot.cache)
+
+    # -- slots -------------------------------------------------------------------------------
+
+    def _choose_slot(self, prompt: list[int]) -> _Slot:
+        """The free slot with the longest usable cache; among equals the one unused longest."""
+        free = [slot for slot in self._slots if slot.sequence is None]
+        assert free, "submit needs a free slot"
+        return max(free, key=lambda slot: (_common_prefix(slot.cache, prompt), -slot.used_at))
+
+    def _vacate(self, slot: _Slot) -> None:
+        if slot.sequence is not None:
+            del self._by_key[slot.sequence.key]
+        if slot.sampler is not None:
+            self._lib.sampler_free(slot.sampler)
+        slot.sequence = slot.sampler = None
+        slot.used_at = next(self._clock)
+
+    def _reset(self) -> None:
+        """After a failed decode the cache is unknown: forget all of it."""
+        self._lib.memory_clear(self._memory, True)
+        for slot in self._slots:
+            self._vacate(slot)
+            slot.cache.clear()
+
+    def _new_sampler(self, sampling: Sampling) -> int | None:
+        """Build a sampler chain, or None where arg max gives the same token for less work."""
+        lib, chain = self._lib, None
+        has_penalty = sampling.presence_penalty or sampling.frequency_penalty
+        is_greedy = sampling.temperature <= 0 or sampling.top_k == 1
+        if is_greedy and not has_penalty and not sampling.logit_bias:
+            return None
+        chain = lib.sampler_chain_init(llama_abi.SamplerChainParams(True))
+        stages = []
+        if sampling.logit_bias:
+            biases = [llama_abi.LogitBias(t, b) for t, b in sampling.logit_bias.items()]
+            array = (llama_abi.LogitBias * len(biases))(*biases)
+            stages.append(lib.sampler_init_logit_bias(self.vocab_size, len(biases), array))
+        if has_penalty:
+            # The chain sees the tokens it draws and not the prompt, as OpenAI has it.
+            stages.append(
+                lib.sampler_init_penalties(
+                    self.context_length,
+                    1.0,
+                    sampling.frequency_penalty,
+                    sampling.presence_penalty,
+                )
+            )
+        if is_greedy:
+            stages.append(lib.sampler_init_greedy())
+        else:
+            # Temperature first: top_p and min_p cut the distribution that is drawn from.
+            stages.append(lib.sampler_init_temp(sampling.temperature))
+            if sampling.top_k > 0:
+                stages.append(lib.sampler_init_top_k(sampling.top_k))
+            if sampling.top_p < 1:
+                stages.append(lib.sampler_init_top_p(sampling.top_p, 1))
+            if sampling.min_p > 0:
+                stages.append(lib.sampler_init_min_p(sampling.min_p, 1))
+            seed = sampling.seed if sampling.seed is not None else random.getrandbits(32)
+            stages.append(lib.sampler_init_dist(seed % 2**32))
+        for stage in stages:
+            lib.sampler_chain_add(chain, stage)
+        return int(chain)
+
+
+def _check_file(settings: EngineSettings) -> None:
+    path = settings.path
+    if not path.is_file():
+        raise SettingsError(f"models: no file at {path}")
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise SettingsError(f"models: {path} is not a GGUF file (it begins with {magic!r})")
+
+
+def _common_prefix(left: list[int], right: list[int]) -> int:
+    """Number of leading elements that both lists share."""
+    limit = min(len(left), len(right))
+    if left[:limit] == right[:limit]:
+        return limit
+    return next(i for i in range(limit) if left[i] != right[i])

@@ -1,0 +1,71 @@
+"""A job while this replica runs it, and what the engine loop tells the publisher about it."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from shared.errors import LlmisError
+from shared.messages import Job, Timings, Usage
+from worker.engines.protocol import Sequence, StepResult
+
+
+@dataclass(slots=True)
+class JobRun:
+    """State of one attempt at a job. The comments name the thread that writes each part."""
+
+    job: Job
+    attempt: int
+    sequences: list[Sequence]
+    # engine loop
+    open_sequences: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    started_at: float = 0.0
+    """Monotonic seconds, 0 = not started."""
+    first_token_at: float = 0.0
+    queue_s: float = 0.0
+    # publisher
+    next_seq: int = 0
+    # whoever ends it
+    outcome: str = ""
+    """"finished", or the code of the error."""
+    done: threading.Event = field(default_factory=threading.Event)
+    """Set when the last event is in the job's log."""
+
+    @property
+    def id(self) -> str:
+        return self.job.id
+
+    def usage(self) -> Usage:
+        return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
+
+    def timings(self) -> Timings:
+        now = time.monotonic()
+        first = self.first_token_at or now
+        return Timings(self.queue_s, first - self.started_at, now - first)
+
+
+@dataclass(frozen=True, slots=True)
+class JobStarted:
+    """The first sequence of the job has a slot."""
+
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnded:
+    """All choices are complete."""
+
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class JobDropped:
+    """Cancelled: nobody waits for an event any more, but the log gets its end."""
+
+    error: LlmisError
+
+
+Emission = tuple[JobRun, StepResult | JobStarted | JobEnded | JobDropped]

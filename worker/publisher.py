@@ -1,0 +1,174 @@
+"""The publisher: one thread that carries the engine loop's results to Redis.
+
+Every event is appended to its job's log and then published on the channel of the web process
+that relays the job; all events of a round travel in one pipelined round trip. What arrives
+while a round is under way waits for the next one, where the text of a choice is joined: a
+publisher that falls behind sends fewer, larger events. Delivery: the log has every event
+exactly once, at the index that is its sequence number; pub/sub is at most once.
+"""
+
+import logging
+import queue
+import threading
+import time
+
+import redis
+
+from shared import messages, names
+from shared.messages import Delta, Event, Failed, Finished, Progress, Started
+from shared.registry import BEAT_S
+from worker.engines.protocol import StepResult
+from worker.job_run import Emission, JobDropped, JobEnded, JobRun, JobStarted
+
+_log = logging.getLogger(__name__)
+_MAX_ROUND = 512
+"""Emissions in one round trip."""
+
+
+class Publisher:
+    def __init__(self, client: "redis.Redis", job_ttl_s: int, request_timeout_s: float) -> None:
+        self._client = client
+        self._job_ttl_s = job_ttl_s
+        self._running_ttl_s = int(request_timeout_s) + job_ttl_s
+        self._queue: queue.SimpleQueue[list[Emission] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._unheard_since: dict[str, float] = {}
+        """Channel → monotonic time since when its messages reached nobody."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Publish what is queued, then end the thread; give up after `timeout_s`."""
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def emit(self, emissions: list[Emission]) -> None:
+        """Take emissions from any thread; never blocks."""
+        self._queue.put(emissions)
+
+    def unheard_channels(self, grace_s: float) -> set[str]:
+        """Channels whose messages have reached nobody for longer than `grace_s`."""
+        limit = time.monotonic() - grace_s
+        return {channel for channel, since in self._unheard_since.copy().items() if since < limit}
+
+    # -- the thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            emissions, is_last = self._collect()
+            if emissions:
+                self._send(_events(emissions))
+                for run, item in emissions:
+                    if isinstance(item, JobEnded | JobDropped):
+                        run.done.set()
+            if is_last:
+                return
+
+    def _collect(self) -> tuple[list[Emission], bool]:
+        """Wait for emissions, then take all that is there, up to one round."""
+        first = self._queue.get()
+        if first is None:
+            return [], True
+        emissions = list(first)
+        while len(emissions) < _MAX_ROUND:
+            try:
+                more = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if more is None:
+                return emissions, True
+            emissions.extend(more)
+        return emissions, False
+
+    def _send(self, events: list[tuple[JobRun, Event]]) -> None:
+        """Write the events until Redis has them all."""
+        encoded = [(run, event, messages.encode_event(event)) for run, event in events]
+        is_retry = False
+        while True:
+            try:
+                if is_retry:
+                    encoded = self._missing(encoded)
+                self._round_trip(encoded)
+                return
+            except redis.RedisError as exc:
+                _log.warning("publishing %d events failed, trying again: %s", len(encoded), exc)
+                is_retry = True
+                time.sleep(BEAT_S / 4)
+
+    def _round_trip(self, encoded: list[tuple[JobRun, Event, bytes]]) -> None:
+        pipe = self._client.pipeline(transaction=False)
+        by_channel: dict[str, list[tuple[str, bytes]]] = {}
+        for run, event, payload in encoded:
+            key = names.log_key(run.id)
+            pipe.rpush(key, payload)
+            if isinstance(event, Finished | Failed):
+                pipe.expire(key, self._job_ttl_s)
+            elif event.seq == 0:
+                pipe.expire(key, self._running_ttl_s)
+            by_channel.setdefault(run.job.reply_channel, []).append((run.id, payload))
+        for channel, batch in by_channel.items():
+            pipe.publish(channel, messages.encode_hub_message(batch))
+        replies = pipe.execute()
+        now = time.monotonic()
+        for channel, receivers in zip(by_channel, replies[-len(by_channel) :], strict=True):
+            if receivers:
+                self._unheard_since.pop(channel, None)
+            else:
+                self._unheard_since.setdefault(channel, now)
+
+    def _missing(
+        self, encoded: list[tuple[JobRun, Event, bytes]]
+    ) -> list[tuple[JobRun, Event, bytes]]:
+        """After a broken round trip: the events that did not reach their logs.
+
+        An event's index in the log is its sequence number, so the length of the log tells.
+        Those that are there may not have been published: their readers repair from the log.
+        """
+        pipe = self._client.pipeline(transaction=False)
+        for run, _, _ in encoded:
+            pipe.llen(names.log_key(run.id))
+        lengths = pipe.execute()
+        return [
+            item for item, length in zip(encoded, lengths, strict=True) if item[1].seq >= length
+        ]
+
+
+def _events(emissions: list[Emission]) -> list[tuple[JobRun, Event]]:
+    """Number the emissions of one round as events, the text of each choice joined."""
+    joined: dict[tuple[str, int], StepResult] = {}
+    ordered: list[Emission] = []
+    for run, item in emissions:
+        if isinstance(item, StepResult):
+            before = joined.get(item.key)
+            if before is not None:
+                before.text += item.text
+                before.token_ids.extend(item.token_ids)
+                before.finish_reason = item.finish_reason
+                before.prefilled_tokens = item.prefilled_tokens
+                continue
+            joined[item.key] = item
+        ordered.append((run, item))
+    events: list[tuple[JobRun, Event]] = []
+    for run, item in ordered:
+        event = _event(run, item)
+        if event is not None:
+            run.next_seq += 1
+            events.append((run, event))
+    return events
+
+
+def _event(run: JobRun, item: StepResult | JobStarted | JobEnded | JobDropped) -> Event | None:
+    seq, attempt = run.next_seq, run.attempt
+    if isinstance(item, StepResult):
+        if item.token_ids:
+            return Delta(seq, attempt, item.key[1], item.text, item.token_ids, item.finish_reason)
+        total = len(run.sequences[item.key[1]].prompt)
+        return Progress(seq, attempt, item.prefilled_tokens, total)
+    if isinstance(item, JobStarted):
+        return Started(seq, attempt, item.prompt_tokens)
+    if isinstance(item, JobEnded):
+        return Finished(seq, attempt, item.usage, item.timings)
+    error = item.error
+    return Failed(seq, attempt, error.status, error.type, error.code, error.message, error.param)
