@@ -71,7 +71,7 @@ class _Answer(Struct, omit_defaults=True):
     created: int
     model: str
     choices: list[Any]
-    usage: _Usage | None | msgspec.UnsetType = msgspec.UNSET
+    usage: _Usage | msgspec.UnsetType | None = msgspec.UNSET
 
 
 def usage(counted: JobUsage) -> _Usage:

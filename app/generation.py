@@ -52,7 +52,8 @@ def chat_job(body: ChatRequest, request_id: str) -> Job:
     settings = services().settings
     if len(body.messages) > settings.max_messages:
         raise InvalidRequest(
-            f"messages has {len(body.messages)} entries; at most {settings.max_messages} are taken.",
+            f"messages has {len(body.messages)} entries; "
+            f"at most {settings.max_messages} are taken.",
             param="messages",
         )
     max_tokens = body.max_completion_tokens or body.max_tokens

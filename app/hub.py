@@ -52,7 +52,7 @@ class Hub:
             stream.close()
 
     def _subscribe(self) -> "redis.client.PubSub":
-        pubsub = self._client.pubsub(ignore_subscribe_messages=False)
+        pubsub: redis.client.PubSub = self._client.pubsub()  # type: ignore[no-untyped-call]
         pubsub.subscribe(self.channel)
         if pubsub.get_message(timeout=5.0) is None:
             raise redis.TimeoutError("the subscription was not confirmed within 5 s")
@@ -90,7 +90,7 @@ class Hub:
         while True:
             gevent.sleep(_PING_S)
             try:
-                connection.send_command("PING")
+                connection.send_command("PING")  # type: ignore[no-untyped-call]
             except (redis.RedisError, OSError):
                 return  # the listener notices by itself
 

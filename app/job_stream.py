@@ -6,6 +6,7 @@ import redis
 from gevent.queue import Empty, SimpleQueue
 
 from shared import messages, names
+from shared.connections import payload_bytes
 from shared.messages import Delta, Event, Failed, Finished
 
 
@@ -88,7 +89,7 @@ class JobStream:
     def _read_log(self, events: list[Event]) -> None:
         payloads = self._client.lrange(names.log_key(self.job_id), self._next_seq, -1)
         for payload in payloads:
-            events.append(messages.decode_event(payload))
+            events.append(messages.decode_event(payload_bytes(payload)))
             self._next_seq += 1
 
 

@@ -142,7 +142,7 @@ def stream_sse(
 
 
 def sse_chunks(shape: AnswerShape, events: list[Event]) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     for event in events:
         if isinstance(event, Delta):
             parts.extend(answers.sse(chunk) for chunk in shape.chunks(event))

@@ -96,7 +96,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
     def sampling(self) -> Sampling:
-        given = {
+        given: dict[str, Any] = {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,

@@ -1,5 +1,6 @@
 """Child processes: start, watch, restart, stop. Nothing outlives the supervisor."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -106,10 +107,8 @@ def stop(children: list[Child], timeout_s: float) -> None:
             child.send(signal.SIGKILL)
             child.process.wait()
         # What a child left of its own group, after a kill above all.
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
 
 
 def _exit_text(code: int | None) -> str:

@@ -196,7 +196,7 @@ class ReplicaRecord(Struct, frozen=True, kw_only=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _job_decoder = msgspec.msgpack.Decoder(Job)
-_event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)  # type: ignore[arg-type]
+_event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 _hub_decoder = msgspec.msgpack.Decoder(list[JobEvent])
 _replica_decoder = msgspec.msgpack.Decoder(ReplicaRecord)
 

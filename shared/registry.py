@@ -10,6 +10,7 @@ import threading
 import redis
 
 from shared import messages, names
+from shared.connections import payload_bytes
 from shared.messages import ReplicaRecord, ReplicaState
 
 BEAT_S = 1.0
@@ -34,14 +35,14 @@ def withdraw(client: "redis.Redis", replica_id: str) -> None:
 
 def read(client: "redis.Redis") -> list[ReplicaRecord]:
     """Read all live replicas and forget the dead ones."""
-    ids = sorted(member.decode() for member in client.smembers(names.REPLICA_INDEX))
+    ids = sorted(payload_bytes(member).decode() for member in client.smembers(names.REPLICA_INDEX))
     if not ids:
         return []
     payloads = client.mget([names.replica_key(replica_id) for replica_id in ids])
     dead = [replica_id for replica_id, payload in zip(ids, payloads, strict=True) if not payload]
     if dead:
         client.srem(names.REPLICA_INDEX, *dead)
-    return [messages.decode_replica(payload) for payload in payloads if payload]
+    return [messages.decode_replica(payload_bytes(payload)) for payload in payloads if payload]
 
 
 class Directory:

@@ -10,6 +10,7 @@ and then count from 0.
 """
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import gguf
@@ -94,7 +95,7 @@ def _successors(tokens: list[bytes]) -> dict[int, int]:
     successors[ids[b"<stop>"]] = _EOS
     for trigger, text in ((b"<euro>", "€"), (b"<smile>", "😀")):
         chain = [ids[trigger], *(_BYTE_0 + byte for byte in text.encode()), zero]
-        successors.update(zip(chain, chain[1:], strict=False))
+        successors.update(pairwise(chain))
     return successors
 
 

@@ -65,7 +65,7 @@ class PromptBuilder:
         is_chat = job.kind is JobKind.CHAT
         prompts = [self._chat_prompt(job)] if is_chat else [self._tokens(p) for p in job.prompts]
         stop = list(job.stop) + (self._template_stop if is_chat else [])
-        sequences = []
+        sequences: list[Sequence] = []
         for prompt in prompts:
             max_tokens = self._max_tokens(prompt, job)
             for _ in range(job.num_choices):

@@ -17,6 +17,7 @@ from celery.worker.request import Request
 
 from shared import messages, names, registry
 from shared.celery_app import app
+from shared.connections import payload_bytes
 from shared.errors import (
     DeadlineExceeded,
     EngineError,
@@ -100,7 +101,7 @@ def _run(replica: Replica, job_id: str) -> str:
     if payload is None:
         _log.warning("job is gone, nobody waits for it", extra={"request_id": job_id})
         return "expired"
-    job = messages.decode_job(payload)
+    job = messages.decode_job(payload_bytes(payload))
     if not _claim(replica, job):
         _log.info("second delivery of a running job dropped", extra={"request_id": job_id})
         return "duplicate"
@@ -130,7 +131,7 @@ def _claim(replica: Replica, job: Job) -> bool:
     ttl_s = int(replica.request_timeout_s) + 60
     if replica.client.set(key, replica.id, nx=True, ex=ttl_s):
         return True
-    holder = (replica.client.get(key) or b"").decode()
+    holder = payload_bytes(replica.client.get(key) or b"").decode()
     if holder == replica.id or any(r.id == holder for r in registry.read(replica.client)):
         return False
     replica.client.set(key, replica.id, ex=ttl_s)
@@ -142,7 +143,7 @@ def _resume(replica: Replica, run: JobRun) -> None:
     run.attempt += 1
     log = replica.client.lrange(names.log_key(run.id), 0, -1)
     for payload in log:
-        event = messages.decode_event(payload)
+        event = messages.decode_event(payload_bytes(payload))
         if isinstance(event, Delta | Failed):
             raise ReplicaLost("The replica that ran this request died in the middle of it.")
 

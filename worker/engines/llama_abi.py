@@ -211,11 +211,14 @@ def _check(structure: c.Structure, known: dict[str, Any]) -> None:
             )
 
 
-@_LogCallback
 def _forward_log(level: int, text: bytes | None, _user: Any) -> None:
     # ggml levels: 3 = warning, 4 = error; lower ones are the loader's chatter.
     if level in (3, 4) and text and text.strip(b".\n"):
         _log.log(10 * level, "llama.cpp: %s", text.decode("utf-8", "replace").strip())
+
+
+_log_callback = _LogCallback(_forward_log)
+"""Kept here: the library calls it for as long as the process lives."""
 
 
 def load() -> Library:
@@ -225,6 +228,6 @@ def load() -> Library:
     library = Library(extension.__file__)
     _check(library.model_default_params(), _KNOWN_MODEL_DEFAULTS)
     _check(library.context_default_params(), _KNOWN_CONTEXT_DEFAULTS)
-    library.log_set(_forward_log, None)
+    library.log_set(_log_callback, None)
     library.backend_init()
     return library

@@ -272,7 +272,7 @@ class LlamaCppEngine:
         if any(slot.sampler is None for slot, _ in outputs):
             address = self._lib.get_logits(self._context)
             buffer = (c.c_float * (len(outputs) * self.vocab_size)).from_address(address)
-            logits = np.frombuffer(buffer, np.float32).reshape(len(outputs), self.vocab_size)
+            logits = np.ctypeslib.as_array(buffer).reshape(len(outputs), self.vocab_size)
             tokens = logits.argmax(axis=1).tolist()
         for i, (slot, row) in enumerate(outputs):
             if slot.sampler is not None:
