@@ -173,10 +173,13 @@ def convert(raw: Any, shape: type[T]) -> T:
 
 
 def _explain(message: str) -> InvalidRequest:
-    """Turn msgspec's "Expected `int`, got `str` - at `$.n`" into an error that names `n`."""
-    reason, _, path = message.partition(" - at `")
-    param = path.rstrip("`").removeprefix("$").removeprefix(".")
-    param = re.sub(r"\[\.\.\.\]", "", param)
+    """Turn msgspec's "Expected `int`, got `str` - at `$.n`" into an error that names `n`.
+
+    The place can also read "- at `key` in `$.logit_bias`".
+    """
+    reason, _, place = message.partition(" - at ")
+    path = re.search(r"`\$\.?([^`]*)`", place)
+    param = re.sub(r"\[\.\.\.\]", "", path[1]) if path else ""
     missing = re.search(r"missing required field `(\w+)`", reason)
     if missing:
         param = f"{param}.{missing[1]}".lstrip(".")

@@ -1,6 +1,7 @@
 """From a job to token ids: chat templates, tokenizing, length checks. Runs in task threads."""
 
 import json
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -63,6 +64,7 @@ class PromptBuilder:
     def sequences(self, job: Job) -> list[Sequence]:
         """Build one sequence a choice. Raises InvalidRequest, ContextLengthExceeded."""
         is_chat = job.kind is JobKind.CHAT
+        self._check_token_ids(job.sampling.logit_bias, "logit_bias")
         prompts = [self._chat_prompt(job)] if is_chat else [self._tokens(p) for p in job.prompts]
         stop = list(job.stop) + (self._template_stop if is_chat else [])
         sequences: list[Sequence] = []
@@ -100,14 +102,18 @@ class PromptBuilder:
             if not tokens:
                 raise InvalidRequest("The prompt is empty for this model.", param="prompt")
             return tokens
-        for token in prompt:
+        self._check_token_ids(prompt, "prompt")
+        return prompt
+
+    def _check_token_ids(self, token_ids: Iterable[int], param: str) -> None:
+        """An id outside of the vocabulary would make the engine read beyond its tables."""
+        for token in token_ids:
             if not 0 <= token < self._engine.vocab_size:
                 raise InvalidRequest(
                     f"Token id {token} is not in the vocabulary of "
                     f"{self._engine.vocab_size} tokens.",
-                    param="prompt",
+                    param=param,
                 )
-        return prompt
 
     def _max_tokens(self, prompt: list[int], job: Job) -> int:
         room = self._engine.context_length - len(prompt)

@@ -1,0 +1,140 @@
+"""The engine loop: admission in order, routing, cancelling, failing."""
+
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from shared.errors import EngineError, RequestCancelled
+from shared.messages import Job, JobKind, Sampling
+from tests.scripted_engine import ScriptedEngine
+from worker.engine_loop import EngineLoop
+from worker.engines.protocol import Sequence, StepResult
+from worker.job_run import Emission, JobDropped, JobEnded, JobRun, JobStarted
+
+
+def _run(job_id: str, num_choices: int = 1) -> JobRun:
+    job = Job(
+        id=job_id,
+        model="m",
+        kind=JobKind.COMPLETION,
+        prompts=["abc"],
+        num_choices=num_choices,
+        reply_channel="c",
+        created_at=0.0,
+        deadline_at=1e12,
+    )
+    sequences = [Sequence((job_id, i), [1, 2, 3], 5, Sampling()) for i in range(num_choices)]
+    return JobRun(job, 0, sequences)
+
+
+class _Sink:
+    """Collects what the loop emits and lets a test wait for a job's end."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[Emission] = queue.Queue()
+        self.seen: list[Emission] = []
+
+    def emit(self, emissions: list[Emission]) -> None:
+        for emission in emissions:
+            self._queue.put(emission)
+
+    def wait_for_ends(self, num_jobs: int) -> None:
+        ended = 0
+        while ended < num_jobs:
+            emission = self._queue.get(timeout=5)
+            self.seen.append(emission)
+            ended += isinstance(emission[1], JobEnded | JobDropped)
+
+    def of(self, job_id: str) -> list[object]:
+        return [item for run, item in self.seen if run.id == job_id]
+
+    def text(self, job_id: str, index: int = 0) -> str:
+        items = self.of(job_id)
+        return "".join(i.text for i in items if isinstance(i, StepResult) and i.key[1] == index)
+
+
+@contextmanager
+def _loop(engine: ScriptedEngine) -> Iterator[tuple[EngineLoop, _Sink]]:
+    sink = _Sink()
+    loop = EngineLoop(engine, sink.emit)
+    yield loop, sink
+    loop.stop()
+
+
+def test_a_job_starts_streams_and_ends_with_its_count() -> None:
+    with _loop(ScriptedEngine(2, ["a", "b", "c"])) as (loop, sink):
+        loop.start()
+        run = _run("j")
+        loop.submit(run)
+        sink.wait_for_ends(1)
+        items = sink.of("j")
+    assert isinstance(items[0], JobStarted)
+    assert sink.text("j") == "abc"
+    assert isinstance(items[-1], JobEnded)
+    assert (items[-1].usage.prompt_tokens, items[-1].usage.completion_tokens) == (3, 3)
+    assert run.outcome == "finished"
+
+
+def test_more_sequences_than_slots_wait_in_the_order_of_their_jobs() -> None:
+    engine = ScriptedEngine(2, ["x"])
+    with _loop(engine) as (loop, sink):
+        for name in ("a", "b"):
+            loop.submit(_run(name, num_choices=3))
+        loop.start()
+        sink.wait_for_ends(2)
+    assert engine.submitted == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("b", 2)]
+    ended = next(i for i in sink.of("a") if isinstance(i, JobEnded))
+    assert ended.usage.prompt_tokens == 3, "a prompt is counted once, however many choices"
+    assert ended.usage.completion_tokens == 3
+
+
+def test_cancelling_frees_running_and_waiting_sequences() -> None:
+    engine = ScriptedEngine(1, ["x"] * 1000)
+    with _loop(engine) as (loop, sink):
+        run = _run("j", num_choices=3)
+        loop.submit(run)
+        loop.cancel("j", RequestCancelled("no"))
+        loop.cancel("unknown", RequestCancelled("no"))
+        loop.start()
+        sink.wait_for_ends(1)
+        assert engine.free_slots == 1
+        assert loop.num_waiting == 0
+    assert run.outcome == "request_cancelled"
+
+
+def test_a_failed_step_fails_the_active_jobs_and_the_next_job_runs() -> None:
+    engine = ScriptedEngine(2, ["a", EngineError("boom")])
+    with _loop(engine) as (loop, sink):
+        loop.start()
+        loop.submit(_run("bad"))
+        sink.wait_for_ends(1)
+        engine._script = ["fine"]
+        loop.submit(_run("good"))
+        sink.wait_for_ends(1)
+    dropped = sink.of("bad")[-1]
+    assert isinstance(dropped, JobDropped)
+    assert dropped.error.message == "boom"
+    assert sink.text("good") == "fine"
+
+
+def test_stopping_drops_what_still_runs() -> None:
+    engine = ScriptedEngine(1, ["x"] * 100000)
+    with _loop(engine) as (loop, sink):
+        run = _run("j")
+        loop.submit(run)
+        loop.start()
+        loop.stop()
+        sink.wait_for_ends(1)
+    assert run.outcome == "engine_error"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_loop_that_dies_says_so_and_drops_its_jobs() -> None:
+    engine = ScriptedEngine(1, [])  # an empty script: IndexError, a bug of the engine
+    with _loop(engine) as (loop, sink):
+        loop.start()
+        loop.submit(_run("j"))
+        sink.wait_for_ends(1)
+        assert loop.is_wedged

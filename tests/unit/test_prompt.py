@@ -1,0 +1,111 @@
+"""Chat templates and the checks before a job reaches the engine."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.errors import ContextLengthExceeded, InvalidRequest, SettingsError
+from shared.messages import ChatMessage, Job, JobKind, Sampling
+from tests.scripted_engine import ScriptedEngine
+from worker.prompt import ChatTemplate, PromptBuilder
+
+_TRANSCRIPT = Path(__file__).parent.parent.parent / "templates" / "chat" / "transcript.jinja"
+
+
+def _job(**fields: Any) -> Job:
+    base: dict[str, Any] = {
+        "id": "j",
+        "model": "m",
+        "kind": JobKind.COMPLETION,
+        "prompts": ["abc"],
+        "reply_channel": "c",
+        "created_at": 0.0,
+        "deadline_at": 1.0,
+    }
+    return Job(**(base | fields))
+
+
+def _builder(template: str | None = None) -> PromptBuilder:
+    compiled = ChatTemplate(template, "<s>", "</s>") if template else None
+    return PromptBuilder(ScriptedEngine(1, []), compiled, ["END"])
+
+
+def test_transcript_ends_where_the_assistant_speaks() -> None:
+    template = ChatTemplate(_TRANSCRIPT.read_text(), "<bos>", "<eos>")
+    text = template.render(
+        [
+            {"role": "system", "content": " Be brief. "},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello."},
+            {"role": "user", "content": "Bye"},
+        ]
+    )
+    assert text.startswith("Be brief.\n\nUser: What is the largest planet?\nAssistant: Jupiter.\n")
+    assert text.endswith("User: Hi\nAssistant: Hello.\nUser: Bye\nAssistant:")
+
+
+def test_the_begin_token_is_not_doubled() -> None:
+    assert ChatTemplate("{{ bos_token }}x", "<s>", "").render([]) == "x"
+
+
+def test_a_template_that_refuses_is_the_clients_error() -> None:
+    template = ChatTemplate("{{ raise_exception('roles must alternate') }}", "", "")
+    with pytest.raises(InvalidRequest, match="roles must alternate"):
+        template.render([])
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ messages.clear() }}"]
+)
+def test_templates_run_in_a_sandbox(source: str) -> None:
+    with pytest.raises(InvalidRequest):
+        ChatTemplate(source, "", "").render([{"role": "user", "content": "x"}])
+
+
+def test_a_broken_template_stops_the_start() -> None:
+    with pytest.raises(SettingsError):
+        ChatTemplate("{% if %}", "", "")
+
+
+def test_choices_share_the_prompt_and_draw_with_seeds_of_their_own() -> None:
+    job = _job(prompts=["ab", [1, 2, 3]], num_choices=2, sampling=Sampling(seed=5))
+    sequences = _builder().sequences(job)
+    assert [s.key for s in sequences] == [("j", i) for i in range(4)]
+    assert [s.prompt for s in sequences] == [[97, 98], [97, 98], [1, 2, 3], [1, 2, 3]]
+    assert [s.sampling.seed for s in sequences] == [5, 6, 7, 8]
+
+
+def test_max_tokens_ends_at_the_context() -> None:
+    assert _builder().sequences(_job())[0].max_tokens == 97
+    assert _builder().sequences(_job(max_tokens=500))[0].max_tokens == 97
+    assert _builder().sequences(_job(max_tokens=5))[0].max_tokens == 5
+
+
+def test_a_prompt_without_room_is_refused() -> None:
+    with pytest.raises(ContextLengthExceeded) as caught:
+        _builder().sequences(_job(prompts=["x" * 100]))
+    assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize("prompts", [[""], [[256]]])
+def test_empty_prompts_and_unknown_token_ids_are_refused(prompts: list[Any]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        _builder().sequences(_job(prompts=prompts))
+    assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize("token", [-1, 256])
+def test_a_bias_on_an_unknown_token_is_refused(token: int) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        _builder().sequences(_job(sampling=Sampling(logit_bias={token: 1.0})))
+    assert caught.value.param == "logit_bias"
+
+
+def test_chat_needs_a_template_and_adds_its_stop_strings() -> None:
+    chat = _job(kind=JobKind.CHAT, messages=[ChatMessage("user", "hi")], prompts=[], stop=["A"])
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        _builder().sequences(chat)
+    sequence = _builder("{{ messages[0].content }}").sequences(chat)[0]
+    assert bytes(sequence.prompt) == b"hi"
+    assert sequence.stop == ["A", "END"]

@@ -1,0 +1,108 @@
+"""Request bodies: what is taken, and that a bad one names its parameter."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from app.schemas import ChatRequest, CompletionRequest, parse
+from shared.errors import InvalidRequest
+
+_CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+
+
+def _chat(**fields: Any) -> ChatRequest:
+    return parse(msgspec.json.encode({**_CHAT, **fields}), ChatRequest)
+
+
+def test_null_means_not_set() -> None:
+    names = ("max_tokens", "temperature", "top_p", "stop", "n", "seed", "stream", "user")
+    body = _chat(**dict.fromkeys(names))
+    assert body.num_choices == 1
+    assert not body.is_stream
+    assert body.sampling().temperature == 1.0
+
+
+def test_unknown_fields_are_ignored() -> None:
+    assert _chat(metadata={"a": "b"}, store=True).model == "m"
+
+
+def test_text_parts_are_joined_and_developer_is_system() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    body = _chat(messages=[{"role": "developer", "content": parts}])
+    message = body.messages[0].to_message(0)
+    assert (message.role, message.content) == ("system", "ab")
+
+
+def test_logit_bias_keys_are_token_ids() -> None:
+    assert _chat(logit_bias={"5": -100}).sampling().logit_bias == {5: -100.0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": [""]}, "stop[0]"),
+        ({"stop": 5}, "stop"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role"),
+        ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logprobs": True}, "logprobs"),
+        ({"seed": 1.5}, "seed"),
+        ({"model": None}, "model"),
+    ],
+)
+def test_a_bad_value_names_its_parameter(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        _chat(**fields)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize("name", ["model", "messages"])
+def test_a_missing_parameter_is_named(name: str) -> None:
+    body = {k: v for k, v in _CHAT.items() if k != name}
+    with pytest.raises(InvalidRequest) as caught:
+        parse(msgspec.json.encode(body), ChatRequest)
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"[" * 100_000, b'{"model": "\\ud800"}']
+)
+def test_what_is_not_a_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        parse(body, ChatRequest)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], [[1, 2]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+    ],
+)
+def test_prompts_in_all_their_shapes(prompt: Any, expected: list[Any]) -> None:
+    body = msgspec.json.encode({"model": "m", "prompt": prompt})
+    assert parse(body, CompletionRequest).prompts() == expected
+
+
+@pytest.mark.parametrize("prompt", [[], [[]], [1, "a"], [-1], [1.5], [None]])
+def test_prompts_of_no_shape_are_refused(prompt: Any) -> None:
+    body = msgspec.json.encode({"model": "m", "prompt": prompt})
+    with pytest.raises(InvalidRequest) as caught:
+        parse(body, CompletionRequest).prompts()
+    assert caught.value.param == "prompt"
