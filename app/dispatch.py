@@ -59,20 +59,34 @@ class Dispatcher:
             job = msgspec.structs.replace(job, id=f"{job.id[:96]}-{uuid.uuid4().hex[:8]}")
         stream = self._hub.open(job.id)
         try:
-            self._celery.send_task(
-                names.GENERATE_TASK,
-                args=[job.id],
-                argsrepr=repr((job.id,)),
-                task_id=job.id,
-                queue=names.model_queue(job.model),
-                priority=INTERACTIVE,
-                ignore_result=True,
-                retry=False,
-            )
+            self._enqueue(job)
         except BaseException:
             self._hub.release(job.id)
             raise
         return job, stream
+
+    def _enqueue(self, job: Job) -> None:
+        self._celery.send_task(
+            names.GENERATE_TASK,
+            args=[job.id],
+            argsrepr=repr((job.id,)),
+            task_id=job.id,
+            queue=names.model_queue(job.model),
+            priority=INTERACTIVE,
+            ignore_result=True,
+            retry=False,
+        )
+
+    def requeue_if_lost(self, job: Job) -> None:
+        """Enqueue a job again that no replica has claimed although the queue is empty.
+
+        Redis hands a message to a worker before the worker can note it down as its own: one
+        that is killed in between takes the message along. Sent twice does no harm: the claim
+        on the job lets one delivery through. Raises redis.RedisError.
+        """
+        if not self._client.exists(names.claim_key(job.id)):
+            _log.warning("job was not claimed, queued again", extra={"request_id": job.id})
+            self._enqueue(job)
 
     def release(self, stream: JobStream) -> None:
         """Stop reading. A job that has not ended is cancelled: nobody else waits for it."""

@@ -10,8 +10,9 @@ from flask import Flask, Response, g, request
 from app import chat_page, errors, generation, health, metrics, models, websocket
 from app.dispatch import Dispatcher, request_id_from
 from app.hub import Hub
+from app.queues import QueueLengths
 from app.relay import RelayParts
-from shared import logs, names, registry
+from shared import logs, registry
 from shared import settings as settings_module
 from shared.celery_app import app as celery_app
 from shared.connections import connect
@@ -19,8 +20,6 @@ from shared.registry import Directory
 from shared.settings import Settings
 
 _log = logging.getLogger(__name__)
-_PRIORITY_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
-"""Kombu keeps one list a priority step: the queue's name, then name + separator + step."""
 
 
 @dataclass(slots=True)
@@ -59,34 +58,24 @@ def _services(settings: Settings) -> Services:
     dispatcher = Dispatcher(settings, client, celery_app, hub)
     directory = Directory(client)
     directory.refresh()
-    services = Services(
-        settings, client, hub, dispatcher, directory, RelayParts(settings, dispatcher, directory)
-    )
+    relay = RelayParts(settings, dispatcher, directory, QueueLengths(client))
+    services = Services(settings, client, hub, dispatcher, directory, relay)
     gevent.spawn(_refresh_forever, services)
     return services
 
 
 def _refresh_forever(services: Services) -> None:
-    """Once a second: the registry into memory, the gauges from it."""
+    """Once a second: the registry and the queues into memory, the gauges from them."""
     while True:
         try:
             services.directory.refresh()
-            metrics.set_gauges(services.directory.replicas(), _queue_lengths(services))
+            records = services.directory.replicas()
+            configured = {model.name for model in services.settings.models}
+            services.relay.queues.refresh(configured | {record.model for record in records})
+            metrics.set_gauges(records, services.relay.queues.all())
         except redis.RedisError as exc:
             _log.warning("registry not readable: %s", exc)
         gevent.sleep(registry.BEAT_S)
-
-
-def _queue_lengths(services: Services) -> dict[str, int]:
-    served = {record.model for record in services.directory.replicas()}
-    model_names = sorted(served | {model.name for model in services.settings.models})
-    pipe = services.client.pipeline(transaction=False)
-    for name in model_names:
-        for suffix in _PRIORITY_SUFFIXES:
-            pipe.llen(names.model_queue(name) + suffix)
-    lengths = pipe.execute()
-    step = len(_PRIORITY_SUFFIXES)
-    return {name: sum(lengths[i * step : (i + 1) * step]) for i, name in enumerate(model_names)}
 
 
 def _take_request_id() -> None:

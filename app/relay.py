@@ -14,6 +14,7 @@ from app.dispatch import Dispatcher
 from app.errors import from_exception
 from app.job_stream import ClientGone, JobStream
 from app.metrics import StreamMetrics
+from app.queues import QueueLengths
 from shared.errors import LlmisError, ReplicaLost
 from shared.messages import Delta, Event, Failed, Finished, Job
 from shared.registry import Directory
@@ -41,6 +42,7 @@ class RelayParts:
     settings: Settings
     dispatcher: Dispatcher
     directory: Directory
+    queues: QueueLengths
 
 
 class Relay:
@@ -52,6 +54,7 @@ class Relay:
         self._job = job
         self._stream = stream
         self.metrics = StreamMetrics(job.model, job.created_at)
+        self._is_started = False
         self._unserved_since: float | None = None
 
     def first_events(self) -> list[Event]:
@@ -85,7 +88,9 @@ class Relay:
             events = self._stream.repair()
             if not events:
                 self._check_replica()
+                self._check_queue()
         if events:
+            self._is_started = True
             self._unserved_since = None
             self.metrics.observe(events)
         return events
@@ -102,6 +107,11 @@ class Relay:
             raise ReplicaLost(
                 f"No replica of the model {self._job.model!r} is running at the moment."
             )
+
+    def _check_queue(self) -> None:
+        """A replica that is killed while it takes a message takes it along: send it again."""
+        if not self._is_started and self._parts.queues.is_empty(self._job.model):
+            self._parts.dispatcher.requeue_if_lost(self._job)
 
     def close(self, error: BaseException | None = None) -> None:
         """Stop reading; cancels the job if it has not ended."""

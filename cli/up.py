@@ -107,8 +107,6 @@ class _Service:
         for model in settings.models:
             command = [python, "-m", "worker.replica", model.name]
             self._replicas.append(self._spawn(f"replica-{model.name}", command))
-        if settings.flower_port:
-            self._front.append(self._spawn("flower", _flower_command(settings)))
         web = [python, "-m", "gunicorn", "-c", "python:app.gunicorn_conf", "app.wsgi:app"]
         # Flower has metrics of its own, which do not belong among the web tier's.
         shared_counters = {"PROMETHEUS_MULTIPROC_DIR": str(settings.metrics_path)}
@@ -117,6 +115,9 @@ class _Service:
         for model in settings.models:
             name = f"replica-{model.name}"
             self._wait(lambda m=model.name: self._answers(m), name, f"{model.name} answers")  # type: ignore[misc]
+        if settings.flower_port:
+            # Last: it asks the workers for their queues once, when it starts.
+            self._front.append(self._spawn("flower", _flower_command(settings)))
         _say(f"llmis is ready: {self._url('/')}")
         if settings.flower_port:
             _say(f"  Flower: http://{settings.host}:{settings.flower_port}/")

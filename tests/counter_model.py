@@ -29,6 +29,11 @@ def expected_text(start: int, num_tokens: int) -> str:
     return "".join(f" {(start + 1 + i) % NUMBERS}" for i in range(num_tokens))
 
 
+def number_token(number: int) -> int:
+    """Token id of a number."""
+    return _vocabulary()[0].index(f"\u2581{number}".encode())
+
+
 def write(path: Path) -> None:
     """Write the model as GGUF."""
     tokens, types, scores = _vocabulary()

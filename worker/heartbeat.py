@@ -2,7 +2,7 @@
 
 Once a second it writes the replica's record, and cancels jobs that carry a cancel flag (for a
 revocation that this process did not hear), that are past their deadline, or whose events reach
-nobody any more.
+nobody any more. When the engine loop has died, it ends the process.
 """
 
 import logging
@@ -30,12 +30,14 @@ class Heartbeat:
         loop: EngineLoop,
         publisher: Publisher,
         orphan_grace_s: float,
+        on_wedged: Callable[[], None],
     ) -> None:
         self._client = client
         self._record = record
         self._loop = loop
         self._publisher = publisher
         self._orphan_grace_s = orphan_grace_s
+        self._on_wedged = on_wedged
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -55,6 +57,9 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(registry.BEAT_S):
+            if self._loop.is_wedged:
+                self._on_wedged()
+                return
             try:
                 registry.announce(self._client, self._record())
                 self._look_after_jobs()

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 import uuid
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import redis
 from celery import signals
 
-from shared import logs, names
+from shared import logs, names, registry
 from shared import settings as settings_module
 from shared.celery_app import app
 from shared.connections import connect
@@ -48,7 +49,12 @@ class ReplicaProcess:
         self._engine = _load_engine(settings, model)
         self._loop = EngineLoop(self._engine, self._publisher.emit)
         self._heartbeat = Heartbeat(
-            self._client, self._record, self._loop, self._publisher, settings.orphan_grace_s
+            self._client,
+            self._record,
+            self._loop,
+            self._publisher,
+            settings.orphan_grace_s,
+            self._die,
         )
 
     def run(self) -> None:
@@ -89,8 +95,6 @@ class ReplicaProcess:
 
     def _on_shutting_down(self, **_: Any) -> None:
         """Celery waits for the running tasks: end those that take longer than the grace time."""
-        import threading
-
         self._state = ReplicaState.DRAINING
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
@@ -100,6 +104,17 @@ class ReplicaProcess:
             time.sleep(0.05)
         for run in self._loop.running():
             self._loop.cancel(run.id, Unavailable("The service is shutting down."))
+
+    def _die(self) -> None:
+        """Without its engine loop the process can only keep jobs waiting: let it be replaced.
+
+        No orderly end: Celery would wait for tasks that nobody finishes. Their messages are
+        not acknowledged, so the queue keeps them.
+        """
+        _log.critical("the engine loop is dead, the process ends")
+        self._publisher.stop(self._settings.redis_timeout_s)
+        registry.withdraw(self._client, self.id)
+        os._exit(70)
 
     def _record(self) -> ReplicaRecord:
         return ReplicaRecord(

@@ -1,0 +1,163 @@
+"""A client that goes away frees its slot, wherever its request is."""
+
+import json
+import socket
+import time
+from typing import Any
+
+import pytest
+
+from shared import registry
+from tests.conftest import Service, wait_for
+
+_LONG = {"model": "gemma-3-270m", "prompt": "Once upon a time", "max_tokens": 3000}
+
+
+def _send(service: Service, request_id: str, **body: Any) -> socket.socket:
+    """Send a completion request and return its open socket."""
+    payload = json.dumps({**_LONG, "temperature": 0.7, **body}).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: t\r\nx-request-id: {request_id}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+    )
+    connection = socket.create_connection(("127.0.0.1", service.port), timeout=30)
+    connection.sendall(head.encode() + payload)
+    return connection
+
+
+def _read_until(connection: socket.socket, marker: bytes, times: int = 1) -> bytes:
+    received = b""
+    while received.count(marker) < times:
+        more = connection.recv(65536)
+        assert more, f"closed before {marker!r}: {received!r}"
+        received += more
+    return received
+
+
+def _outcome(service: Service, request_id: str, model: str = "gemma-3-270m") -> Any:
+    """The replica's line about the finished request, once it is there."""
+
+    def find() -> Any:
+        for line in service.log(f"replica-{model}").splitlines():
+            if f'"{request_id}"' in line and '"request done"' in line:
+                return json.loads(line)
+        return None
+
+    return wait_for(find, f"the replica's log line of {request_id}")
+
+
+def _busy(service: Service, model: str) -> int:
+    return sum(r.busy_slots for r in registry.read(service.redis) if r.model == model)
+
+
+def _unique(name: str) -> str:
+    return f"{name}-{time.monotonic_ns()}"
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_a_closed_socket_cancels_a_running_request(service: Service, is_stream: bool) -> None:
+    request_id = _unique("close")
+    connection = _send(service, request_id, stream=is_stream)
+    if is_stream:
+        _read_until(connection, b"data:", times=3)
+    else:
+        wait_for(lambda: _busy(service, "gemma-3-270m") == 1, "the request runs")
+    connection.close()
+    line = _outcome(service, request_id)
+    assert line["outcome"] == "request_cancelled"
+    assert line["completion_tokens"] < 3000
+    wait_for(lambda: _busy(service, "gemma-3-270m") == 0, "all slots free")
+
+
+def test_a_closed_socket_cancels_in_the_middle_of_a_long_prefill(service: Service) -> None:
+    request_id = _unique("prefill")
+    prompt = request_id + " " + " ".join(f"word{i}" for i in range(900))
+    connection = _send(service, request_id, prompt=prompt, stream=True)
+    wait_for(lambda: _busy(service, "gemma-3-270m") == 1, "the prefill runs")
+    connection.close()
+    line = _outcome(service, request_id)
+    assert line["outcome"] == "request_cancelled"
+    assert line["completion_tokens"] == 0
+
+
+def test_a_queued_request_that_is_cancelled_never_reaches_the_engine(service: Service) -> None:
+    running = [_send(service, _unique("fill"), stream=True) for _ in range(4)]
+    for connection in running:
+        _read_until(connection, b"data:")
+    queued_id = _unique("queued")
+    queued = _send(service, queued_id, stream=True)
+    client = service.redis
+    wait_for(lambda: client.llen("model.gemma-3-270m"), "the request waits in the queue")
+    queued.close()
+    flag = f"llmis:job:{queued_id}:cancelled"
+    wait_for(lambda: client.exists(flag), "the cancellation is in Redis")
+    for connection in running:
+        connection.close()
+    wait_for(lambda: not client.llen("model.gemma-3-270m"), "the queue is empty")
+    wait_for(lambda: _busy(service, "gemma-3-270m") == 0, "all slots free")
+    assert client.llen(f"llmis:job:{queued_id}:log") == 0, "no event: the engine never saw it"
+
+
+def test_cancelling_by_id_ends_the_stream_with_an_error_event(service: Service) -> None:
+    request_id = _unique("byhand")
+    connection = _send(service, request_id, stream=True)
+    _read_until(connection, b"data:", times=3)
+    canceller = socket.create_connection(("127.0.0.1", service.port), timeout=30)
+    path = f"/v1/requests/{request_id}/cancel"
+    canceller.sendall(f"POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n\r\n".encode())
+    assert b"200 OK" in _read_until(canceller, b"cancelling")
+    canceller.close()
+    rest = _read_until(connection, b"request_cancelled")
+    assert b'"error"' in rest
+    assert b"[DONE]" not in rest
+    connection.close()
+    assert _outcome(service, request_id)["outcome"] == "request_cancelled"
+
+
+def test_cancelling_an_unknown_request_is_404(service: Service) -> None:
+    connection = socket.create_connection(("127.0.0.1", service.port), timeout=30)
+    connection.sendall(
+        b"POST /v1/requests/none/cancel HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n\r\n"
+    )
+    assert b"404" in _read_until(connection, b"not_found")
+    connection.close()
+
+
+def test_a_silent_stream_is_kept_alive_while_it_is_queued(service: Service) -> None:
+    running = [_send(service, _unique("fill"), stream=True) for _ in range(4)]
+    for connection in running:
+        _read_until(connection, b"data:")
+    queued = _send(service, _unique("alive"), stream=True, max_tokens=1)
+    _read_until(queued, b": waiting", times=2)
+    for connection in running:
+        connection.close()
+    received = _read_until(queued, b"[DONE]")
+    assert b'"finish_reason":"length"' in received
+    queued.close()
+
+
+def test_flower_and_celery_see_a_revoked_task(service: Service) -> None:
+    request_id = _unique("flower")
+    connection = _send(service, request_id, stream=True)
+    _read_until(connection, b"data:", times=2)
+    connection.close()
+
+    def state() -> str | None:
+        page = _flower(service, f"/task/{request_id}")
+        return page if "REVOKED" in page else None
+
+    page = str(wait_for(state, "Flower shows the task as revoked", 15))
+    assert "llmis.generate" in page
+    assert "Once upon a time" not in page, "prompts are not visible in the queue"
+    assert "counter-small@" in _flower(service, "/workers")
+    wait_for(lambda: "model.counter-small" in _flower(service, "/broker"), "the queue is shown")
+
+
+def _flower(service: Service, path: str) -> str:
+    connection = socket.create_connection(("127.0.0.1", service.flower_port), timeout=30)
+    connection.sendall(f"GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n".encode())
+    received = b""
+    while more := connection.recv(65536):
+        received += more
+    connection.close()
+    return received.decode(errors="replace")

@@ -1,0 +1,104 @@
+"""Processes that die, and a client that nobody can reach any more."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import time
+
+from shared import registry
+from tests.conftest import Service, wait_for
+from tests.counter_model import expected_text
+
+
+def _complete(service: Service, **body: object) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+    payload = {"model": "counter", "prompt": "5", "max_tokens": 5, "temperature": 0, **body}
+    connection.request("POST", "/v1/completions", json.dumps(payload))
+    return connection.getresponse()
+
+
+def _text(response: http.client.HTTPResponse) -> str:
+    return str(json.loads(response.read())["choices"][0]["text"])
+
+
+def test_a_killed_web_process_leaves_no_job_running(service: Service) -> None:
+    """Its jobs' events reach nobody, so they end after the grace time."""
+    payload = json.dumps(
+        {"model": "gemma-3-270m", "prompt": "A", "max_tokens": 3500, "temperature": 1, "n": 4,
+         "stream": True, "logit_bias": {"1": -100, "106": -100}}
+    ).encode()  # fmt: skip
+    connection = socket.create_connection(("127.0.0.1", service.port), timeout=30)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: {len(payload)}\r\n\r\n"
+    connection.sendall(head.encode() + payload)
+    assert b"data:" in connection.recv(65536) or b"data:" in connection.recv(65536)
+
+    master, *workers = service.pids("gunicorn")
+    assert workers, "gunicorn has a worker"
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+
+    def busy() -> int:
+        return sum(r.busy_slots for r in registry.read(service.redis) if r.model == "gemma-3-270m")
+
+    wait_for(lambda: busy() == 4, "the choices still run")
+    wait_for(lambda: busy() == 0, "the orphaned job is cancelled", 15)
+    connection.close()
+    wait_for(lambda: _is_ready(service), "a new web process serves", 15)
+    assert _text(_complete(service)) == expected_text(5, 5)
+
+
+def _is_ready(service: Service) -> bool:
+    try:
+        return _complete(service).status == 200
+    except OSError:
+        return False
+
+
+def test_requests_wait_in_the_queue_while_a_killed_replica_starts_again(
+    own_service: Service,
+) -> None:
+    (pid,) = own_service.pids("worker.replica", "counter-small")
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not own_service.pids("worker.replica", "counter-small"), "the replica is dead")
+    response = _complete(own_service, model="counter-small")
+    assert response.status == 200
+    assert _text(response) == expected_text(5, 5)
+
+
+def test_a_request_fails_with_503_when_no_replica_comes(own_service: Service) -> None:
+    (pid,) = own_service.pids("worker.replica", "counter-small")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        response = _complete(own_service, model="counter-small")
+        assert response.status == 503
+        assert json.loads(response.read())["error"]["code"] == "replica_lost"
+        assert response.headers["Retry-After"]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_redis_that_restarts_is_bridged(own_service: Service) -> None:
+    """The server dies in the middle of a stream; its append-only file has what was written."""
+    payload = {"model": "counter", "prompt": "5", "max_tokens": 2000, "temperature": 0}
+    connection = http.client.HTTPConnection("127.0.0.1", own_service.port, timeout=60)
+    connection.request("POST", "/v1/completions", json.dumps({**payload, "stream": True}))
+    response = connection.getresponse()
+    first = response.read(200)
+    (pid,) = own_service.pids("valkey-server")
+    os.kill(pid, signal.SIGTERM)
+    events = (first + response.read()).decode().split("\n\n")
+    chunks = [json.loads(e[6:]) for e in events if e.startswith("data: {")]
+    text = "".join(c["choices"][0]["text"] for c in chunks)
+    assert text == expected_text(5, 2000)
+    wait_for(lambda: _is_ready(own_service), "requests are served again", 20)
+
+
+def test_garbage_on_the_hub_channel_and_in_the_queue_hurts_nobody(own_service: Service) -> None:
+    client = own_service.redis
+    (channel,) = client.pubsub_channels("llmis:hub:*")
+    client.publish(channel, b"\x00garbage")
+    client.lpush("model.counter", b"not a celery message")
+    time.monotonic()
+    assert _text(_complete(own_service)) == expected_text(5, 5)

@@ -1,0 +1,127 @@
+"""`llmis up`: starts, says what is wrong, stops without a trace."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Service, free_port, start_service, wait_for
+
+
+def _up(tmp_path: Path, text: str = "models = []", **environ: str) -> tuple[int, str]:
+    """Run a start that is expected to fail; return its status and what it said."""
+    config = tmp_path / "llmis.toml"
+    config.write_text(text)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LLMIS_")}
+    environment |= {"LLMIS_CONFIG": str(config), "LLMIS_DATA_DIR": str(tmp_path / "var")}
+    environment |= {"LLMIS_PORT": str(free_port()), "LLMIS_FLOWER_PORT": "0", **environ}
+    result = subprocess.run(
+        [sys.executable, "-m", "cli", "up"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return result.returncode, result.stderr.strip()
+
+
+def test_a_port_in_use_is_named_with_the_way_out(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, said = _up(tmp_path, LLMIS_PORT=str(port))
+    assert status == 1
+    assert f"127.0.0.1:{port}" in said
+    assert "LLMIS_PORT" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_broken_setting_is_one_clear_line(tmp_path: Path) -> None:
+    status, said = _up(tmp_path, "keepalive_s = 'often'")
+    assert status == 1
+    assert said.startswith("llmis: keepalive_s = 'often'")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_redis_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    status, said = _up(tmp_path, REDIS_URL=url)
+    assert status == 1
+    assert "REDIS_URL" in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(None, "there are no weights"), (b"not a model", "is not a GGUF file")],
+)
+def test_bad_weights_are_named(tmp_path: Path, content: bytes | None, expected: str) -> None:
+    models = tmp_path / "var" / "models"
+    models.mkdir(parents=True)
+    if content is not None:
+        (models / "bad.gguf").write_bytes(content)
+    status, said = _up(tmp_path, '[[models]]\nname = "bad"\npath = "bad.gguf"')
+    assert status == 1
+    assert expected in said
+
+
+def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    status, said = _up(tmp_path, LLMIS_DATA_DIR=str(tmp_path / "file" / "var"))
+    assert status == 1
+    assert "LLMIS_DATA_DIR" in said
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopping_leaves_no_process(tmp_path: Path, signum: int) -> None:
+    running = start_service(tmp_path)
+    kinds = ("gunicorn", "worker.replica", "valkey-server")
+    assert all(running.pids(kind) for kind in kinds)
+    running.process.send_signal(signum)
+    status = running.process.wait(40)
+    running.stop()
+    assert status == (-signum if signum == signal.SIGKILL else 0)
+    wait_for(lambda: not running.pids(), "no process is left", 20)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def _listening(service: Service) -> set[str]:
+    """Addresses, as /proc/net/tcp writes them, that processes of the service listen on."""
+    addresses = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A":
+            addresses[f"socket:[{fields[9]}]"] = fields[1]
+    found = set()
+    for pid in service.pids():
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(addresses.get(os.readlink(descriptor), ""))
+    return found - {""}
+
+
+def test_everything_listens_on_loopback_only(service: Service) -> None:
+    wait_for(lambda: len(_listening(service)) == 3, "web, Flower and Redis listen")
+    assert all(address.startswith("0100007F:") for address in _listening(service))
+
+
+def test_a_second_service_on_the_same_data_folder_is_refused(own_service: Service) -> None:
+    environment = {**os.environ, "LLMIS_CONFIG": str(own_service.data_dir / "llmis.toml")}
+    environment |= {"LLMIS_DATA_DIR": str(own_service.data_dir), "LLMIS_PORT": str(free_port())}
+    result = subprocess.run(
+        [sys.executable, "-m", "cli", "up"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "another llmis runs on the data folder" in result.stderr
