@@ -8,6 +8,7 @@ from prometheus_client import multiprocess
 
 from shared import logs
 from shared import settings as settings_module
+from shared.errors import Unavailable
 
 _settings = settings_module.load()
 
@@ -46,7 +47,7 @@ def _end_streams(worker: Any) -> None:
     while services.hub.num_streams and waited_s < _settings.drain_grace_s:
         gevent.sleep(0.1)
         waited_s += 0.1
-    services.hub.close_streams()
+    services.hub.close_streams(Unavailable("The service is shutting down."))
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -46,10 +46,10 @@ class Hub:
     def num_streams(self) -> int:
         return len(self._streams)
 
-    def close_streams(self) -> None:
-        """End all streams as if their clients had gone."""
+    def close_streams(self, error: Exception) -> None:
+        """End all streams with an error."""
         for stream in list(self._streams.values()):
-            stream.close()
+            stream.close(error)
 
     def _subscribe(self) -> "redis.client.PubSub":
         pubsub: redis.client.PubSub = self._client.pubsub()  # type: ignore[no-untyped-call]

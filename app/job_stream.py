@@ -15,7 +15,6 @@ class ClientGone(Exception):
 
 
 _REPAIR = object()
-_CLOSED = object()
 
 
 class JobStream:
@@ -43,16 +42,17 @@ class JobStream:
         """Events may have been lost: look into the log."""
         self._queue.put(_REPAIR)
 
-    def close(self) -> None:
-        """The client is gone: wake the reader with ClientGone."""
-        self._queue.put(_CLOSED)
+    def close(self, error: Exception | None = None) -> None:
+        """Wake the reader with an error; without one its client is gone."""
+        self._queue.put(error or ClientGone())
 
     # -- the reader's side -------------------------------------------------------------------
 
     def read(self, timeout_s: float) -> list[Event]:
         """Wait for events and return all that are there, the text of each choice joined.
 
-        Returns [] after `timeout_s` without one. Raises ClientGone, redis.RedisError.
+        Returns [] after `timeout_s` without one. Raises what `close` was given, and
+        redis.RedisError: nothing is lost then, the next call reads it.
         """
         events: list[Event] = []
         try:
@@ -62,6 +62,10 @@ class JobStream:
                 item = self._queue.get_nowait()
         except Empty:
             pass
+        except redis.RedisError:
+            self.push_repair()
+            if not events:
+                raise
         if events and isinstance(events[-1], Finished | Failed):
             self.is_ended = True
         return _join(events) if len(events) > 1 else events
@@ -72,8 +76,8 @@ class JobStream:
         return self.read(0)
 
     def _take(self, item: object, events: list[Event]) -> None:
-        if item is _CLOSED:
-            raise ClientGone
+        if isinstance(item, Exception):
+            raise item
         if item is _REPAIR:
             self._read_log(events)
         else:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import redis
+
 from app import answers
 from app.answers import AnswerShape
 from app.dispatch import Dispatcher
@@ -23,6 +25,7 @@ from shared.settings import Settings
 _log = logging.getLogger(__name__)
 _TICK_S = 1.0
 """How often a silent stream is looked after."""
+_REDIS_RETRY_S = 0.2
 
 
 class JobFailed(LlmisError):
@@ -82,31 +85,37 @@ class Relay:
                 yield events
 
     def _read(self, timeout_s: float) -> list[Event]:
-        events = self._stream.read(timeout_s)
-        if not events:
-            # Silence: nothing to say, or the last message was lost.
-            events = self._stream.repair()
+        """Raises what the stream was closed with, ReplicaLost, redis.RedisError."""
+        try:
+            events = self._stream.read(timeout_s)
             if not events:
-                self._check_replica()
+                # Silence: nothing to say, or the last message was lost.
+                events = self._stream.repair()
+            if not events:
                 self._check_queue()
+        except redis.RedisError as exc:
+            self._give_up_after_a_while(exc)
+            time.sleep(_REDIS_RETRY_S)
+            return []
         if events:
             self._is_started = True
-            self._unserved_since = None
             self.metrics.observe(events)
+        if events or self._parts.directory.replicas(self._job.model):
+            self._unserved_since = None
+        else:
+            name = self._job.model
+            self._give_up_after_a_while(
+                ReplicaLost(f"No replica of the model {name!r} is running at the moment.")
+            )
         return events
 
-    def _check_replica(self) -> None:
-        """Give up when there has been no replica for too long. Raises ReplicaLost."""
-        if self._parts.directory.replicas(self._job.model):
-            self._unserved_since = None
-            return
+    def _give_up_after_a_while(self, error: Exception) -> None:
+        """A short outage is bridged; raise `error` when it has lasted too long."""
         now = time.monotonic()
         if self._unserved_since is None:
             self._unserved_since = now
         elif now - self._unserved_since > self._settings.replica_wait_s:
-            raise ReplicaLost(
-                f"No replica of the model {self._job.model!r} is running at the moment."
-            )
+            raise error
 
     def _check_queue(self) -> None:
         """A replica that is killed while it takes a message takes it along: send it again."""

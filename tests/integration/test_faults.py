@@ -34,7 +34,7 @@ def test_a_killed_web_process_leaves_no_job_running(service: Service) -> None:
     connection.sendall(head.encode() + payload)
     assert b"data:" in connection.recv(65536) or b"data:" in connection.recv(65536)
 
-    master, *workers = service.pids("gunicorn")
+    _, *workers = service.pids("gunicorn")
     assert workers, "gunicorn has a worker"
     for pid in workers:
         os.kill(pid, signal.SIGKILL)

@@ -1,6 +1,8 @@
 """`llmis up`: starts, says what is wrong, stops without a trace."""
 
 import contextlib
+import http.client
+import json
 import os
 import signal
 import socket
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from shared import registry
 from tests.conftest import ROOT, Service, free_port, start_service, wait_for
 
 
@@ -91,6 +94,34 @@ def test_stopping_leaves_no_process(tmp_path: Path, signum: int) -> None:
     assert not list(tmp_path.rglob("*.partial"))
 
 
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_stopping_ends_open_requests_with_an_error(tmp_path: Path, is_stream: bool) -> None:
+    running = start_service(tmp_path, demo=True)
+    payload = {"model": "gemma-3-270m", "prompt": "A", "max_tokens": 3000, "stream": is_stream}
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+    connection.request("POST", "/v1/completions", json.dumps(payload))
+    if is_stream:
+        response = connection.getresponse()
+        received = response.read(100)
+    else:
+        wait_for(lambda: _busy(running), "the request runs")
+    running.process.send_signal(signal.SIGTERM)
+    if is_stream:
+        received += response.read()
+        assert b"shutting down" in received
+        assert b"[DONE]" not in received
+    else:
+        response = connection.getresponse()
+        assert response.status == 503
+        assert json.loads(response.read())["error"]["type"] == "service_unavailable"
+    assert running.process.wait(40) == 0
+    running.stop()
+
+
+def _busy(service: Service) -> int:
+    return sum(record.busy_slots for record in registry.read(service.redis))
+
+
 def _listening(service: Service) -> set[str]:
     """Addresses, as /proc/net/tcp writes them, that processes of the service listen on."""
     addresses = {}
@@ -102,7 +133,7 @@ def _listening(service: Service) -> set[str]:
     for pid in service.pids():
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                found.add(addresses.get(os.readlink(descriptor), ""))
+                found.add(addresses.get(str(descriptor.readlink()), ""))
     return found - {""}
 
 

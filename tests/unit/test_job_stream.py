@@ -1,6 +1,7 @@
 """The reader of a job: order, holes, doubles, joining."""
 
 import pytest
+import redis
 
 from app.job_stream import ClientGone, JobStream
 from shared import messages
@@ -74,6 +75,19 @@ def test_doubles_are_dropped() -> None:
     for event in (_LOG[0], _LOG[1], _LOG[0], _LOG[1]):
         stream.push(event)
     assert _texts(stream.read(0)) == "ab"
+
+
+def test_a_failed_repair_loses_nothing() -> None:
+    stream, log = _stream()
+    good = log.lrange
+    log.lrange = lambda *_: (_ for _ in ()).throw(redis.ConnectionError("cut"))  # type: ignore[method-assign]
+    stream.push(_LOG[0])
+    stream.push(_LOG[2])
+    assert _texts(stream.read(0)) == "a", "what was there is shown first"
+    with pytest.raises(redis.ConnectionError):
+        stream.read(0)
+    log.lrange = good  # type: ignore[method-assign]
+    assert _texts(stream.read(0)) == "bxc"
 
 
 def test_closing_wakes_the_reader() -> None:
