@@ -7,7 +7,6 @@ goes to the slot whose cache shares the longest prefix with its prompt.
 """
 
 import ctypes as c
-import random
 import time
 from dataclasses import dataclass, field
 from itertools import count
@@ -15,33 +14,15 @@ from itertools import count
 import numpy as np
 
 from shared.errors import EngineError, SettingsError
-from shared.messages import FinishReason, Sampling
+from shared.messages import FinishReason
 from worker.engines import llama_abi
+from worker.engines.llama_sampler import new_chain
+from worker.engines.llama_vocabulary import Vocabulary
+from worker.engines.prefill import PrefillBudget
 from worker.engines.protocol import EngineSettings, Sequence, StepResult
 from worker.text import TextAssembler
 
 _BATCH_TOKENS = 512
-_MIN_PREFILL_TOKENS = 32
-_STEP_TARGET_S = 0.1
-"""A step with prefill should last about this long: it bounds how long running streams wait
-for a new prompt, and how long a cancelled prompt keeps its slot."""
-
-
-class PrefillBudget:
-    """How many prompt tokens a step may read, from the speed seen so far."""
-
-    def __init__(self) -> None:
-        self._tokens_per_s = _MIN_PREFILL_TOKENS / _STEP_TARGET_S
-
-    @property
-    def tokens(self) -> int:
-        budget = int(self._tokens_per_s * _STEP_TARGET_S)
-        return max(_MIN_PREFILL_TOKENS, min(budget, _BATCH_TOKENS))
-
-    def record(self, num_tokens: int, duration_s: float) -> None:
-        if num_tokens >= _MIN_PREFILL_TOKENS // 2:
-            seen = num_tokens / max(duration_s, 1e-6)
-            self._tokens_per_s += 0.5 * (seen - self._tokens_per_s)
 
 
 @dataclass(slots=True)
@@ -60,7 +41,6 @@ class _Slot:
     num_generated: int = 0
     num_cached: int = 0
     """Prompt tokens found in the cache when the sequence came."""
-    is_admitted: bool = False
     used_at: int = 0
 
     @property
@@ -77,17 +57,15 @@ class LlamaCppEngine:
         _check_file(settings)
         self._lib = llama_abi.load()
         self._model = self._load_model(settings)
-        self._vocab = self._lib.model_get_vocab(self._model)
-        self.vocab_size: int = self._lib.vocab_n_tokens(self._vocab)
+        self._vocabulary = Vocabulary(self._lib, self._model)
+        self.vocab_size = self._vocabulary.size
         self._context = self._new_context(settings)
         self._memory = self._lib.get_memory(self._context)
         self.context_length = min(settings.context_length, self._lib.n_ctx_seq(self._context))
         self._batch = self._new_batch()
         self._slots = [_Slot(seq_id) for seq_id in range(settings.slots)]
         self._by_key: dict[tuple[str, int], _Slot] = {}
-        self._pieces: dict[int, bytes] = {}
-        self._is_end: dict[int, bool] = {}
-        self._prefill_budget = PrefillBudget()
+        self._prefill_budget = PrefillBudget(_BATCH_TOKENS)
         self._clock = count(1)
 
     # -- loading -----------------------------------------------------------------------------
@@ -143,37 +121,14 @@ class LlamaCppEngine:
 
     @property
     def bos_text(self) -> str:
-        return self._special_text(self._lib.vocab_bos(self._vocab))
+        return self._vocabulary.bos_text
 
     @property
     def eos_text(self) -> str:
-        return self._special_text(self._lib.vocab_eos(self._vocab))
-
-    def _special_text(self, token: int) -> str:
-        if token < 0:
-            return ""
-        text: bytes | None = self._lib.vocab_get_text(self._vocab, token)
-        return (text or b"").decode("utf-8", "replace")
+        return self._vocabulary.eos_text
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        encoded = text.encode("utf-8", "replace")
-        room = len(encoded) + 8
-        tokens = (c.c_int32 * room)()
-        n: int = self._lib.tokenize(
-            self._vocab, encoded, len(encoded), tokens, room, add_special, parse_special
-        )
-        if n < 0:
-            raise EngineError(f"llama.cpp could not tokenize {len(encoded)} bytes ({n})")
-        return tokens[:n]
-
-    def _piece(self, token: int) -> bytes:
-        piece = self._pieces.get(token)
-        if piece is None:
-            buffer = c.create_string_buffer(512)
-            n = self._lib.token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
-            piece = self._pieces[token] = buffer.raw[: max(n, 0)]
-            self._is_end[token] = self._lib.vocab_is_eog(self._vocab, token)
-        return piece
+        return self._vocabulary.tokenize(text, add_special, parse_special)
 
     # -- the protocol ------------------------------------------------------------------------
 
@@ -196,12 +151,11 @@ class LlamaCppEngine:
         del slot.cache[keep:]
         slot.num_cached = keep
         slot.sequence = sequence
-        slot.sampler = self._new_sampler(sequence.sampling)
+        slot.sampler = new_chain(self._lib, sequence.sampling, self.vocab_size, self.context_length)
         slot.assembler = TextAssembler(
             sequence.stop, strip_leading_space=sequence.strip_leading_space
         )
         slot.num_generated = 0
-        slot.is_admitted = False
         self._by_key[sequence.key] = slot
 
     def cancel(self, key: tuple[str, int]) -> None:
@@ -286,14 +240,14 @@ class LlamaCppEngine:
         slot.next_token = token
         slot.num_generated += 1
         result = StepResult(sequence.key, token_ids=[token])
-        if not slot.is_admitted:
-            self._admit(slot, result)
-        piece = self._piece(token)
-        if self._is_end[token]:
+        if slot.num_generated == 1:
+            result.prefilled_tokens = len(slot.cache)
+            result.cached_tokens = slot.num_cached
+        if self._vocabulary.is_end(token):
             result.text = slot.assembler.finish()
             result.finish_reason = FinishReason.STOP
         else:
-            result.text = slot.assembler.push(piece)
+            result.text = slot.assembler.push(self._vocabulary.piece(token))
             if slot.assembler.is_stopped:
                 result.finish_reason = FinishReason.STOP
             elif slot.num_generated >= sequence.max_tokens:
@@ -304,18 +258,11 @@ class LlamaCppEngine:
         return result
 
     def _prefill_results(self) -> list[StepResult]:
-        results = []
-        for slot in self._by_key.values():
-            if slot.is_prefilling and slot.sequence is not None:
-                result = StepResult(slot.sequence.key)
-                self._admit(slot, result)
-                results.append(result)
-        return results
-
-    def _admit(self, slot: _Slot, result: StepResult) -> None:
-        slot.is_admitted = not slot.is_prefilling
-        result.cached_tokens = slot.num_cached
-        result.prefilled_tokens = len(slot.cache)
+        return [
+            StepResult(key, prefilled_tokens=len(slot.cache), cached_tokens=slot.num_cached)
+            for key, slot in self._by_key.items()
+            if slot.is_prefilling
+        ]
 
     # -- slots -------------------------------------------------------------------------------
 
@@ -339,46 +286,6 @@ class LlamaCppEngine:
         for slot in self._slots:
             self._vacate(slot)
             slot.cache.clear()
-
-    def _new_sampler(self, sampling: Sampling) -> int | None:
-        """Build a sampler chain, or None where arg max gives the same token for less work."""
-        lib, chain = self._lib, None
-        has_penalty = sampling.presence_penalty or sampling.frequency_penalty
-        is_greedy = sampling.temperature <= 0 or sampling.top_k == 1
-        if is_greedy and not has_penalty and not sampling.logit_bias:
-            return None
-        chain = lib.sampler_chain_init(llama_abi.SamplerChainParams(True))
-        stages = []
-        if sampling.logit_bias:
-            biases = [llama_abi.LogitBias(t, b) for t, b in sampling.logit_bias.items()]
-            array = (llama_abi.LogitBias * len(biases))(*biases)
-            stages.append(lib.sampler_init_logit_bias(self.vocab_size, len(biases), array))
-        if has_penalty:
-            # The chain sees the tokens it draws and not the prompt, as OpenAI has it.
-            stages.append(
-                lib.sampler_init_penalties(
-                    self.context_length,
-                    1.0,
-                    sampling.frequency_penalty,
-                    sampling.presence_penalty,
-                )
-            )
-        if is_greedy:
-            stages.append(lib.sampler_init_greedy())
-        else:
-            # Temperature first: top_p and min_p cut the distribution that is drawn from.
-            stages.append(lib.sampler_init_temp(sampling.temperature))
-            if sampling.top_k > 0:
-                stages.append(lib.sampler_init_top_k(sampling.top_k))
-            if sampling.top_p < 1:
-                stages.append(lib.sampler_init_top_p(sampling.top_p, 1))
-            if sampling.min_p > 0:
-                stages.append(lib.sampler_init_min_p(sampling.min_p, 1))
-            seed = sampling.seed if sampling.seed is not None else random.getrandbits(32)
-            stages.append(lib.sampler_init_dist(seed % 2**32))
-        for stage in stages:
-            lib.sampler_chain_add(chain, stage)
-        return int(chain)
 
 
 def _check_file(settings: EngineSettings) -> None:

@@ -1,0 +1,50 @@
+"""llama.cpp's sampler chains: how one sequence draws its tokens."""
+
+import random
+
+from shared.messages import Sampling
+from worker.engines.llama_abi import Library, LogitBias, SamplerChainParams
+
+
+def new_chain(
+    library: Library, sampling: Sampling, vocab_size: int, context_length: int
+) -> int | None:
+    """Build a chain, or return None where arg max gives the same token for less work.
+
+    The caller frees it with `sampler_free`.
+    """
+    has_penalty = bool(sampling.presence_penalty or sampling.frequency_penalty)
+    is_greedy = sampling.temperature <= 0 or sampling.top_k == 1
+    if is_greedy and not has_penalty and not sampling.logit_bias:
+        return None
+    stages: list[int] = []
+    if sampling.logit_bias:
+        biases = [LogitBias(token, bias) for token, bias in sampling.logit_bias.items()]
+        array = (LogitBias * len(biases))(*biases)
+        stages.append(library.sampler_init_logit_bias(vocab_size, len(biases), array))
+    if has_penalty:
+        # The chain sees the tokens it draws and not the prompt, as OpenAI has it.
+        stages.append(
+            library.sampler_init_penalties(
+                context_length, 1.0, sampling.frequency_penalty, sampling.presence_penalty
+            )
+        )
+    stages += [library.sampler_init_greedy()] if is_greedy else _random_stages(library, sampling)
+    chain: int = library.sampler_chain_init(SamplerChainParams(True))
+    for stage in stages:
+        library.sampler_chain_add(chain, stage)
+    return chain
+
+
+def _random_stages(library: Library, sampling: Sampling) -> list[int]:
+    """Temperature first: top_p and min_p cut the distribution that is drawn from."""
+    stages: list[int] = [library.sampler_init_temp(sampling.temperature)]
+    if sampling.top_k > 0:
+        stages.append(library.sampler_init_top_k(sampling.top_k))
+    if sampling.top_p < 1:
+        stages.append(library.sampler_init_top_p(sampling.top_p, 1))
+    if sampling.min_p > 0:
+        stages.append(library.sampler_init_min_p(sampling.min_p, 1))
+    seed = sampling.seed if sampling.seed is not None else random.getrandbits(32)
+    stages.append(library.sampler_init_dist(seed % 2**32))
+    return stages

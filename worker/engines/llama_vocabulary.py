@@ -1,0 +1,54 @@
+"""A GGUF model's vocabulary: text to token ids and back."""
+
+import ctypes as c
+
+from shared.errors import EngineError
+from worker.engines.llama_abi import Library
+
+
+class Vocabulary:
+    """Tokenizing is thread-safe; `piece` and `is_end` are for the engine loop alone."""
+
+    def __init__(self, library: Library, model: int) -> None:
+        self._lib = library
+        self._vocab: int = library.model_get_vocab(model)
+        self.size: int = library.vocab_n_tokens(self._vocab)
+        self.bos_text = self._text(library.vocab_bos(self._vocab))
+        self.eos_text = self._text(library.vocab_eos(self._vocab))
+        self._pieces: dict[int, bytes] = {}
+        self._is_end: dict[int, bool] = {}
+
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """Raises EngineError. `add_special` puts the begin token in front where the model wants
+        one; `parse_special` reads control tokens in the text as such."""
+        encoded = text.encode("utf-8", "replace")
+        room = len(encoded) + 8
+        tokens = (c.c_int32 * room)()
+        n: int = self._lib.tokenize(
+            self._vocab, encoded, len(encoded), tokens, room, add_special, parse_special
+        )
+        if n < 0:
+            raise EngineError(f"llama.cpp could not tokenize {len(encoded)} bytes ({n})")
+        return tokens[:n]
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token adds to the text; control tokens add none."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            buffer = c.create_string_buffer(512)
+            n = self._lib.token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+            piece = self._pieces[token] = buffer.raw[: max(n, 0)]
+        return piece
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends a text or a turn."""
+        is_end = self._is_end.get(token)
+        if is_end is None:
+            is_end = self._is_end[token] = self._lib.vocab_is_eog(self._vocab, token)
+        return is_end
+
+    def _text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        text: bytes | None = self._lib.vocab_get_text(self._vocab, token)
+        return (text or b"").decode("utf-8", "replace")
