@@ -4,7 +4,7 @@ Frames are described in docs/protocol.md. One greenlet reads the socket; each re
 greenlet of its own that writes its chunks.
 """
 
-import logging
+import contextlib
 import threading
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ import msgspec
 from flask import Flask, current_app, request
 from flask_sock import Sock
 from simple_websocket import ConnectionClosed, Server
+from wsproto.utilities import LocalProtocolError
 
 from app import answers
 from app.dispatch import request_id_from
@@ -26,7 +27,6 @@ from app.services import services
 from shared.errors import InvalidRequest, LlmisError
 from shared.messages import Delta, Finished
 
-_log = logging.getLogger(__name__)
 _MAX_REQUESTS = 32
 """Open requests on one connection."""
 
@@ -70,7 +70,7 @@ def _serve(ws: Server) -> None:
     try:
         while True:
             connection.take(ws.receive())
-    except ConnectionClosed:
+    except (ConnectionClosed, ClientGone):
         pass
     finally:
         connection.close()
@@ -109,7 +109,11 @@ class _Connection:
                 stream.close()
 
     def _send(self, frame: dict[str, Any]) -> None:
-        self._ws.send(msgspec.json.encode(frame).decode())
+        """Raises ClientGone, whatever way the connection ended."""
+        try:
+            self._ws.send(msgspec.json.encode(frame).decode())
+        except (ConnectionClosed, LocalProtocolError, OSError) as exc:
+            raise ClientGone from exc
 
     def _request(self, message: dict[str, Any]) -> None:
         frame_id = _frame_id(message)
@@ -132,8 +136,6 @@ class _Connection:
         with self._app.app_context():
             try:
                 self._relay(frame_id, message)
-            except ConnectionClosed:
-                pass
             except ClientGone:
                 self._report(frame_id, {"type": "cancelled", "id": frame_id})
             except Exception as exc:
@@ -144,10 +146,9 @@ class _Connection:
                 self._cancelled.discard(frame_id)
 
     def _report(self, frame_id: str, frame: dict[str, Any]) -> None:
-        try:
+        """Tell how a request ended, if there is still somebody to tell."""
+        with contextlib.suppress(ClientGone):
             self._send(frame)
-        except (ConnectionClosed, OSError):
-            _log.debug("client is gone", extra={"request_id": frame_id})
 
     def _relay(self, frame_id: str, message: dict[str, Any]) -> None:
         job, wants_usage = _job(message)

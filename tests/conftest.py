@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,18 @@ class Service:
             self.process.stdout.close()
 
 
+@contextmanager
+def running_service(
+    data_dir: Path, *, demo: bool = False, extra: str = "", flower: bool = False
+) -> Iterator[Service]:
+    """`start_service`, and stop it whatever happens."""
+    running = start_service(data_dir, demo=demo, extra=extra, flower=flower)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
 def start_service(
     data_dir: Path, *, demo: bool = False, extra: str = "", flower: bool = False
 ) -> Service:
@@ -157,6 +170,7 @@ def start_service(
         if line.startswith("llmis is ready"):
             break
     else:
+        process.stdout.close()
         pytest.fail("the service did not start:\n" + "".join(lines))
     return Service(port, flower_port, data_dir, process)
 
@@ -164,17 +178,16 @@ def start_service(
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The service of the session: counter models, demo model, Flower."""
-    running = start_service(tmp_path_factory.mktemp("llmis"), demo=True, flower=True)
-    yield running
-    running.stop()
+    data_dir = tmp_path_factory.mktemp("llmis")
+    with running_service(data_dir, demo=True, flower=True) as running:
+        yield running
 
 
 @pytest.fixture
 def own_service(tmp_path: Path) -> Iterator[Service]:
     """A service for one test, which may break it."""
-    running = start_service(tmp_path)
-    yield running
-    running.stop()
+    with running_service(tmp_path) as running:
+        yield running
 
 
 @pytest.fixture

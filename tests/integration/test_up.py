@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared import registry
-from tests.conftest import ROOT, Service, free_port, start_service, wait_for
+from tests.conftest import ROOT, Service, free_port, running_service, wait_for
 
 
 def _up(tmp_path: Path, text: str = "models = []", **environ: str) -> tuple[int, str]:
@@ -83,12 +83,11 @@ def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopping_leaves_no_process(tmp_path: Path, signum: int) -> None:
-    running = start_service(tmp_path)
-    kinds = ("gunicorn", "worker.replica", "valkey-server")
-    assert all(running.pids(kind) for kind in kinds)
-    running.process.send_signal(signum)
-    status = running.process.wait(40)
-    running.stop()
+    with running_service(tmp_path) as running:
+        kinds = ("gunicorn", "worker.replica", "valkey-server")
+        assert all(running.pids(kind) for kind in kinds)
+        running.process.send_signal(signum)
+        status = running.process.wait(40)
     assert status == (-signum if signum == signal.SIGKILL else 0)
     wait_for(lambda: not running.pids(), "no process is left", 20)
     assert not list(tmp_path.rglob("*.partial"))
@@ -96,26 +95,25 @@ def test_stopping_leaves_no_process(tmp_path: Path, signum: int) -> None:
 
 @pytest.mark.parametrize("is_stream", [True, False])
 def test_stopping_ends_open_requests_with_an_error(tmp_path: Path, is_stream: bool) -> None:
-    running = start_service(tmp_path, demo=True)
-    payload = {"model": "gemma-3-270m", "prompt": "A", "max_tokens": 3000, "stream": is_stream}
-    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
-    connection.request("POST", "/v1/completions", json.dumps(payload))
-    if is_stream:
-        response = connection.getresponse()
-        received = response.read(100)
-    else:
-        wait_for(lambda: _busy(running), "the request runs")
-    running.process.send_signal(signal.SIGTERM)
-    if is_stream:
-        received += response.read()
-        assert b"shutting down" in received
-        assert b"[DONE]" not in received
-    else:
-        response = connection.getresponse()
-        assert response.status == 503
-        assert json.loads(response.read())["error"]["type"] == "service_unavailable"
-    assert running.process.wait(40) == 0
-    running.stop()
+    with running_service(tmp_path, demo=True) as running:
+        payload = {"model": "gemma-3-270m", "prompt": "A", "max_tokens": 3000, "stream": is_stream}
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+        connection.request("POST", "/v1/completions", json.dumps(payload))
+        if is_stream:
+            response = connection.getresponse()
+            received = response.read(100)
+        else:
+            wait_for(lambda: _busy(running), "the request runs")
+        running.process.send_signal(signal.SIGTERM)
+        if is_stream:
+            received += response.read()
+            assert b"shutting down" in received
+            assert b"[DONE]" not in received
+        else:
+            response = connection.getresponse()
+            assert response.status == 503
+            assert json.loads(response.read())["error"]["type"] == "service_unavailable"
+        assert running.process.wait(40) == 0
 
 
 def _busy(service: Service) -> int:

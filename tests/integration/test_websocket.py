@@ -1,0 +1,120 @@
+"""`WS /v1/ws`: several requests over one connection, cancel, errors, origin."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from simple_websocket import Client, ConnectionClosed
+
+from shared import registry
+from tests.conftest import Service, wait_for
+from tests.counter_model import expected_text
+
+
+@pytest.fixture
+def ws(service: Service) -> Iterator[Client]:
+    connection = Client.connect(f"ws://127.0.0.1:{service.port}/v1/ws")
+    yield connection
+    if connection.connected:
+        connection.close()
+
+
+def _send(ws: Client, **frame: Any) -> None:
+    ws.send(json.dumps(frame))
+
+
+def _receive(ws: Client) -> dict[str, Any]:
+    frame = ws.receive(timeout=30)
+    assert frame is not None, "a frame within 30 s"
+    message: dict[str, Any] = json.loads(frame)
+    return message
+
+
+def _request(ws: Client, frame_id: str, **body: Any) -> None:
+    base = {"model": "counter", "prompt": "5", "max_tokens": 20, "temperature": 0}
+    _send(ws, type="request", id=frame_id, endpoint="completions", body={**base, **body})
+
+
+def test_requests_share_a_connection_and_stay_apart(ws: Client) -> None:
+    starts = {f"r{n}": 30 * n for n in range(8)}
+    for frame_id, start in starts.items():
+        _request(ws, frame_id, prompt=str(start), max_tokens=200)
+    texts = dict.fromkeys(starts, "")
+    open_ids = set(starts)
+    while open_ids:
+        frame = _receive(ws)
+        if frame["type"] == "chunk":
+            texts[frame["id"]] += frame["data"]["choices"][0]["text"]
+        elif frame["type"] == "done":
+            assert frame["timings"]["decode_ms"] >= 0
+            open_ids.remove(frame["id"])
+        else:
+            assert frame["type"] == "accepted"
+    assert texts == {frame_id: expected_text(start, 200) for frame_id, start in starts.items()}
+
+
+def test_a_chat_request_opens_with_the_role_and_can_be_cancelled(ws: Client) -> None:
+    body = {"model": "gemma-3-270m", "messages": [{"role": "user", "content": "Tell a story"}]}
+    _send(ws, type="request", id="c", body={**body, "logit_bias": {"106": -100}})
+    kinds = [_receive(ws) for _ in range(3)]
+    assert [kind["type"] for kind in kinds] == ["accepted", "chunk", "chunk"]
+    assert kinds[1]["data"]["choices"][0]["delta"]["role"] == "assistant"
+    _send(ws, type="cancel", id="c")
+    while (frame := _receive(ws))["type"] == "chunk":
+        pass
+    assert frame == {"type": "cancelled", "id": "c"}
+
+
+def test_errors_come_as_frames_and_the_connection_lives_on(ws: Client) -> None:
+    bad: list[tuple[Any, str | None]] = [
+        ("{", None),
+        ("[]", None),
+        ('{"type": "what"}', "type"),
+        ('{"type": "request", "id": 5}', "id"),
+        ('{"type": "cancel", "id": "none"}', "id"),
+        ('{"type": "request", "id": "a", "endpoint": "x"}', "endpoint"),
+        ('{"type": "request", "id": "b", "body": {"model": "m", "messages": []}}', "messages"),
+        ('{"type": "request", "id": "d", "body": null}', None),
+    ]
+    for text, param in bad:
+        ws.send(text)
+        frame = _receive(ws)
+        assert frame["type"] == "error", text
+        assert frame["error"]["param"] == param, text
+    _send(ws, type="ping", id="p")
+    assert _receive(ws) == {"type": "pong", "id": "p"}
+
+
+def test_closing_the_connection_cancels_its_requests(service: Service, ws: Client) -> None:
+    for n in range(4):
+        _request(ws, f"r{n}", model="gemma-3-270m", max_tokens=3000, temperature=1)
+
+    def busy() -> int:
+        return sum(r.busy_slots for r in registry.read(service.redis) if r.model == "gemma-3-270m")
+
+    wait_for(lambda: busy() == 4, "the requests run")
+    ws.close()
+    wait_for(lambda: busy() == 0, "their slots are free")
+
+
+def test_a_page_of_another_origin_is_turned_away(service: Service) -> None:
+    stranger = Client.connect(
+        f"ws://127.0.0.1:{service.port}/v1/ws", headers={"Origin": "http://evil.example"}
+    )
+    with pytest.raises(ConnectionClosed):
+        stranger.receive(timeout=10)
+
+
+def test_vanishing_clients_leave_no_error_in_the_log(service: Service) -> None:
+    before = service.log("web").count("unexpected error")
+    for _ in range(5):
+        connection = Client.connect(f"ws://127.0.0.1:{service.port}/v1/ws")
+        for n in range(8):
+            _request(connection, f"r{n}", max_tokens=1500)
+        _receive(connection)
+        connection.sock.close()
+    wait_for(
+        lambda: not any(r.busy_slots for r in registry.read(service.redis)), "all slots are free"
+    )
+    assert service.log("web").count("unexpected error") == before
