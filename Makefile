@@ -7,7 +7,7 @@ RUN_DEPS := $(VENV)/.run-installed
 DEV_DEPS := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-gpu check format bench clean
+.PHONY: help run test check format bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,7 +15,8 @@ help: ## List the targets
 run: $(RUN_DEPS) ## Start the whole service in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m cli up
 
-test: $(DEV_DEPS) ## Run every test (needs chromium for the browser test)
+test: $(DEV_DEPS) ## Run every test: real Redis, Celery, gunicorn, engine, browser
+	@tests/install-chromium
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(DEV_DEPS) ## Format, lint, types and unit tests, in under a minute
