@@ -57,8 +57,14 @@ class Relay:
         self._job = job
         self._stream = stream
         self.metrics = StreamMetrics(job.model, job.created_at)
+        self._tick_s = min(_TICK_S, parts.settings.keepalive_s)
         self._is_started = False
         self._unserved_since: float | None = None
+
+    @property
+    def keepalive_s(self) -> float:
+        """Seconds after which a silent stream gets a comment."""
+        return self._settings.keepalive_s
 
     def first_events(self) -> list[Event]:
         """Wait until the job's fate is known, or for one keep-alive interval.
@@ -67,22 +73,19 @@ class Relay:
         """
         deadline = time.monotonic() + self._settings.keepalive_s
         while True:
-            events = self._read(min(_TICK_S, self._settings.keepalive_s))
+            events = self._read(self._tick_s)
             if events or time.monotonic() >= deadline:
                 _raise_failure(events)
                 return events
 
     def events(self, first: list[Event]) -> Iterator[list[Event]]:
-        """The job's events to its end; [] when a keep-alive is due. Raises LlmisError."""
+        """The job's events to its end; [] once a tick while there are none. Raises LlmisError."""
         if first:
             yield first
-        silent_since = time.monotonic()
         while not self._stream.is_ended:
-            events = self._read(_TICK_S)
+            events = self._read(self._tick_s)
             _raise_failure(events)
-            if events or time.monotonic() - silent_since >= self._settings.keepalive_s:
-                silent_since = time.monotonic()
-                yield events
+            yield events
 
     def _read(self, timeout_s: float) -> list[Event]:
         """Raises what the stream was closed with, ReplicaLost, redis.RedisError."""
@@ -142,10 +145,14 @@ def stream_sse(
         opening = b"".join(answers.sse(chunk) for chunk in shape.opening())
         if opening:
             yield opening
+        written_at = time.monotonic()
         for events in relay.events(first):
             body = sse_chunks(shape, events)
-            if body or not events:
-                yield body or answers.KEEPALIVE
+            if not body and time.monotonic() - written_at >= relay.keepalive_s:
+                body = answers.KEEPALIVE
+            if body:
+                yield body
+                written_at = time.monotonic()
         yield answers.DONE
     except ClientGone as exc:
         error = exc

@@ -27,6 +27,7 @@ from app.services import services
 from shared.errors import InvalidRequest, LlmisError
 from shared.messages import Delta, Finished
 
+_PATH = "/v1/ws"
 _MAX_REQUESTS = 32
 """Open requests on one connection."""
 
@@ -37,7 +38,14 @@ def register(app: Flask) -> None:
         "ping_interval": 25,
         "max_message_size": settings.max_body_bytes,
     }
-    Sock(app).route("/v1/ws")(_serve)
+    app.before_request(_refuse_compression)
+    Sock(app).route(_PATH)(_serve)
+
+
+def _refuse_compression() -> None:
+    """Compressed frames depend on their order, and the library compresses before it locks."""
+    if request.path == _PATH:
+        request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
 
 
 class _WholeSendSocket:
@@ -200,7 +208,10 @@ def _frame_id(message: dict[str, Any]) -> str:
 def _job(message: dict[str, Any]) -> Any:
     endpoint = message.get("endpoint", "chat.completions")
     body = message.get("body")
-    request_id = request_id_from(message.get("request_id"))
+    wanted_id = message.get("request_id")
+    if wanted_id is not None and not isinstance(wanted_id, str):
+        raise InvalidRequest("request_id must be a string.", param="request_id")
+    request_id = request_id_from(wanted_id)
     if endpoint == "chat.completions":
         chat = convert(body, ChatRequest)
         return chat_job(chat, request_id), chat.wants_usage

@@ -41,6 +41,8 @@ class JobRun:
         return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
 
     def timings(self) -> Timings:
+        if not self.started_at:
+            return Timings(0.0, 0.0, 0.0)
         now = time.monotonic()
         first = self.first_token_at or now
         return Timings(self.queue_s, first - self.started_at, now - first)

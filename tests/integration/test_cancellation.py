@@ -20,7 +20,7 @@ def _send(service: Service, request_id: str, **body: Any) -> socket.socket:
         f"POST /v1/completions HTTP/1.1\r\nHost: t\r\nx-request-id: {request_id}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
     )
-    connection = socket.create_connection(("127.0.0.1", service.port), timeout=30)
+    connection = socket.create_connection(("127.0.0.1", service.port), timeout=90)
     connection.sendall(head.encode() + payload)
     return connection
 
@@ -134,6 +134,14 @@ def test_a_silent_stream_is_kept_alive_while_it_is_queued(service: Service) -> N
     received = _read_until(queued, b"[DONE]")
     assert b'"finish_reason":"length"' in received
     queued.close()
+
+
+def test_a_stream_is_kept_alive_while_a_long_prompt_is_read(service: Service) -> None:
+    prompt = _unique("long") + " " + " ".join(f"word{i}" for i in range(500))
+    connection = _send(service, _unique("alive"), prompt=prompt, stream=True, max_tokens=1)
+    received = _read_until(connection, b"[DONE]")
+    connection.close()
+    assert received.index(b": waiting") < received.index(b"data:")
 
 
 def test_flower_and_celery_see_a_revoked_task(service: Service) -> None:

@@ -76,6 +76,7 @@ def test_errors_come_as_frames_and_the_connection_lives_on(ws: Client) -> None:
         ('{"type": "request", "id": "a", "endpoint": "x"}', "endpoint"),
         ('{"type": "request", "id": "b", "body": {"model": "m", "messages": []}}', "messages"),
         ('{"type": "request", "id": "d", "body": null}', None),
+        ('{"type": "request", "id": "e", "request_id": 5, "body": {}}', "request_id"),
     ]
     for text, param in bad:
         ws.send(text)

@@ -1,0 +1,91 @@
+/**
+ * One WebSocket to the service that comes back by itself.
+ *
+ * It counts as open when the first frame has come, not when the handshake is done: the server
+ * refuses a page of another origin only after the handshake (docs/protocol.md).
+ */
+
+const FIRST_WAIT_MS = 500;
+const MAX_WAIT_MS = 15000;
+const PING_MS = 20000;
+const POLICY_VIOLATION = 1008;
+const MESSAGE_TOO_BIG = 1009;
+
+export class Connection {
+  #url;
+  #listener;
+  #socket = null;
+  #isOpen = false;
+  #isHeard = false;
+  #waitMs = FIRST_WAIT_MS;
+  #retryTimer = 0;
+  #pingTimer = 0;
+
+  /** `listener` has onOpen(), onFrame(frame) and onLost(reason). */
+  constructor(url, listener) {
+    this.#url = url;
+    this.#listener = listener;
+  }
+
+  get isOpen() {
+    return this.#isOpen;
+  }
+
+  /** Connect, unless a connection is there or on its way. */
+  open() {
+    clearTimeout(this.#retryTimer);
+    if (this.#socket) return;
+    const socket = new WebSocket(this.#url);
+    this.#socket = socket;
+    this.#isHeard = false;
+    socket.addEventListener('open', () => this.send({ type: 'ping' }));
+    socket.addEventListener('message', (event) => this.#take(event.data));
+    socket.addEventListener('close', (event) => this.#lose(socket, reasonOf(event)));
+    this.#pingTimer = setInterval(() => this.#checkLife(socket), PING_MS);
+  }
+
+  send(frame) {
+    this.#socket.send(JSON.stringify(frame));
+  }
+
+  #take(payload) {
+    this.#isHeard = true;
+    if (!this.#isOpen) {
+      this.#isOpen = true;
+      this.#waitMs = FIRST_WAIT_MS;
+      this.#listener.onOpen();
+    }
+    this.#listener.onFrame(JSON.parse(payload));
+  }
+
+  /** A network that has gone silent closes nothing: only a missing pong tells. */
+  #checkLife(socket) {
+    if (!this.#isHeard) {
+      this.#lose(socket, 'The server does not answer.');
+      return;
+    }
+    this.#isHeard = false;
+    this.send({ type: 'ping' });
+  }
+
+  #lose(socket, reason) {
+    // A socket that was given up reports its close much later.
+    if (socket !== this.#socket) return;
+    clearInterval(this.#pingTimer);
+    this.#socket = null;
+    this.#isOpen = false;
+    socket.close();
+    // The random part keeps many pages from coming back at the same moment.
+    this.#retryTimer = setTimeout(() => this.open(), this.#waitMs * (0.75 + Math.random() / 2));
+    this.#waitMs = Math.min(2 * this.#waitMs, MAX_WAIT_MS);
+    this.#listener.onLost(reason);
+  }
+}
+
+function reasonOf(event) {
+  if (event.code === MESSAGE_TOO_BIG) return 'The request is larger than the server takes.';
+  if (event.code === POLICY_VIOLATION && event.reason) {
+    return `The server closed the connection: ${event.reason}.`;
+  }
+  return 'The connection to the server was lost.';
+}

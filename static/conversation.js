@@ -1,0 +1,131 @@
+/** The conversation and one answer's way through it. No DOM, no socket. */
+
+/** What one question and its answer are; everything here outlives a reload. */
+export function newTurn(question, model) {
+  return {
+    question,
+    model,
+    text: '',
+    state: 'streaming', // then done, stopped or failed
+    finishReason: null,
+    ttftMs: null,
+    tokens: null,
+    tokensPerS: null,
+    error: null, // { message, code, requestId }
+  };
+}
+
+/** The body of a request whose last turn waits for its answer. */
+export function requestBody(settings, turns) {
+  const body = {
+    model: turns.at(-1).model,
+    messages: messagesOf(settings.system, turns),
+    stream_options: { include_usage: true },
+  };
+  if (settings.temperature !== null) body.temperature = settings.temperature;
+  if (settings.maxTokens !== null) body.max_tokens = settings.maxTokens;
+  return body;
+}
+
+function messagesOf(system, turns) {
+  const messages = [];
+  if (system.trim()) messages.push({ role: 'system', content: system });
+  for (const turn of turns.slice(0, -1)) {
+    // Many chat templates refuse two user messages in a row: a question without an answer
+    // is left out.
+    if (!turn.text) continue;
+    messages.push({ role: 'user', content: turn.question });
+    messages.push({ role: 'assistant', content: turn.text });
+  }
+  messages.push({ role: 'user', content: turns.at(-1).question });
+  return messages;
+}
+
+/** Fills one turn from its frames and takes the time. */
+export class Answer {
+  #sentAtMs;
+  #firstAtMs = null;
+  #requestId = null;
+
+  constructor(id, turn, nowMs) {
+    this.id = id;
+    this.turn = turn;
+    this.#sentAtMs = nowMs;
+  }
+
+  /** Act on one frame; returns the text that it adds. */
+  take(frame, nowMs) {
+    if (frame.type === 'accepted') this.#requestId = frame.request_id;
+    else if (frame.type === 'chunk') return this.#takeChunk(frame.data, nowMs);
+    else if (frame.type === 'done') this.#finish(nowMs);
+    else if (frame.type === 'error') this.fail(frame.error.message, frame.error.code);
+    // A stop by the user is not waited for: this one came from the server's side.
+    else if (frame.type === 'cancelled') this.fail('The server ended the answer early.');
+    return '';
+  }
+
+  stop() {
+    this.turn.state = 'stopped';
+  }
+
+  fail(message, code = null) {
+    this.turn.state = 'failed';
+    this.turn.error = { message, code, requestId: this.#requestId };
+  }
+
+  #takeChunk(chunk, nowMs) {
+    if (chunk.usage) this.turn.tokens = chunk.usage.completion_tokens;
+    const choice = chunk.choices[0];
+    if (!choice) return '';
+    if (choice.finish_reason) this.turn.finishReason = choice.finish_reason;
+    const text = choice.delta.content ?? '';
+    if (text && this.#firstAtMs === null) {
+      this.#firstAtMs = nowMs;
+      this.turn.ttftMs = nowMs - this.#sentAtMs;
+    }
+    this.turn.text += text;
+    return text;
+  }
+
+  #finish(nowMs) {
+    this.turn.state = 'done';
+    if (this.#firstAtMs === null || this.turn.tokens === null) return;
+    // The first token belongs to the time before it: n tokens have n - 1 gaps.
+    const seconds = (nowMs - this.#firstAtMs) / 1000;
+    if (this.turn.tokens > 1 && seconds > 0) {
+      this.turn.tokensPerS = (this.turn.tokens - 1) / seconds;
+    }
+  }
+}
+
+const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
+const fine = new Intl.NumberFormat('en', { maximumSignificantDigits: 3 });
+
+/** The line under an answer. */
+export function statsText(turn) {
+  if (turn.state === 'streaming' && turn.ttftMs === null) return 'Waiting for the first token';
+  const parts = [];
+  if (turn.tokens !== null) parts.push(`${whole.format(turn.tokens)} ${plural(turn.tokens)}`);
+  if (turn.tokensPerS !== null) parts.push(`${rateText(turn.tokensPerS)} tokens/s`);
+  if (turn.ttftMs !== null) parts.push(`first token after ${durationText(turn.ttftMs)}`);
+  if (turn.finishReason === 'length') parts.push('ended at the token limit');
+  if (turn.state === 'stopped') parts.push('stopped');
+  return parts.join(' · ');
+}
+
+/** "4,096", the way every number of tokens is written. */
+export function countText(count) {
+  return whole.format(count);
+}
+
+function plural(count) {
+  return count === 1 ? 'token' : 'tokens';
+}
+
+function rateText(rate) {
+  return rate < 100 ? fine.format(rate) : whole.format(rate);
+}
+
+function durationText(ms) {
+  return ms < 1000 ? `${whole.format(ms)} ms` : `${fine.format(ms / 1000)} s`;
+}

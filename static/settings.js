@@ -1,0 +1,99 @@
+/** The fields of the panel: model, system message, sampling. */
+
+import { countText } from './conversation.js';
+
+const DEFAULTS = { model: null, system: '', temperature: 0.7, maxTokens: null };
+const WIDE = '(min-width: 56rem)';
+
+export class Settings {
+  #model = document.getElementById('model');
+  #modelNote = document.getElementById('model-note');
+  #system = document.getElementById('system');
+  #temperature = document.getElementById('temperature');
+  #maxTokens = document.getElementById('max-tokens');
+  #models = [];
+  #wantedModel;
+
+  constructor(saved, onChange) {
+    const values = { ...DEFAULTS, ...saved };
+    this.#wantedModel = values.model;
+    this.#system.value = values.system;
+    this.#temperature.value = values.temperature ?? '';
+    this.#maxTokens.value = values.maxTokens ?? '';
+    // In a narrow window the conversation needs the room more.
+    document.getElementById('system-box').open = matchMedia(WIDE).matches;
+    this.#model.addEventListener('change', () => this.#choose(this.#model.value));
+    for (const field of [this.#model, this.#system, this.#temperature, this.#maxTokens]) {
+      field.addEventListener('input', onChange);
+    }
+  }
+
+  get values() {
+    return {
+      model: this.#wantedModel,
+      system: this.#system.value,
+      temperature: numberIn(this.#temperature),
+      maxTokens: numberIn(this.#maxTokens),
+    };
+  }
+
+  /** Whether a request can be made from the fields; shows the one that is wrong. */
+  check() {
+    for (const field of [this.#temperature, this.#maxTokens]) {
+      if (field.checkValidity()) continue;
+      document.getElementById('sampling-box').open = true;
+      field.reportValidity();
+      return false;
+    }
+    return true;
+  }
+
+  get hasModel() {
+    return this.#models.length > 0;
+  }
+
+  /** Ask which models there are. Raises Error with a text for the user. */
+  async loadModels() {
+    this.#models = await fetchModels();
+    this.#model.replaceChildren(...this.#models.map(optionOf));
+    this.#model.disabled = this.#models.length === 0;
+    if (this.#models.length === 0) throw new Error('The server offers no model.');
+    const isOffered = this.#models.some((model) => model.id === this.#wantedModel);
+    this.#choose(isOffered ? this.#wantedModel : firstReady(this.#models).id);
+  }
+
+  #choose(id) {
+    this.#wantedModel = id;
+    this.#model.value = id;
+    this.#modelNote.textContent = noteOf(this.#models.find((model) => model.id === id));
+  }
+}
+
+async function fetchModels() {
+  let response;
+  try {
+    response = await fetch('v1/models');
+  } catch {
+    throw new Error('The list of models could not be loaded: the server does not answer.');
+  }
+  if (!response.ok) {
+    throw new Error(`The list of models could not be loaded: status ${response.status}.`);
+  }
+  return (await response.json()).data;
+}
+
+function firstReady(models) {
+  return models.find((model) => model.state === 'ready') ?? models[0];
+}
+
+function optionOf(model) {
+  return new Option(model.state === 'ready' ? model.id : `${model.id} (not running)`, model.id);
+}
+
+function noteOf(model) {
+  return model.context_length ? `${countText(model.context_length)} tokens of context` : '';
+}
+
+function numberIn(field) {
+  return field.value === '' ? null : field.valueAsNumber;
+}
