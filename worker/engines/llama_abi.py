@@ -132,8 +132,6 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "llama_get_memory": (Pointer, Pointer),
     "llama_memory_clear": (None, Pointer, c.c_bool),
     "llama_memory_seq_rm": (c.c_bool, Pointer, c.c_int32, c.c_int32, c.c_int32),
-    "llama_batch_init": (Batch, c.c_int32, c.c_int32, c.c_int32),
-    "llama_batch_free": (None, Batch),
     "llama_decode": (c.c_int32, Pointer, Batch),
     "llama_get_logits": (Pointer, Pointer),
     "llama_vocab_n_tokens": (c.c_int32, Pointer),

@@ -16,6 +16,7 @@ import numpy as np
 from shared.errors import EngineError, SettingsError
 from shared.messages import FinishReason
 from worker.engines import llama_abi
+from worker.engines.llama_batch import BatchBuffer, Part
 from worker.engines.llama_sampler import new_chain
 from worker.engines.llama_vocabulary import Vocabulary
 from worker.engines.prefill import PrefillBudget
@@ -23,6 +24,8 @@ from worker.engines.protocol import EngineSettings, Sequence, StepResult
 from worker.text import TextAssembler
 
 _BATCH_TOKENS = 512
+_WORTHWHILE_PREFIX_TOKENS = 16
+"""A shared prefix that is shorter is no reason to prefer a slot."""
 
 
 @dataclass(slots=True)
@@ -62,7 +65,7 @@ class LlamaCppEngine:
         self._context = self._new_context(settings)
         self._memory = self._lib.get_memory(self._context)
         self.context_length = min(settings.context_length, self._lib.n_ctx_seq(self._context))
-        self._batch = self._new_batch()
+        self._batch = BatchBuffer(_BATCH_TOKENS + settings.slots)
         self._slots = [_Slot(seq_id) for seq_id in range(settings.slots)]
         self._by_key: dict[tuple[str, int], _Slot] = {}
         self._prefill_budget = PrefillBudget(_BATCH_TOKENS)
@@ -94,21 +97,9 @@ class LlamaCppEngine:
             )
         return context
 
-    def _new_batch(self) -> llama_abi.Batch:
-        size = _BATCH_TOKENS + 256
-        batch: llama_abi.Batch = self._lib.batch_init(size, 0, 1)
-        for i in range(size):
-            batch.n_seq_id[i] = 1
-        # Views, so that a step writes its tokens in one go.
-        self._batch_token = np.ctypeslib.as_array(batch.token, (size,))
-        self._batch_pos = np.ctypeslib.as_array(batch.pos, (size,))
-        self._batch_output = np.ctypeslib.as_array(batch.logits, (size,))
-        return batch
-
     def close(self) -> None:
         for slot in self._slots:
             self._vacate(slot)
-        self._lib.batch_free(self._batch)
         self._lib.free(self._context)
         self._lib.model_free(self._model)
 
@@ -167,7 +158,7 @@ class LlamaCppEngine:
         """Raises EngineError when the decode call fails; all sequences are lost then."""
         outputs, num_prefill = self._fill_batch()
         started = time.monotonic()
-        status = self._lib.decode(self._context, self._batch)
+        status = self._lib.decode(self._context, self._batch.struct)
         if status != 0:
             self._reset()
             raise EngineError(f"llama_decode returned {status}")
@@ -183,40 +174,34 @@ class LlamaCppEngine:
 
     def _fill_batch(self) -> tuple[list[tuple[_Slot, int]], int]:
         """Write the batch; return the slots that get a token with their rows, and the number
-        of prompt tokens in it. Rows come in the order of the batch, as llama.cpp outputs them.
+        of prompt tokens in it.
+
+        Prompts are read in the order in which they came. In the batch the parts stand in the
+        order of the cache's sequences: llama.cpp computes neighbours together and splits the
+        batch wherever the order breaks.
         """
-        batch, n = self._batch, 0
-        outputs: list[tuple[_Slot, int]] = []
+        chunks: dict[int, tuple[_Slot, list[int]]] = {}
+        budget, num_prefill = self._prefill_budget.tokens, 0
         for slot in self._by_key.values():
-            if not slot.is_prefilling:
-                self._batch_token[n] = slot.next_token
-                self._batch_pos[n] = len(slot.cache)
-                self._batch_output[n] = 1
-                batch.seq_id[n][0] = slot.seq_id
-                slot.cache.append(slot.next_token)
-                outputs.append((slot, n))
-                n += 1
-        num_decode, budget = n, self._prefill_budget.tokens
-        for slot in self._by_key.values():
-            if budget == 0:
-                break
-            if slot.is_prefilling and slot.sequence is not None:
+            if slot.is_prefilling:
+                assert slot.sequence is not None, "a slot that reads a prompt is busy"
                 done = len(slot.cache)
-                chunk = slot.sequence.prompt[done : done + budget]
-                end = n + len(chunk)
-                self._batch_token[n:end] = chunk
-                self._batch_pos[n:end] = range(done, done + len(chunk))
-                self._batch_output[n:end] = 0
-                for i in range(n, end):
-                    batch.seq_id[i][0] = slot.seq_id
-                slot.cache.extend(chunk)
-                if not slot.is_prefilling:
-                    self._batch_output[end - 1] = 1
-                    outputs.append((slot, end - 1))
-                budget -= len(chunk)
-                n = end
-        batch.n_tokens = n
-        return outputs, n - num_decode
+                chunk = slot.sequence.prompt[done : done + budget - num_prefill]
+                num_prefill += len(chunk)
+            else:
+                chunk = [slot.next_token]
+            if chunk:
+                chunks[slot.seq_id] = (slot, chunk)
+        parts, drawing = [], []
+        for seq_id in sorted(chunks):
+            slot, chunk = chunks[seq_id]
+            first_pos = len(slot.cache)
+            slot.cache += chunk
+            has_output = not slot.is_prefilling
+            parts.append(Part(seq_id, first_pos, chunk, has_output))
+            if has_output:
+                drawing.append(slot)
+        return list(zip(drawing, self._batch.fill(parts), strict=True)), num_prefill
 
     def _draw(self, outputs: list[tuple[_Slot, int]]) -> list[int]:
         """Draw one token for each output row."""
@@ -267,10 +252,23 @@ class LlamaCppEngine:
     # -- slots -------------------------------------------------------------------------------
 
     def _choose_slot(self, prompt: list[int]) -> _Slot:
-        """The free slot with the longest usable cache; among equals the one unused longest."""
+        """Choose a free slot: the one that saves most prefill; else one beside a busy slot, so
+        that the batch stays in one piece; among equals the one unused longest."""
         free = [slot for slot in self._slots if slot.sequence is None]
         assert free, "submit needs a free slot"
-        return max(free, key=lambda slot: (_common_prefix(slot.cache, prompt), -slot.used_at))
+
+        def rank(slot: _Slot) -> tuple[int, int, int]:
+            shared = _common_prefix(slot.cache, prompt)
+            return (
+                shared if shared >= _WORTHWHILE_PREFIX_TOKENS else 0,
+                self._is_busy(slot.seq_id - 1) + self._is_busy(slot.seq_id + 1),
+                -slot.used_at,
+            )
+
+        return max(free, key=rank)
+
+    def _is_busy(self, seq_id: int) -> bool:
+        return 0 <= seq_id < len(self._slots) and self._slots[seq_id].sequence is not None
 
     def _vacate(self, slot: _Slot) -> None:
         if slot.sequence is not None:
