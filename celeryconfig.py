@@ -1,5 +1,6 @@
 """Celery's configuration. Why each value: docs/decisions/0003-celery-settings.md."""
 
+from shared import names as _names
 from shared import settings as _settings
 
 _s = _settings.load()
@@ -8,11 +9,12 @@ broker_url = _s.redis_url or "redis://127.0.0.1:6379/0"
 broker_connection_retry_on_startup = True
 broker_pool_limit = 20
 broker_transport_options = {
-    "priority_steps": [0, 3, 6, 9],
+    "priority_steps": list(_names.PRIORITY_STEPS),
     "queue_order_strategy": "priority",
     "socket_timeout": _s.redis_timeout_s,
     "socket_connect_timeout": _s.redis_timeout_s,
-    # The backstop for a lost worker, not the mechanism: longer than any job may take.
+    # Longer than any job may take, or jobs run twice. What a lost worker held is queued again by
+    # the relays (docs/decisions/0004-lost-messages.md); this only tidies up.
     "visibility_timeout": 2 * int(_s.request_timeout_s) + 60,
     "polling_interval": 0.1,
 }

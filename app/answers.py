@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
-from shared.messages import Delta, Failed, Finished, Job, JobKind, Timings
+from shared.messages import Delta, Finished, Job, JobKind, Timings
 from shared.messages import Usage as JobUsage
 
 _encode = msgspec.json.Encoder().encode
@@ -85,17 +85,6 @@ def usage(counted: JobUsage) -> _Usage:
 
 def sse(payload: Any) -> bytes:
     return b"data: " + _encode(payload) + b"\n\n"
-
-
-def failure_body(failed: Failed) -> dict[str, Any]:
-    return {
-        "error": {
-            "message": failed.message,
-            "type": failed.error_type,
-            "param": failed.param,
-            "code": failed.code,
-        }
-    }
 
 
 class AnswerShape(Protocol):

@@ -5,6 +5,7 @@ millisecond: data there is peeked at, not read, so keep-alive and pipelining sta
 """
 
 import os
+import select
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import gevent
 from gevent import monkey
 
+_ASK_S = 0.5
+_poll = monkey.get_original("select", "poll")
 _PlainSocket = monkey.get_original("socket", "socket")
 
 
@@ -34,9 +37,21 @@ class DisconnectWatcher:
             return
         except OSError:
             is_gone = True
-        # Readable and not gone: the next pipelined request. It waits for its turn.
         self.close()
         if is_gone:
+            self._on_gone()
+        else:
+            # The next pipelined request waits for its turn. Readable it stays, so from here on
+            # only asking tells whether the peer is still there.
+            self._watcher = gevent.get_hub().loop.timer(_ASK_S, _ASK_S)
+            self._watcher.start(self._ask)
+
+    def _ask(self) -> None:
+        assert self._socket is not None, "watched sockets only"
+        poll = _poll()
+        poll.register(self._socket.fileno(), select.POLLRDHUP)
+        if poll.poll(0):
+            self.close()
             self._on_gone()
 
     @staticmethod

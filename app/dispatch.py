@@ -1,13 +1,14 @@
 """From a checked request to a job on its model's queue, and the way to cancel it."""
 
 import logging
-import re
 import time
 import uuid
+from dataclasses import dataclass
 
 import msgspec
 import redis
 from celery import Celery
+from kombu.exceptions import OperationalError
 
 from app.hub import Hub
 from app.job_stream import JobStream
@@ -17,7 +18,6 @@ from shared.messages import Job
 from shared.settings import Settings
 
 _log = logging.getLogger(__name__)
-_REQUEST_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 
 INTERACTIVE = 0
 """Celery priority of requests that somebody waits for; 0 is the highest."""
@@ -29,7 +29,16 @@ def new_request_id() -> str:
 
 def request_id_from(header: str | None) -> str:
     """The client's own request id if it is usable, else a new one."""
-    return header if header and _REQUEST_ID.match(header) else new_request_id()
+    return header if header and names.is_request_id(header) else new_request_id()
+
+
+@dataclass(frozen=True, slots=True)
+class JobStanding:
+    """What Redis knows of a job besides its log."""
+
+    holder: str | None
+    """Id of the replica that has claimed it."""
+    is_cancelled: bool
 
 
 class Dispatcher:
@@ -38,6 +47,9 @@ class Dispatcher:
         self._client = client
         self._celery = celery
         self._hub = hub
+        hub.on_stray = self.cancel_unheard
+        # As long as a job may still be popped from its queue, and then some.
+        self._job_ttl_s = int(settings.request_timeout_s) + settings.job_ttl_s
 
     def deadline(self) -> float:
         return time.time() + self._settings.request_timeout_s
@@ -52,16 +64,17 @@ class Dispatcher:
         The job gets another id when its own is taken: ids that clients send are not always
         unique. Raises redis.RedisError, kombu.exceptions.OperationalError.
         """
-        ttl_s = int(self._settings.request_timeout_s) + self._settings.job_ttl_s
         while not self._client.set(
-            names.job_key(job.id), messages.encode_job(job), ex=ttl_s, nx=True
+            names.job_key(job.id), messages.encode_job(job), ex=self._job_ttl_s, nx=True
         ):
             job = msgspec.structs.replace(job, id=f"{job.id[:96]}-{uuid.uuid4().hex[:8]}")
         stream = self._hub.open(job.id)
         try:
             self._enqueue(job)
         except BaseException:
+            # Whether it was sent or not: without its key the job is nothing.
             self._hub.release(job.id)
+            self._client.delete(names.job_key(job.id))
             raise
         return job, stream
 
@@ -77,34 +90,44 @@ class Dispatcher:
             retry=False,
         )
 
-    def requeue_if_lost(self, job: Job) -> None:
-        """Enqueue a job again that no replica has claimed although the queue is empty.
+    def inspect(self, job: Job) -> JobStanding:
+        """Ask where a silent job stands. Raises redis.RedisError."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.get(names.claim_key(job.id))
+        pipe.exists(names.cancel_key(job.id))
+        holder, is_cancelled = pipe.execute()
+        return JobStanding(holder.decode() if holder else None, bool(is_cancelled))
 
-        Redis hands a message to a worker before the worker can note it down as its own: one
-        that is killed in between takes the message along. Sent twice does no harm: the claim
-        on the job lets one delivery through. Raises redis.RedisError.
+    def requeue(self, job: Job) -> None:
+        """Enqueue a job again: its message or its replica is lost.
+
+        Sent twice does no harm: the claim on the job lets one delivery through. Raises
+        redis.RedisError, kombu.exceptions.OperationalError.
         """
-        if not self._client.exists(names.claim_key(job.id)):
-            _log.warning("job was not claimed, queued again", extra={"request_id": job.id})
-            self._enqueue(job)
+        _log.warning("job is queued again", extra={"request_id": job.id})
+        self._enqueue(job)
 
     def release(self, stream: JobStream) -> None:
         """Stop reading. A job that has not ended is cancelled: nobody else waits for it."""
         self._hub.release(stream.job_id)
         if not stream.is_ended:
-            try:
-                self._revoke(stream.job_id)
-            except (redis.RedisError, OSError) as exc:
-                # The replica finds out by itself: the job's events reach nobody.
-                _log.warning("could not cancel: %s", exc, extra={"request_id": stream.job_id})
+            self.cancel_unheard(stream.job_id)
+
+    def cancel_unheard(self, job_id: str) -> None:
+        """Cancel a job that nobody of this process reads. Never raises: when Redis is away the
+        hub comes back to it with the job's next event."""
+        try:
+            self._revoke(job_id)
+        except (redis.RedisError, OperationalError, OSError) as exc:
+            _log.warning("could not cancel: %s", exc, extra={"request_id": job_id})
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job by its id, whoever reads it. Raises NotFound."""
-        if not self._client.exists(names.job_key(job_id)):
+        if not names.is_request_id(job_id) or not self._client.exists(names.job_key(job_id)):
             raise NotFound(f"There is no request {job_id!r}, or it ended long ago.", param="id")
         self._revoke(job_id)
 
     def _revoke(self, job_id: str) -> None:
         """The flag first: a replica that misses the revocation finds it."""
-        self._client.set(names.cancel_key(job_id), 1, ex=self._settings.job_ttl_s)
+        self._client.set(names.cancel_key(job_id), 1, ex=self._job_ttl_s)
         self._celery.control.revoke(job_id, terminate=True)

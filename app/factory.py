@@ -1,7 +1,8 @@
 """Makes the Flask application of one web process."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import gevent
 import redis
@@ -33,6 +34,8 @@ class Services:
     directory: Directory
     relay: RelayParts
     is_stopping: bool = False
+    close_sockets: set[Callable[[], None]] = field(default_factory=set)
+    """Closes one open WebSocket each; for when the process stops."""
 
 
 def create_app(settings: Settings | None = None) -> Flask:

@@ -18,7 +18,7 @@ workers = _settings.web_workers
 worker_connections = _settings.web_connections
 keepalive = 75
 # Streams are ended by `_end_streams` before; what is left then is beyond help.
-graceful_timeout = int(_settings.drain_grace_s) + 5
+graceful_timeout = int(_settings.drain_grace_s) + 2
 timeout = 60
 control_socket_disable = True
 proc_name = "llmis-web"
@@ -48,6 +48,8 @@ def _end_streams(worker: Any) -> None:
         gevent.sleep(0.1)
         waited_s += 0.1
     services.hub.close_streams(Unavailable("The service is shutting down."))
+    for close in list(services.close_sockets):
+        close()
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -6,17 +6,22 @@ tells every open stream to repair itself from its job's log.
 """
 
 import logging
+import time
 import uuid
+from collections.abc import Callable
 
 import gevent
 import redis
 
 from app.job_stream import JobStream
 from shared import messages, names
+from shared.messages import Failed, Finished
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.1
 _PING_S = 5.0
+_STRAY_S = 2.0
+_MAX_RELEASED = 10_000
 _SILENCE_S = 15.0
 """A connection that does not even answer pings for this long is dead."""
 
@@ -26,6 +31,10 @@ class Hub:
         self._client = client
         self.channel = names.hub_channel(uuid.uuid4().hex[:12])
         self._streams: dict[str, JobStream] = {}
+        self._released_at: dict[str, float] = {}
+        """Jobs that were given up not long ago: their last events may still come."""
+        self.on_stray: Callable[[str], None] = lambda _: None
+        """Called with the id of a job that goes on although nobody here reads it."""
         self._greenlet: gevent.Greenlet | None = None
         self.is_connected = False
 
@@ -40,7 +49,9 @@ class Hub:
         return stream
 
     def release(self, job_id: str) -> None:
-        self._streams.pop(job_id, None)
+        if self._streams.pop(job_id, None) is not None:
+            self._released_at[job_id] = time.monotonic()
+            self._forget_old()
 
     @property
     def num_streams(self) -> int:
@@ -105,6 +116,20 @@ class Hub:
             stream = streams.get(job_event.job_id)
             if stream is not None:
                 stream.push(job_event.event)
+            elif not isinstance(job_event.event, Finished | Failed):
+                self._on_stray_event(job_event.job_id)
+
+    def _on_stray_event(self, job_id: str) -> None:
+        """The cancellation of a job that nobody reads may have been lost: send it again."""
+        now = time.monotonic()
+        if now - self._released_at.get(job_id, 0.0) > _STRAY_S:
+            self._released_at[job_id] = now
+            gevent.spawn(self.on_stray, job_id)
+
+    def _forget_old(self) -> None:
+        if len(self._released_at) > _MAX_RELEASED:
+            limit = time.monotonic() - _STRAY_S
+            self._released_at = {k: at for k, at in self._released_at.items() if at > limit}
 
     def _reconnect(self, broken: "redis.client.PubSub") -> "redis.client.PubSub":
         broken.close()

@@ -31,7 +31,6 @@ class JobStream:
         self._next_seq = 0
         self.is_ended = False
         """The last event has been read."""
-        self.num_repairs = 0
 
     # -- the hub's side ----------------------------------------------------------------------
 
@@ -83,7 +82,6 @@ class JobStream:
         else:
             event: Event = item  # type: ignore[assignment]
             if event.seq > self._next_seq:
-                self.num_repairs += 1
                 self._read_log(events)
             elif event.seq == self._next_seq:
                 self._next_seq += 1

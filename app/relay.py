@@ -3,12 +3,12 @@
 Whatever way a client leaves, `Dispatcher.release` runs and cancels a job that has not ended.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import redis
+from kombu.exceptions import OperationalError
 
 from app import answers
 from app.answers import AnswerShape
@@ -17,25 +17,18 @@ from app.errors import from_exception
 from app.job_stream import ClientGone, JobStream
 from app.metrics import StreamMetrics
 from app.queues import QueueLengths
-from shared.errors import LlmisError, ReplicaLost
+from shared import errors
+from shared.errors import DeadlineExceeded, ReplicaLost, RequestCancelled
 from shared.messages import Delta, Event, Failed, Finished, Job
 from shared.registry import Directory
 from shared.settings import Settings
 
-_log = logging.getLogger(__name__)
 _TICK_S = 1.0
 """How often a silent stream is looked after."""
 _REDIS_RETRY_S = 0.2
-
-
-class JobFailed(LlmisError):
-    """The job ended with an error that a replica published."""
-
-    def __init__(self, failed: Failed) -> None:
-        super().__init__(failed.message, param=failed.param)
-        self.status = failed.status  # type: ignore[misc]
-        self.type = failed.error_type  # type: ignore[misc]
-        self.code = failed.code  # type: ignore[misc]
+_DEADLINE_GRACE_S = 5.0
+"""The replica enforces the deadline; this long after it the web tier does."""
+_MAX_REQUEUES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +51,9 @@ class Relay:
         self._stream = stream
         self.metrics = StreamMetrics(job.model, job.created_at)
         self._tick_s = min(_TICK_S, parts.settings.keepalive_s)
-        self._is_started = False
+        self._enqueued_at = time.monotonic()
+        self._requeue_wait_s = _TICK_S
+        self._num_requeues = 0
         self._unserved_since: float | None = None
 
     @property
@@ -88,20 +83,19 @@ class Relay:
             yield events
 
     def _read(self, timeout_s: float) -> list[Event]:
-        """Raises what the stream was closed with, ReplicaLost, redis.RedisError."""
+        """Raises what the stream was closed with, LlmisError, redis.RedisError."""
         try:
             events = self._stream.read(timeout_s)
             if not events:
                 # Silence: nothing to say, or the last message was lost.
                 events = self._stream.repair()
             if not events:
-                self._check_queue()
-        except redis.RedisError as exc:
+                self._look_after_job()
+        except (redis.RedisError, OperationalError) as exc:
             self._give_up_after_a_while(exc)
             time.sleep(_REDIS_RETRY_S)
             return []
         if events:
-            self._is_started = True
             self.metrics.observe(events)
         if events or self._parts.directory.replicas(self._job.model):
             self._unserved_since = None
@@ -120,10 +114,32 @@ class Relay:
         elif now - self._unserved_since > self._settings.replica_wait_s:
             raise error
 
-    def _check_queue(self) -> None:
-        """A replica that is killed while it takes a message takes it along: send it again."""
-        if not self._is_started and self._parts.queues.is_empty(self._job.model):
-            self._parts.dispatcher.requeue_if_lost(self._job)
+    def _look_after_job(self) -> None:
+        """Find out why a job is silent. Raises RequestCancelled, DeadlineExceeded, ReplicaLost.
+
+        A replica that is killed takes along the message it has just been handed, and the jobs
+        it has claimed. Both are queued again: the next replica finds the claim of a dead one
+        and decides what becomes of the job.
+        """
+        if time.time() > self._job.deadline_at + _DEADLINE_GRACE_S:
+            raise DeadlineExceeded("The request was not done before its deadline.")
+        standing = self._parts.dispatcher.inspect(self._job)
+        if standing.holder is None:
+            if standing.is_cancelled:
+                raise RequestCancelled("The request was cancelled.")
+            is_lost = self._parts.queues.is_empty_since(self._job.model, self._enqueued_at)
+        else:
+            is_lost = not self._parts.directory.has(standing.holder) and (
+                self._num_requeues == 0
+                or self._parts.queues.is_empty_since(self._job.model, self._enqueued_at)
+            )
+        if is_lost and time.monotonic() - self._enqueued_at > self._requeue_wait_s:
+            if self._num_requeues == _MAX_REQUEUES:
+                raise ReplicaLost("The request was lost several times. Please try again.")
+            self._num_requeues += 1
+            self._requeue_wait_s *= 2
+            self._enqueued_at = time.monotonic()
+            self._parts.dispatcher.requeue(self._job)
 
     def close(self, error: BaseException | None = None) -> None:
         """Stop reading; cancels the job if it has not ended."""
@@ -133,7 +149,8 @@ class Relay:
 
 def _raise_failure(events: list[Event]) -> None:
     if events and isinstance(events[-1], Failed):
-        raise JobFailed(events[-1])
+        failed = events[-1]
+        raise errors.rebuild(failed.status, failed.code, failed.message, failed.param)
 
 
 def stream_sse(

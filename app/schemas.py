@@ -17,11 +17,14 @@ T = TypeVar("T")
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
-Positive = Annotated[int, Meta(ge=1)]
+_INT32_MAX = 2**31 - 1
+Positive = Annotated[int, Meta(ge=1, le=_INT32_MAX)]
+TokenId = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 StopText = Annotated[str, Meta(min_length=1, max_length=256)]
 Stop = StopText | Annotated[list[StopText], Meta(max_length=16)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
-TokenIds = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)]
+TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
 
 
 class StreamOptions(Struct, frozen=True):
@@ -64,14 +67,14 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     model: str
     max_tokens: Positive | None = None
     temperature: Temperature | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=0)] | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Meta(ge=0, le=_INT32_MAX)] | None = None
     min_p: Probability | None = None
     stop: Stop | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    seed: int | None = None
-    logit_bias: dict[int, Bias] | None = None
+    seed: Seed | None = None
+    logit_bias: dict[TokenId, Bias] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Positive | None = None
@@ -139,7 +142,10 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
         )
 
 
-_REFUSED_FIELDS = ("tools", "functions", "logprobs", "top_logprobs", "echo", "suffix")
+_REFUSED_FIELDS = (
+    *("tools", "functions", "logprobs", "top_logprobs"),
+    *("echo", "suffix", "best_of", "audio", "modalities", "prediction"),
+)
 """They would change the answer and are not implemented: an honest 400 instead of silence."""
 
 
@@ -157,7 +163,8 @@ def convert(raw: Any, shape: type[T]) -> T:
     if not isinstance(raw, dict):
         raise InvalidRequest("The body must be a JSON object.")
     for name in _REFUSED_FIELDS:
-        if raw.get(name):
+        value = raw.get(name)
+        if value is not None and value is not False and value != []:
             raise InvalidRequest(f"{name} is not supported.", param=name)
     if raw.get("response_format", {"type": "text"}) not in (None, {"type": "text"}):
         raise InvalidRequest(

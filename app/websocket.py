@@ -75,12 +75,14 @@ def _serve(ws: Server) -> None:
         return
     ws.sock = _WholeSendSocket(ws.sock)
     connection = _Connection(ws, current_app._get_current_object())  # type: ignore[attr-defined]
+    services().close_sockets.add(connection.go_away)
     try:
         while True:
             connection.take(ws.receive())
     except (ConnectionClosed, ClientGone):
         pass
     finally:
+        services().close_sockets.discard(connection.go_away)
         connection.close()
 
 
@@ -109,6 +111,11 @@ class _Connection:
                 raise InvalidRequest("type must be request, cancel or ping.", param="type")
         except LlmisError as error:
             self._send({"type": "error", "id": frame_id, **error.body()})
+
+    def go_away(self) -> None:
+        """Close the connection from this side: the process stops."""
+        with contextlib.suppress(ConnectionClosed, LocalProtocolError, OSError):
+            self._ws.close(1001, "the service is shutting down")
 
     def close(self) -> None:
         """The client is gone: cancel what it waited for."""

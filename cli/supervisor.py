@@ -32,7 +32,6 @@ class Child:
     log_path: Path
     env: Mapping[str, str]
     process: subprocess.Popen[bytes] | None = None
-    num_restarts: int = 0
     started_at: float = 0.0
     restart_at: float | None = None
     """Monotonic time at which to start again; None = it runs, or is to stay down."""
@@ -69,7 +68,6 @@ class Child:
             wait_s, self.backoff_s = self.backoff_s, min(2 * self.backoff_s, _MAX_BACKOFF_S)
             return f"{self.name} ended ({_exit_text(code)}), starting it again in {wait_s:g} s"
         if time.monotonic() >= self.restart_at:
-            self.num_restarts += 1
             self.start()
         return None
 

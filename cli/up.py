@@ -30,6 +30,9 @@ from shared.settings import Settings
 
 _READY_TIMEOUT_S = 300.0
 _POLL_S = 0.1
+_LOOPBACK = "127.0.0.1"
+# What is asked here runs on this machine: a proxy in the environment has no business with it.
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class StartError(Exception):
@@ -43,6 +46,7 @@ class _Stopped(Exception):
 def main() -> int:
     signal.signal(signal.SIGTERM, _on_signal)
     signal.signal(signal.SIGINT, _on_signal)
+    signal.signal(signal.SIGHUP, _on_signal)
     service: _Service | None = None
     status = 0
     try:
@@ -55,16 +59,21 @@ def main() -> int:
         print(f"llmis: {exc}", file=sys.stderr)
         status = 1
     finally:
+        _ignore_signals()
         if service is not None:
             service.stop()
     return status
 
 
 def _on_signal(signum: int, _frame: FrameType | None) -> None:
-    # A second signal must not break off the orderly stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _ignore_signals()
     raise _Stopped
+
+
+def _ignore_signals() -> None:
+    """A second signal must not break off the orderly stop."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _say(text: str) -> None:
@@ -93,7 +102,7 @@ class _Service:
         self._prepare_folders()
         _check_port(settings.host, settings.port, "port", "LLMIS_PORT")
         if settings.flower_port:
-            _check_port(settings.host, settings.flower_port, "flower_port", "LLMIS_FLOWER_PORT")
+            _check_port(_LOOPBACK, settings.flower_port, "flower_port", "LLMIS_FLOWER_PORT")
         self._start_redis()
         for model in settings.models:
             if demo_model.ensure_weights(settings, model):
@@ -120,7 +129,7 @@ class _Service:
             self._front.append(self._spawn("flower", _flower_command(settings)))
         _say(f"llmis is ready: {self._url('/')}")
         if settings.flower_port:
-            _say(f"  Flower: http://{settings.host}:{settings.flower_port}/")
+            _say(f"  Flower: http://{_LOOPBACK}:{settings.flower_port}/")
         _say(f"  logs: {self._log_folder}    Ctrl-C stops everything")
 
     def _prepare_folders(self) -> None:
@@ -128,8 +137,6 @@ class _Service:
         try:
             for folder in (self._log_folder, settings.models_path):
                 folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(settings.metrics_path, ignore_errors=True)
-            settings.metrics_path.mkdir(parents=True)
             self._lock = (settings.data_path / "lock").open("w")
         except OSError as exc:
             raise StartError(
@@ -144,6 +151,8 @@ class _Service:
                 "Stop it, or set LLMIS_DATA_DIR to another folder."
             ) from exc
         demo_model.remove_partials(settings)
+        shutil.rmtree(settings.metrics_path, ignore_errors=True)
+        settings.metrics_path.mkdir(parents=True)
 
     def _start_redis(self) -> None:
         if not self._settings.redis_url:
@@ -193,7 +202,7 @@ class _Service:
 
     def _url(self, path: str) -> str:
         host = self._settings.host
-        host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+        host = _LOOPBACK if host == "0.0.0.0" else host
         return f"http://{host}:{self._settings.port}{path}"
 
     @property
@@ -226,7 +235,7 @@ class _Service:
 def _flower_command(settings: Settings) -> list[str]:
     return [
         *(sys.executable, "-m", "celery", "-A", "shared.celery_app", "flower"),
-        f"--address={settings.host}",
+        f"--address={_LOOPBACK}",
         f"--port={settings.flower_port}",
         "--max-tasks=5000",
     ]
@@ -255,7 +264,7 @@ def _get(url: str, body: bytes | None = None) -> int:
     """Status of a GET, or of a POST when there is a body; 0 when nobody answers."""
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with _opener.open(request, timeout=60) as response:
             return int(response.status)
     except urllib.error.HTTPError as exc:
         return exc.code
@@ -265,7 +274,7 @@ def _get(url: str, body: bytes | None = None) -> int:
 
 def _get_json(url: str) -> dict[str, str]:
     try:
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with _opener.open(url, timeout=10) as response:
             return dict(msgspec.json.decode(response.read()))
     except OSError:
         return {}

@@ -3,18 +3,15 @@
     LlmisError
     ├── InvalidRequest            400 invalid_request_error
     │   ├── ContextLengthExceeded 400 … code context_length_exceeded
-    │   ├── Unauthorized          401 … code invalid_api_key
     │   ├── NotFound              404 … code not_found
     │   │   ├── ModelNotFound     404 … code model_not_found
     │   │   └── UnknownRoute      404 … code unknown_url
     │   ├── MethodNotAllowed      405 … code method_not_allowed
-    │   ├── Conflict              409 … code conflict
     │   └── BodyTooLarge          413 … code body_too_large
     ├── RequestCancelled          499 … code request_cancelled
     ├── InternalError             500 server_error
     │   └── EngineError           500 … code engine_error
     ├── Unavailable               503 service_unavailable
-    │   ├── ModelUnavailable      503 … code model_unavailable
     │   ├── ReplicaLost           503 … code replica_lost
     │   └── QueueUnavailable      503 … code queue_unavailable
     └── DeadlineExceeded          504 timeout_error
@@ -23,6 +20,7 @@ Code raises; `app.errors` alone shapes the HTTP body. Between processes an error
 the fields of a `messages.Failed` event, never as a pickled exception.
 """
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 
@@ -75,11 +73,6 @@ class MethodNotAllowed(InvalidRequest):
     code = "method_not_allowed"
 
 
-class Conflict(InvalidRequest):
-    status = 409
-    code = "conflict"
-
-
 class BodyTooLarge(InvalidRequest):
     status = 413
     code = "body_too_large"
@@ -108,10 +101,6 @@ class Unavailable(LlmisError):
         self.retry_after_s = retry_after_s
 
 
-class ModelUnavailable(Unavailable):
-    code = "model_unavailable"
-
-
 class ReplicaLost(Unavailable):
     code = "replica_lost"
 
@@ -124,6 +113,20 @@ class DeadlineExceeded(LlmisError):
     status = 504
     type = "timeout_error"
     code = "deadline_exceeded"
+
+
+def rebuild(status: int, code: str | None, message: str, param: str | None) -> LlmisError:
+    """Make an error again from what travelled of it."""
+    for error_class in _subclasses(LlmisError):
+        if error_class.status == status and error_class.code == code:
+            return error_class(message, param=param)
+    return InternalError(message, param=param)
+
+
+def _subclasses(error_class: type[LlmisError]) -> Iterator[type[LlmisError]]:
+    for subclass in error_class.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
 
 
 class SettingsError(Exception):

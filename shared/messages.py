@@ -30,7 +30,6 @@ class JobKind(StrEnum):
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
-    CANCELLED = "cancelled"
 
 
 class ChatMessage(Struct, frozen=True):
@@ -143,7 +142,6 @@ class Failed(Struct, frozen=True, tag="fail", array_like=True):
     seq: int
     attempt: int
     status: int
-    error_type: str
     code: str | None
     message: str
     param: str | None = None

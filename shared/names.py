@@ -2,8 +2,11 @@
 
 import re
 
-MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,95}$"
-_MODEL_NAME = re.compile(MODEL_NAME_PATTERN)
+MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,95}\Z"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+PRIORITY_STEPS = (0, 3, 6, 9)
+"""Celery priorities; 0 is the highest. Kombu keeps one list a step."""
 
 GENERATE_TASK = "llmis.generate"
 """The Celery task that runs one job. Its only argument is the job id, which is also the task id."""
@@ -12,12 +15,19 @@ REPLICA_INDEX = "llmis:replicas"
 """Set of the replica ids that may be alive; the record of each expires by itself."""
 
 
-def is_model_name(name: str) -> bool:
-    return _MODEL_NAME.match(name) is not None
+def is_request_id(text: str) -> bool:
+    """Whether a text may be a request id: it becomes part of keys, headers and logs."""
+    return _REQUEST_ID.fullmatch(text) is not None
 
 
 def model_queue(model: str) -> str:
     return f"model.{model}"
+
+
+def priority_lists(model: str) -> list[str]:
+    """The Redis lists of a model's queue: its name, then name + separator + step."""
+    queue = model_queue(model)
+    return [f"{queue}\x06\x16{step}" if step else queue for step in PRIORITY_STEPS]
 
 
 def job_key(job_id: str) -> str:

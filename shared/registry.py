@@ -5,6 +5,7 @@ beating disappears by itself. Readers go through a `Directory`, which keeps a co
 so that no request pays for a round trip.
 """
 
+import logging
 import threading
 
 import redis
@@ -12,6 +13,8 @@ import redis
 from shared import messages, names
 from shared.connections import payload_bytes
 from shared.messages import ReplicaRecord, ReplicaState
+
+_log = logging.getLogger(__name__)
 
 BEAT_S = 1.0
 RECORD_TTL_S = 4
@@ -42,7 +45,17 @@ def read(client: "redis.Redis") -> list[ReplicaRecord]:
     dead = [replica_id for replica_id, payload in zip(ids, payloads, strict=True) if not payload]
     if dead:
         client.srem(names.REPLICA_INDEX, *dead)
-    return [messages.decode_replica(payload_bytes(payload)) for payload in payloads if payload]
+    return [record for payload in payloads if payload and (record := _decode(payload))]
+
+
+def _decode(payload: bytes | str) -> ReplicaRecord | None:
+    """A record of another version, or garbage, must not blind its readers to the others."""
+    try:
+        record = messages.decode_replica(payload_bytes(payload))
+    except messages.DecodeError as exc:
+        _log.warning("undecodable replica record: %s", exc)
+        return None
+    return record if record.version == messages.VERSION else None
 
 
 class Directory:
@@ -63,6 +76,9 @@ class Directory:
         with self._lock:
             records = self._records
         return [record for record in records if model is None or record.model == model]
+
+    def has(self, replica_id: str) -> bool:
+        return any(record.id == replica_id for record in self.replicas())
 
     def is_served(self, model: str) -> bool:
         return any(r.state is ReplicaState.READY for r in self.replicas(model))

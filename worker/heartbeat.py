@@ -57,7 +57,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(registry.BEAT_S):
-            if self._loop.is_wedged:
+            if self._loop.is_wedged or self._publisher.is_wedged:
                 self._on_wedged()
                 return
             try:
@@ -65,17 +65,30 @@ class Heartbeat:
                 self._look_after_jobs()
             except redis.RedisError as exc:
                 _log.warning("heartbeat missed: %s", exc)
+            except Exception:
+                # A replica without a pulse is taken for dead although it works: go on.
+                _log.exception("heartbeat failed")
 
     def _look_after_jobs(self) -> None:
         runs = self._loop.running()
+        unheard = self._unheard({run.job.reply_channel for run in runs})
         if not runs:
             return
         flags = self._client.mget([names.cancel_key(run.id) for run in runs])
-        unheard = self._publisher.unheard_channels(self._orphan_grace_s)
         for run, flag in zip(runs, flags, strict=True):
             error = _reason_to_cancel(run, flag is not None, unheard)
             if error is not None:
                 self._loop.cancel(run.id, error)
+
+    def _unheard(self, in_use: set[str]) -> set[str]:
+        """Channels in use that nobody has heard for the grace time, nor listens to now."""
+        unheard = self._publisher.unheard_channels(self._orphan_grace_s)
+        if not unheard:
+            return set()
+        counts = dict(self._client.pubsub_numsub(*unheard))
+        silent = {channel for channel in unheard & in_use if not counts.get(channel.encode())}
+        self._publisher.forget_channels(unheard - silent)
+        return silent
 
 
 def _reason_to_cancel(run: JobRun, is_flagged: bool, unheard: set[str]) -> LlmisError | None:

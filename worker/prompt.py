@@ -14,11 +14,18 @@ from shared.errors import ContextLengthExceeded, InvalidRequest, SettingsError
 from shared.messages import Job, JobKind, Sampling
 from worker.engines.protocol import Engine, Sequence
 
+_TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError,
+                    ArithmeticError, RecursionError)  # fmt: skip
+"""What a template's own code can raise on messages that it was not made for."""
+
 
 class ChatTemplate:
     """A compiled chat template. Raises SettingsError when the source is not one."""
 
-    def __init__(self, source: str, bos_text: str, eos_text: str) -> None:
+    def __init__(
+        self, source: str, bos_text: str, eos_text: str, *, strip_bos: bool = True
+    ) -> None:
+        """`strip_bos`: the tokenizer adds the begin token, so the rendered one goes."""
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
         )
@@ -26,7 +33,7 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda text: datetime.now().strftime(text)
         self._special = {"bos_token": bos_text, "eos_token": eos_text}
-        self._bos_text = bos_text
+        self._bos_text = bos_text if strip_bos else ""
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as exc:
@@ -36,17 +43,29 @@ class ChatTemplate:
         """Render a conversation up to where the assistant speaks. Raises InvalidRequest."""
         try:
             text = self._template.render(
-                messages=messages, add_generation_prompt=True, **self._special
+                messages=messages,
+                add_generation_prompt=True,
+                tools=None,
+                documents=None,
+                **self._special,
             )
-        except jinja2.TemplateError as exc:
+        except _TEMPLATE_ERRORS as exc:
             reason = f"The model's chat template refused the messages: {exc}"
             raise InvalidRequest(reason, param="messages") from exc
-        # The tokenizer adds it: twice is once too often.
         return text.removeprefix(self._bos_text) if self._bos_text else text
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As the templates on model hubs expect it: with these arguments, and no HTML escapes."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise_exception(message: str) -> None:
@@ -56,10 +75,19 @@ def _raise_exception(message: str) -> None:
 class PromptBuilder:
     """Turns jobs into sequences for one engine."""
 
-    def __init__(self, engine: Engine, template: ChatTemplate | None, stop: list[str]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        template: ChatTemplate | None,
+        stop: list[str],
+        *,
+        strip_leading_space: bool = False,
+    ) -> None:
+        """`stop` and `strip_leading_space` are the template's, for chat jobs."""
         self._engine = engine
         self._template = template
         self._template_stop = stop
+        self._strip_leading_space = strip_leading_space
 
     def sequences(self, job: Job) -> list[Sequence]:
         """Build one sequence a choice. Raises InvalidRequest, ContextLengthExceeded."""
@@ -79,7 +107,7 @@ class PromptBuilder:
                         max_tokens=max_tokens,
                         sampling=_sampling_of_choice(job, index),
                         stop=stop,
-                        strip_leading_space=is_chat,
+                        strip_leading_space=is_chat and self._strip_leading_space,
                     )
                 )
         return sequences
@@ -92,18 +120,31 @@ class PromptBuilder:
                 param="model",
             )
         messages = [{"role": m.role, "content": m.content} for m in job.messages]
-        return self._engine.tokenize(
-            self._template.render(messages), add_special=True, parse_special=True
-        )
+        return self._tokenize(self._template.render(messages), "messages")
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
-            tokens = self._engine.tokenize(prompt, add_special=True, parse_special=False)
-            if not tokens:
-                raise InvalidRequest("The prompt is empty for this model.", param="prompt")
-            return tokens
+            return self._tokenize(prompt, "prompt")
         self._check_token_ids(prompt, "prompt")
         return prompt
+
+    def _tokenize(self, text: str, param: str) -> list[int]:
+        """Raises InvalidRequest for what gives no token, ContextLengthExceeded for what is too
+        long by its bytes alone: tokenizing can take time that grows with their square."""
+        fewest_tokens = len(text.encode("utf-8", "replace")) // self._engine.max_token_bytes
+        if fewest_tokens >= self._engine.context_length:
+            raise self._too_long(f"more than {fewest_tokens}", param)
+        tokens = self._engine.tokenize(text, add_special=True, parse_special=param == "messages")
+        if not tokens:
+            raise InvalidRequest(f"The {param} are empty for this model.", param=param)
+        return tokens
+
+    def _too_long(self, num_tokens: str, param: str) -> ContextLengthExceeded:
+        return ContextLengthExceeded(
+            f"This model's maximum context length is {self._engine.context_length} tokens, "
+            f"but the {param} came to {num_tokens}. Please shorten the input.",
+            param=param,
+        )
 
     def _check_token_ids(self, token_ids: Iterable[int], param: str) -> None:
         """An id outside of the vocabulary would make the engine read beyond its tables."""
@@ -118,12 +159,7 @@ class PromptBuilder:
     def _max_tokens(self, prompt: list[int], job: Job) -> int:
         room = self._engine.context_length - len(prompt)
         if room < 1:
-            raise ContextLengthExceeded(
-                f"This model's maximum context length is {self._engine.context_length} tokens, "
-                f"but the {'messages' if job.messages else 'prompt'} came to {len(prompt)}. "
-                "Please shorten the input.",
-                param="messages" if job.messages else "prompt",
-            )
+            raise self._too_long(str(len(prompt)), "messages" if job.messages else "prompt")
         return room if job.max_tokens is None else min(job.max_tokens, room)
 
 

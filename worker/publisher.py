@@ -32,6 +32,8 @@ class Publisher:
         self._running_ttl_s = int(request_timeout_s) + job_ttl_s
         self._queue: queue.SimpleQueue[list[Emission] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self.is_wedged = False
+        """The thread died: the process is of no more use."""
         self._unheard_since: dict[str, float] = {}
         """Channel → monotonic time since when its messages reached nobody."""
 
@@ -53,18 +55,30 @@ class Publisher:
         limit = time.monotonic() - grace_s
         return {channel for channel, since in self._unheard_since.copy().items() if since < limit}
 
+    def forget_channels(self, channels: set[str]) -> None:
+        """Begin anew with channels that are heard after all, or that no job uses any more."""
+        for channel in channels:
+            self._unheard_since.pop(channel, None)
+
     # -- the thread --------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            emissions, is_last = self._collect()
-            if emissions:
-                self._send(_events(emissions))
-                for run, item in emissions:
-                    if isinstance(item, JobEnded | JobDropped):
-                        run.done.set()
-            if is_last:
-                return
+        try:
+            while self._publish_round():
+                pass
+        except Exception:
+            _log.exception("publisher died")
+            self.is_wedged = True
+
+    def _publish_round(self) -> bool:
+        """Publish what has come; False when that was the last."""
+        emissions, is_last = self._collect()
+        if emissions:
+            self._send(_events(emissions))
+            for run, item in emissions:
+                if isinstance(item, JobEnded | JobDropped):
+                    run.done.set()
+        return not is_last
 
     def _collect(self) -> tuple[list[Emission], bool]:
         """Wait for emissions, then take all that is there, up to one round."""
@@ -171,4 +185,4 @@ def _event(run: JobRun, item: StepResult | JobStarted | JobEnded | JobDropped) -
     if isinstance(item, JobEnded):
         return Finished(seq, attempt, item.usage, item.timings)
     error = item.error
-    return Failed(seq, attempt, error.status, error.type, error.code, error.message, error.param)
+    return Failed(seq, attempt, error.status, error.code, error.message, error.param)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -66,7 +67,7 @@ class ReplicaProcess:
                 loop=self._loop,
                 publisher=self._publisher,
                 prompts=_prompt_builder(self._settings, self._model, self._engine),
-                request_timeout_s=self._settings.request_timeout_s,
+                job_ttl_s=int(self._settings.request_timeout_s) + self._settings.job_ttl_s,
             )
         )
         signals.worker_ready.connect(self._on_ready)
@@ -99,22 +100,24 @@ class ReplicaProcess:
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
     def _drain(self) -> None:
-        deadline = time.monotonic() + self._settings.drain_grace_s
-        while self._loop.running() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for run in self._loop.running():
-            self._loop.cancel(run.id, Unavailable("The service is shutting down."))
+        time.sleep(self._settings.drain_grace_s)
+        while True:  # until the process ends: a task may still be on its way into the loop
+            for run in self._loop.running():
+                self._loop.cancel(run.id, Unavailable("The service is shutting down."))
+            time.sleep(0.1)
 
     def _die(self) -> None:
         """Without its engine loop the process can only keep jobs waiting: let it be replaced.
 
-        No orderly end: Celery would wait for tasks that nobody finishes. Their messages are
-        not acknowledged, so the queue keeps them.
+        No orderly end: Celery would wait for tasks that nobody finishes. Their relays see that
+        the replica is gone.
         """
-        _log.critical("the engine loop is dead, the process ends")
-        self._publisher.stop(self._settings.redis_timeout_s)
-        registry.withdraw(self._client, self.id)
-        os._exit(70)
+        _log.critical("the engine loop or the publisher is dead, the process ends")
+        try:
+            self._publisher.stop(self._settings.redis_timeout_s)
+            registry.withdraw(self._client, self.id)
+        finally:
+            os._exit(70)
 
     def _record(self) -> ReplicaRecord:
         return ReplicaRecord(
@@ -150,10 +153,27 @@ def _load_engine(settings: Settings, model: ModelSettings) -> Engine:
 
 
 def _prompt_builder(settings: Settings, model: ModelSettings, engine: Engine) -> PromptBuilder:
-    path = settings.template_path(model)
-    source = path.read_text() if path else engine.chat_template
-    template = ChatTemplate(source, engine.bos_text, engine.eos_text) if source else None
-    return PromptBuilder(engine, template, model.stop)
+    template = _chat_template(settings.template_path(model), engine)
+    return PromptBuilder(
+        engine, template, model.stop, strip_leading_space=model.strip_leading_space
+    )
+
+
+def _chat_template(path: Path | None, engine: Engine) -> ChatTemplate | None:
+    """The configured template, or the model's own if that is one. Raises SettingsError."""
+    try:
+        source = path.read_text("utf-8") if path else engine.chat_template
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"chat_template: cannot read {path}: {exc}") from exc
+    if not source:
+        return None
+    try:
+        return ChatTemplate(source, engine.bos_text, engine.eos_text, strip_bos=engine.adds_bos)
+    except SettingsError as exc:
+        if path:
+            raise
+        _log.warning("the model's own chat template cannot be used: %s", exc)
+        return None
 
 
 def main(arguments: list[str]) -> int:

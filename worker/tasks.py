@@ -21,11 +21,12 @@ from shared.connections import payload_bytes
 from shared.errors import (
     DeadlineExceeded,
     EngineError,
+    InternalError,
     LlmisError,
     ReplicaLost,
     RequestCancelled,
 )
-from shared.messages import Delta, Failed, Job
+from shared.messages import Delta, Failed, Finished, Job
 from worker.engine_loop import EngineLoop
 from worker.job_run import JobDropped, JobRun
 from worker.prompt import PromptBuilder
@@ -45,7 +46,8 @@ class Replica:
     loop: EngineLoop
     publisher: Publisher
     prompts: PromptBuilder
-    request_timeout_s: float
+    job_ttl_s: int
+    """How long what belongs to a job stays in Redis."""
 
 
 _replica: Replica | None = None
@@ -58,84 +60,122 @@ def serve(replica: Replica) -> None:
 
 
 class GenerateRequest(Request):  # type: ignore[misc]
-    """A generate task as the worker sees it: revoking it cancels the job in the engine."""
+    """A generate task as the worker sees it: terminating it cancels the job in the engine."""
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         if _replica is not None:
             _replica.loop.cancel(self.id, RequestCancelled(CANCELLED))
-        if self.time_start:
-            self._announce_revoked("terminated", True, "CANCEL", False)
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         self.terminate(pool, signal)
 
 
 @control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
-def revoke(state: Any, task_id: Any, terminate: bool = False, **_: Any) -> Any:
-    """Replace Celery's command, which asks a result backend about every unknown task."""
+def revoke(state: Any, task_id: Any, **_: Any) -> Any:
+    """Replace Celery's command: cancel the jobs, here or when they are popped.
+
+    Celery's own would drop a queued task in silence, and its reader would wait for ever; and it
+    asks a result backend about every task that it does not know. Here a queued job gets the
+    cancel flag, and the replica that pops it writes the end into its log.
+    """
     task_ids = {task_id} if isinstance(task_id, str) else set(task_id)
-    worker_state.revoked.update(task_ids)
-    requests = [r for r in list(worker_state.reserved_requests) if r.id in task_ids]
-    if terminate:
-        for request in requests:
-            request.terminate(state.consumer.pool)
-    return ok(f"revoked here: {sorted(r.id for r in requests)}")
+    for request in [r for r in list(worker_state.reserved_requests) if r.id in task_ids]:
+        request.terminate(state.consumer.pool)
+    if _replica is not None:
+        for job_id in task_ids:
+            _replica.client.set(names.cancel_key(job_id), 1, ex=_replica.job_ttl_s)
+    return ok(f"cancelled: {sorted(task_ids)}")
 
 
-@app.task(name=names.GENERATE_TASK, Request=f"{__name__}:GenerateRequest")  # type: ignore[untyped-decorator]
-def generate(job_id: str) -> None:
+@app.task(bind=True, name=names.GENERATE_TASK, Request=f"{__name__}:GenerateRequest")  # type: ignore[untyped-decorator]
+def generate(self: Any, job_id: str) -> None:
     """Run one job to its end."""
     assert _replica is not None, "serve() comes before the worker starts"
-    try:
-        outcome = _run(_replica, job_id)
-    except Exception:
-        _log.exception("job failed outside of the engine", extra={"request_id": job_id})
-        raise
-    if outcome == RequestCancelled.code:
-        # Announced as revoked already: no success may follow.
+    if _run(_replica, job_id) == RequestCancelled.code:
+        # For Flower: not a success.
+        self.send_event("task-revoked", terminated=True, signum="CANCEL", expired=False)
         raise Ignore()
 
 
 def _run(replica: Replica, job_id: str) -> str:
+    """Run a job and return its outcome. Whatever happens, a claimed job gets its last event."""
     payload = replica.client.get(names.job_key(job_id))
-    if payload is None:
+    if not payload:
         _log.warning("job is gone, nobody waits for it", extra={"request_id": job_id})
         return "expired"
     job = messages.decode_job(payload_bytes(payload))
     if not _claim(replica, job):
-        _log.info("second delivery of a running job dropped", extra={"request_id": job_id})
+        _log.info("second delivery of a job dropped", extra={"request_id": job_id})
         return "duplicate"
     run = JobRun(job, attempt=job.attempt, sequences=[])
-    run.next_seq = replica.client.llen(names.log_key(job_id))
     try:
-        if run.next_seq:
-            _resume(replica, run)
-        if time.time() > job.deadline_at:
-            raise DeadlineExceeded("The request waited in the queue until its deadline.")
-        run.sequences = replica.prompts.sequences(job)
+        _start(replica, run)
     except LlmisError as error:
         _fail(replica, run, error)
-    else:
-        replica.loop.submit(run)
-        # The flag is set before the revocation is sent: one of the two is seen.
-        if replica.client.exists(names.cancel_key(job_id)):
-            replica.loop.cancel(job_id, RequestCancelled(CANCELLED))
+    except Exception:
+        _log.exception("job failed outside of the engine", extra={"request_id": job_id})
+        _fail(replica, run, InternalError("The replica had an error while preparing the request."))
     run.done.wait()
     _log_end(replica, run)
+    # Nobody needs the request any more; the empty key keeps its id taken.
+    replica.client.set(names.job_key(job_id), b"", xx=True, keepttl=True)
     return run.outcome
 
 
+def _start(replica: Replica, run: JobRun) -> None:
+    """Check that the job is wanted and hand it to the engine loop. Raises LlmisError."""
+    run.next_seq = replica.client.llen(names.log_key(run.id))
+    _check_cancelled(replica, run)
+    if run.next_seq:
+        _resume(replica, run)
+    if time.time() > run.job.deadline_at:
+        raise DeadlineExceeded("The request waited in the queue until its deadline.")
+    run.sequences = replica.prompts.sequences(run.job)
+    replica.loop.submit(run)
+    # The flag is set before the revocation is sent: one of the two is seen.
+    if replica.client.exists(names.cancel_key(run.id)):
+        replica.loop.cancel(run.id, RequestCancelled(CANCELLED))
+
+
+def _check_cancelled(replica: Replica, run: JobRun) -> None:
+    if replica.client.exists(names.cancel_key(run.id)):
+        raise RequestCancelled(CANCELLED)
+
+
+_TAKE_OVER = """
+if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('set', KEYS[1], ARGV[2], 'EX', ARGV[3])
+return 1
+"""
+"""Replace a claim if it is still the one that was seen."""
+
+
 def _claim(replica: Replica, job: Job) -> bool:
-    """Take the job for this replica; False when a live replica has it."""
+    """Take the job for this replica; False when a live replica has it, or had it to its end."""
     key = names.claim_key(job.id)
-    ttl_s = int(replica.request_timeout_s) + 60
-    if replica.client.set(key, replica.id, nx=True, ex=ttl_s):
+    if replica.client.set(key, replica.id, nx=True, ex=replica.job_ttl_s):
         return True
     holder = payload_bytes(replica.client.get(key) or b"").decode()
-    if holder == replica.id or any(r.id == holder for r in registry.read(replica.client)):
+    if holder == replica.id or _is_ended(replica, job) or _is_alive(replica, holder):
         return False
-    replica.client.set(key, replica.id, ex=ttl_s)
-    return True
+    taken = replica.client.eval(_TAKE_OVER, 1, key, holder, replica.id, str(replica.job_ttl_s))
+    return bool(taken)
+
+
+def _is_ended(replica: Replica, job: Job) -> bool:
+    last = replica.client.lindex(names.log_key(job.id), -1)
+    if last is None:
+        return False
+    return isinstance(messages.decode_event(payload_bytes(last)), Failed | Finished)
+
+
+def _is_alive(replica: Replica, replica_id: str) -> bool:
+    """Whether a replica beats. Asked twice: after an outage of Redis all records are gone."""
+    for wait_s in (0.0, 2 * registry.BEAT_S):
+        time.sleep(wait_s)
+        if any(record.id == replica_id for record in registry.read(replica.client)):
+            return True
+    return False
 
 
 def _resume(replica: Replica, run: JobRun) -> None:
@@ -144,7 +184,7 @@ def _resume(replica: Replica, run: JobRun) -> None:
     log = replica.client.lrange(names.log_key(run.id), 0, -1)
     for payload in log:
         event = messages.decode_event(payload_bytes(payload))
-        if isinstance(event, Delta | Failed):
+        if isinstance(event, Delta):
             raise ReplicaLost("The replica that ran this request died in the middle of it.")
 
 

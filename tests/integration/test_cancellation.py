@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from shared import registry
+from shared import messages, names, registry
+from shared.messages import Failed
 from tests.conftest import Service, wait_for
 
 _LONG = {"model": "gemma-3-270m", "prompt": "Once upon a time", "max_tokens": 3000}
@@ -95,18 +96,46 @@ def test_a_queued_request_that_is_cancelled_never_reaches_the_engine(service: Se
         connection.close()
     wait_for(lambda: not client.llen("model.gemma-3-270m"), "the queue is empty")
     wait_for(lambda: _busy(service, "gemma-3-270m") == 0, "all slots free")
-    assert client.llen(f"llmis:job:{queued_id}:log") == 0, "no event: the engine never saw it"
+    events = [messages.decode_event(e) for e in client.lrange(names.log_key(queued_id), 0, -1)]
+    assert [type(event) for event in events] == [Failed], "the engine never saw it"
+
+
+def test_a_queued_request_that_is_cancelled_by_id_ends_at_once(service: Service) -> None:
+    running = [_send(service, _unique("fill"), stream=True) for _ in range(4)]
+    for connection in running:
+        _read_until(connection, b"data:")
+    queued_id = _unique("byhand")
+    queued = _send(service, queued_id, stream=True)
+    wait_for(lambda: service.redis.llen("model.gemma-3-270m"), "the request waits in the queue")
+    _cancel(service, queued_id)
+    received = _read_until(queued, b"request_cancelled")
+    assert b'"choices"' not in received
+    for connection in (queued, *running):
+        connection.close()
+
+
+def test_a_client_that_pipelines_and_leaves_is_noticed(service: Service) -> None:
+    request_id = _unique("pipelined")
+    connection = _send(service, request_id, stream=True)
+    connection.sendall(b"\r\n")
+    _read_until(connection, b"data:", times=2)
+    connection.close()
+    assert _outcome(service, request_id)["outcome"] == "request_cancelled"
+
+
+def _cancel(service: Service, request_id: str) -> None:
+    canceller = socket.create_connection(("127.0.0.1", service.port), timeout=30)
+    path = f"/v1/requests/{request_id}/cancel"
+    canceller.sendall(f"POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n\r\n".encode())
+    assert b"200 OK" in _read_until(canceller, b"cancelling")
+    canceller.close()
 
 
 def test_cancelling_by_id_ends_the_stream_with_an_error_event(service: Service) -> None:
     request_id = _unique("byhand")
     connection = _send(service, request_id, stream=True)
     _read_until(connection, b"data:", times=3)
-    canceller = socket.create_connection(("127.0.0.1", service.port), timeout=30)
-    path = f"/v1/requests/{request_id}/cancel"
-    canceller.sendall(f"POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n\r\n".encode())
-    assert b"200 OK" in _read_until(canceller, b"cancelling")
-    canceller.close()
+    _cancel(service, request_id)
     rest = _read_until(connection, b"request_cancelled")
     assert b'"error"' in rest
     assert b"[DONE]" not in rest

@@ -5,10 +5,10 @@ import json
 import os
 import signal
 import socket
-import time
+from pathlib import Path
 
-from shared import registry
-from tests.conftest import Service, wait_for
+from shared import names, registry
+from tests.conftest import Service, running_service, wait_for
 from tests.counter_model import expected_text
 
 
@@ -67,6 +67,30 @@ def test_requests_wait_in_the_queue_while_a_killed_replica_starts_again(
     assert _text(response) == expected_text(5, 5)
 
 
+def test_a_replica_killed_in_mid_stream_ends_its_streams_with_an_error(tmp_path: Path) -> None:
+    """And it does not matter that another replica is there at once."""
+    with running_service(tmp_path, demo=True) as service:
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+        payload = {"model": "gemma-3-270m", "prompt": "Once", "max_tokens": 3000, "stream": True}
+        connection.request("POST", "/v1/completions", json.dumps(payload))
+        response = connection.getresponse()
+        received = response.read(1000)
+        (pid,) = service.pids("worker.replica", "gemma")
+        os.kill(pid, signal.SIGKILL)
+        received += response.read()
+        assert b"replica_lost" in received
+        assert b"[DONE]" not in received
+
+
+def test_garbage_in_the_registry_blinds_nobody(own_service: Service) -> None:
+    client = own_service.redis
+    client.set(names.replica_key("junk"), b"\xffjunk", ex=30)
+    client.sadd(names.REPLICA_INDEX, "junk")
+    (pid,) = own_service.pids("worker.replica", "counter-small")
+    os.kill(pid, signal.SIGKILL)
+    assert _text(_complete(own_service, model="counter-small")) == expected_text(5, 5)
+
+
 def test_a_request_fails_with_503_when_no_replica_comes(own_service: Service) -> None:
     (pid,) = own_service.pids("worker.replica", "counter-small")
     os.kill(pid, signal.SIGSTOP)
@@ -100,5 +124,4 @@ def test_garbage_on_the_hub_channel_and_in_the_queue_hurts_nobody(own_service: S
     (channel,) = client.pubsub_channels("llmis:hub:*")
     client.publish(channel, b"\x00garbage")
     client.lpush("model.counter", b"not a celery message")
-    time.monotonic()
     assert _text(_complete(own_service)) == expected_text(5, 5)

@@ -74,6 +74,16 @@ def test_bad_weights_are_named(tmp_path: Path, content: bytes | None, expected: 
     assert expected in said
 
 
+def test_a_folder_with_a_space_and_a_proxy_in_the_environment_are_no_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    folder = tmp_path / 'a "b" c'
+    folder.mkdir()
+    with running_service(folder) as running:
+        assert running.redis.config_get("dir")["dir"] == str(folder / "redis")
+
+
 def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     status, said = _up(tmp_path, LLMIS_DATA_DIR=str(tmp_path / "file" / "var"))

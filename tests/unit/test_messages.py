@@ -32,7 +32,7 @@ _EVENTS: list[Event] = [
     Progress(1, 0, 3, 7),
     Delta(2, 0, 1, "€", [5, 6], FinishReason.STOP),
     Finished(3, 0, Usage(7, 2, 1), Timings(0.1, 0.2, 0.3)),
-    Failed(4, 1, 400, "invalid_request_error", None, "no", "prompt"),
+    Failed(4, 1, 400, None, "no", "prompt"),
 ]
 
 

@@ -55,6 +55,17 @@ def test_a_template_that_refuses_is_the_clients_error() -> None:
         template.render([])
 
 
+def test_templates_find_what_model_hubs_promise_them() -> None:
+    source = "{{ messages | tojson(indent=None, ensure_ascii=False) }}{{ tools is none }}"
+    assert ChatTemplate(source, "", "").render([{"a": "€"}]) == '[{"a": "€"}]True'
+
+
+@pytest.mark.parametrize("source", ["{{ 1 / 0 }}", "{{ messages[5].x.y }}", "{{ 'a' + 1 }}"])
+def test_a_template_that_breaks_on_the_messages_is_no_internal_error(source: str) -> None:
+    with pytest.raises(InvalidRequest):
+        ChatTemplate(source, "", "").render([])
+
+
 @pytest.mark.parametrize(
     "source", ["{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ messages.clear() }}"]
 )
@@ -66,6 +77,23 @@ def test_templates_run_in_a_sandbox(source: str) -> None:
 def test_a_broken_template_stops_the_start() -> None:
     with pytest.raises(SettingsError):
         ChatTemplate("{% if %}", "", "")
+
+
+def test_the_begin_token_stays_where_the_tokenizer_adds_none() -> None:
+    assert ChatTemplate("{{ bos_token }}x", "<s>", "", strip_bos=False).render([]) == "<s>x"
+
+
+def test_a_text_that_is_too_long_by_its_bytes_is_never_tokenized() -> None:
+    engine = ScriptedEngine(1, [])
+    engine.tokenize = lambda *_, **__: pytest.fail("tokenized")  # type: ignore[method-assign]
+    with pytest.raises(ContextLengthExceeded):
+        PromptBuilder(engine, None, []).sequences(_job(prompts=["x" * 100]))
+
+
+def test_a_template_that_renders_nothing_is_refused() -> None:
+    chat = _job(kind=JobKind.CHAT, messages=[ChatMessage("user", "hi")], prompts=[])
+    with pytest.raises(InvalidRequest, match="empty"):
+        _builder("{# nothing #}").sequences(chat)
 
 
 def test_choices_share_the_prompt_and_draw_with_seeds_of_their_own() -> None:

@@ -44,7 +44,13 @@ def test_logit_bias_keys_are_token_ids() -> None:
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": True}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"seed": 2**64}, "seed"),
+        ({"top_k": 2**32 + 1}, "top_k"),
+        ({"max_tokens": 2**31}, "max_tokens"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {str(2**40): 1}}, "logit_bias"),
+        ({"logprobs": 0}, "logprobs"),
         ({"n": 0}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": -1}, "max_completion_tokens"),
@@ -100,7 +106,7 @@ def test_prompts_in_all_their_shapes(prompt: Any, expected: list[Any]) -> None:
     assert parse(body, CompletionRequest).prompts() == expected
 
 
-@pytest.mark.parametrize("prompt", [[], [[]], [1, "a"], [-1], [1.5], [None]])
+@pytest.mark.parametrize("prompt", [[], [[]], [1, "a"], [-1], [1.5], [None], [2**31], [2**70]])
 def test_prompts_of_no_shape_are_refused(prompt: Any) -> None:
     body = msgspec.json.encode({"model": "m", "prompt": prompt})
     with pytest.raises(InvalidRequest) as caught:

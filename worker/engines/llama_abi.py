@@ -76,7 +76,8 @@ class ContextParams(c.Structure):
         ("type_v", c.c_int32),
         ("abort_callback", Pointer),
         ("abort_callback_data", Pointer),
-        ("_unknown", Pointer),
+        # Eight bytes that this build has and the header that was read does not; null by default.
+        ("_reserved", Pointer),
         ("embeddings", c.c_bool),
         ("offload_kqv", c.c_bool),
         ("no_perf", c.c_bool),
@@ -126,6 +127,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "llama_model_chat_template": (c.c_char_p, Pointer, c.c_char_p),
     "llama_model_n_ctx_train": (c.c_int32, Pointer),
     "llama_model_has_encoder": (c.c_bool, Pointer),
+    "llama_model_has_decoder": (c.c_bool, Pointer),
     "llama_init_from_model": (Pointer, Pointer, ContextParams),
     "llama_free": (None, Pointer),
     "llama_n_ctx_seq": (c.c_uint32, Pointer),
@@ -137,6 +139,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "llama_vocab_n_tokens": (c.c_int32, Pointer),
     "llama_vocab_bos": (c.c_int32, Pointer),
     "llama_vocab_eos": (c.c_int32, Pointer),
+    "llama_vocab_get_add_bos": (c.c_bool, Pointer),
     "llama_vocab_is_eog": (c.c_bool, Pointer, c.c_int32),
     "llama_vocab_get_text": (c.c_char_p, Pointer, c.c_int32),
     "llama_tokenize": (

@@ -5,6 +5,11 @@ import random
 from shared.messages import Sampling
 from worker.engines.llama_abi import Library, LogitBias, SamplerChainParams
 
+_GREEDY_BELOW = 1e-4
+"""A temperature below it gives the same token every time, until the exponentials overflow."""
+_RANDOM_SEED = 2**32 - 1
+"""The seed that llama.cpp takes for "draw one"."""
+
 
 def new_chain(
     library: Library, sampling: Sampling, vocab_size: int, context_length: int
@@ -14,7 +19,7 @@ def new_chain(
     The caller frees it with `sampler_free`.
     """
     has_penalty = bool(sampling.presence_penalty or sampling.frequency_penalty)
-    is_greedy = sampling.temperature <= 0 or sampling.top_k == 1
+    is_greedy = sampling.temperature < _GREEDY_BELOW or sampling.top_k == 1
     if is_greedy and not has_penalty and not sampling.logit_bias:
         return None
     stages: list[int] = []
@@ -46,5 +51,5 @@ def _random_stages(library: Library, sampling: Sampling) -> list[int]:
     if sampling.min_p > 0:
         stages.append(library.sampler_init_min_p(sampling.min_p, 1))
     seed = sampling.seed if sampling.seed is not None else random.getrandbits(32)
-    stages.append(library.sampler_init_dist(seed % 2**32))
+    stages.append(library.sampler_init_dist(seed % _RANDOM_SEED))
     return stages

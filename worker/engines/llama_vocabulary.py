@@ -15,6 +15,11 @@ class Vocabulary:
         self.size: int = library.vocab_n_tokens(self._vocab)
         self.bos_text = self._text(library.vocab_bos(self._vocab))
         self.eos_text = self._text(library.vocab_eos(self._vocab))
+        self.adds_bos: bool = library.vocab_get_add_bos(self._vocab)
+        # The vocabulary's texts are never shorter than the bytes they stand for.
+        self.max_token_bytes = max(
+            len(library.vocab_get_text(self._vocab, token) or b"") for token in range(self.size)
+        )
         self._pieces: dict[int, bytes] = {}
         self._is_end: dict[int, bool] = {}
 
@@ -35,7 +40,7 @@ class Vocabulary:
         """The bytes that a token adds to the text; control tokens add none."""
         piece = self._pieces.get(token)
         if piece is None:
-            buffer = c.create_string_buffer(512)
+            buffer = c.create_string_buffer(self.max_token_bytes + 1)
             n = self._lib.token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
             piece = self._pieces[token] = buffer.raw[: max(n, 0)]
         return piece

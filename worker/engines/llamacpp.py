@@ -7,6 +7,7 @@ goes to the slot whose cache shares the longest prefix with its prompt.
 """
 
 import ctypes as c
+import logging
 import time
 from dataclasses import dataclass, field
 from itertools import count
@@ -23,6 +24,7 @@ from worker.engines.prefill import PrefillBudget
 from worker.engines.protocol import EngineSettings, Sequence, StepResult
 from worker.text import TextAssembler
 
+_log = logging.getLogger(__name__)
 _BATCH_TOKENS = 512
 _WORTHWHILE_PREFIX_TOKENS = 16
 """A shared prefix that is shorter is no reason to prefer a slot."""
@@ -79,6 +81,15 @@ class LlamaCppEngine:
         model: int | None = self._lib.model_load_from_file(str(settings.path).encode(), params)
         if not model:
             raise EngineError(f"llama.cpp could not load {settings.path.name}: see the log")
+        if self._lib.model_has_encoder(model) or not self._lib.model_has_decoder(model):
+            raise SettingsError(f"models: {settings.path.name} is no model that generates text")
+        trained = self._lib.model_n_ctx_train(model)
+        if settings.context_length > trained:
+            _log.warning(
+                "context_length = %d, but the model was trained on %d",
+                settings.context_length,
+                trained,
+            )
         return model
 
     def _new_context(self, settings: EngineSettings) -> int:
@@ -111,6 +122,14 @@ class LlamaCppEngine:
         return template.decode("utf-8", "replace") if template else None
 
     @property
+    def max_token_bytes(self) -> int:
+        return self._vocabulary.max_token_bytes
+
+    @property
+    def adds_bos(self) -> bool:
+        return self._vocabulary.adds_bos
+
+    @property
     def bos_text(self) -> str:
         return self._vocabulary.bos_text
 
@@ -132,6 +151,7 @@ class LlamaCppEngine:
         return bool(self._by_key)
 
     def submit(self, sequence: Sequence) -> None:
+        assert sequence.prompt, "a sequence begins with at least one token"
         slot = self._choose_slot(sequence.prompt)
         # The last prompt token is always computed: its logits give the first new token.
         keep = min(_common_prefix(slot.cache, sequence.prompt), len(sequence.prompt) - 1)

@@ -53,8 +53,6 @@ class StepResult:
     """While the prompt is read: how many of its tokens are done. 0 = nothing new."""
     cached_tokens: int = 0
     """With `prefilled_tokens`: how many of these came from the KV cache."""
-    error: str | None = None
-    """The sequence failed alone, with this reason; it is over."""
 
 
 class Engine(Protocol):
@@ -73,6 +71,14 @@ class Engine(Protocol):
     @property
     def chat_template(self) -> str | None:
         """The Jinja template in the model's own files."""
+
+    @property
+    def max_token_bytes(self) -> int:
+        """A token stands for at most so many bytes of text."""
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether tokenizing with `add_special` puts the begin token in front."""
 
     @property
     def bos_text(self) -> str:
