@@ -1,0 +1,123 @@
+"""`python -m bench`: runs the benchmarks, prints their tables, writes bench/results.
+
+python -m bench                          everything
+python -m bench counter --streams 8 64   the counter model against llama.cpp's own server
+python -m bench demo                     the demo model against it
+python -m bench ttft                     time to first token of an idle service
+python -m bench relay                    one web process without an engine
+"""
+
+import argparse
+import signal
+import sys
+
+from bench import relay, report, scenarios, servers
+from bench.measure import medians
+from bench.processes import machine_facts
+from bench.scenarios import Load
+from bench.servers import ServedModel
+
+_NAMES = ("counter", "ttft", "demo", "relay")
+_COUNTER_STREAMS = (1, 8, 32, 64)
+_DEMO_STREAMS = (1, 8)
+_RELAY_STREAMS = (64, 1000)
+_RELAY_RATES = (10_000, 30_000, 60_000, 100_000)
+_COUNTER_TOKENS = 512
+"""A counter load has about this many tokens a stream and request ..."""
+_COUNTER_TOTAL = 32_768
+"""... and as many requests as give this many tokens, but at most 16 a stream."""
+
+
+def main() -> int:
+    arguments = _arguments()
+    # SIGTERM ends this process as Ctrl-C does, so that every child is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    facts = machine_facts()
+    chosen = arguments.names or list(_NAMES)
+    content: dict[str, object] = {"machine": facts, "rounds": arguments.rounds}
+    tables = []
+    for name in chosen:
+        _say(f"{name} ...")
+        if name == "relay":
+            tables.append(_relay(arguments, content))
+        else:
+            tables.append(_side_by_side(name, arguments, content))
+    print("\n" + "\n\n".join(tables))
+    if not arguments.quick:
+        path = report.write("-".join(arguments.names) or "all", content)
+        print(f"\nwritten: {path}")
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(_NAMES)}")
+    parser.add_argument("--streams", type=int, nargs="+", help="streams at the same time")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each server (default 3)")
+    parser.add_argument("--rates", type=int, nargs="+", help="tokens/s offered to the relay")
+    parser.add_argument(
+        "--quick", action="store_true", help="one short round of everything; writes no file"
+    )
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - set(_NAMES)
+    if unknown:
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    if arguments.quick:
+        arguments.rounds = 1
+    return arguments
+
+
+def _side_by_side(name: str, arguments: argparse.Namespace, content: dict[str, object]) -> str:
+    model, loads = _scenario(name, arguments)
+    found = scenarios.side_by_side(model, loads, arguments.rounds, _say)
+    results = {
+        label: {server: medians(of_rounds) for server, of_rounds in by_server.items()}
+        for label, by_server in found.items()
+    }
+    content[name] = {"medians": results, "rounds": found}
+    title = f"{name}: {model.slots} slots of {model.context_length} tokens, 1 compute thread"
+    return f"{title}; times in ms\n{report.side_by_side_table(results)}"
+
+
+def _scenario(name: str, arguments: argparse.Namespace) -> tuple[ServedModel, list[Load]]:
+    if name == "demo":
+        streams = arguments.streams or _DEMO_STREAMS
+        model = ServedModel("demo", servers.demo_file(), max(streams), context_length=1024)
+        return model, [scenarios.demo_load(n, 1 if arguments.quick else 3) for n in streams]
+    streams = arguments.streams or _COUNTER_STREAMS
+    model = ServedModel("counter", servers.counter_file(), max(streams), context_length=1024)
+    if name == "ttft":
+        return model, [scenarios.ttft_load(10 if arguments.quick else 30)]
+    total = _COUNTER_TOTAL // 4 if arguments.quick else _COUNTER_TOTAL
+    return model, [_counter_load(n, total) for n in streams]
+
+
+def _counter_load(num_streams: int, total: int) -> Load:
+    max_tokens = min(_COUNTER_TOKENS, max(64, total // num_streams))
+    requests = min(16, max(1, total // (num_streams * max_tokens)))
+    return scenarios.counter_load(num_streams, max_tokens, requests)
+
+
+def _relay(arguments: argparse.Namespace, content: dict[str, object]) -> str:
+    rates = arguments.rates or _RELAY_RATES
+    results = {
+        num_streams: relay.run(num_streams, rates, arguments.rounds, _say)
+        for num_streams in arguments.streams or _RELAY_STREAMS
+    }
+    content["relay"] = results
+    return f"relay: one web process, no engine\n{relay.relay_table(results)}"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,108 @@
+"""From a load on a server to its numbers."""
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from bench.load import LoadResult, Plan
+from bench.processes import ROOT
+from bench.sse import Stream
+
+T = TypeVar("T", bound=Struct)
+
+
+class Numbers(Struct, kw_only=True):
+    """What one load showed, or the medians of several rounds."""
+
+    tokens_per_s: float
+    """Output tokens of all streams / (first request sent → last stream ended)."""
+    ttft_p50_ms: float
+    """Request sent → first chunk with text."""
+    ttft_p99_ms: float
+    itl_p50_ms: float
+    """Gap between chunks, whatever they hold."""
+    itl_p99_ms: float
+    itl_token_p50_ms: float
+    """Gap between chunks / tokens of the later one, once for each of these tokens."""
+    itl_token_p99_ms: float
+    tokens_per_chunk: float
+    cpu_s_per_1k: float
+    """CPU seconds of all processes of the server for 1,000 output tokens."""
+    cpu_by_role: dict[str, float]
+    """CPU seconds for 1,000 output tokens, by process."""
+    load_cpu_s_per_1k: float
+    """CPU seconds that the load generator took besides."""
+    other_cores: float
+    """Cores kept busy by anything else on the machine: a disturbed run, from about 0.1."""
+
+
+def run_load(plan: Plan) -> LoadResult:
+    """Run the load generator. Raises RuntimeError with its message when it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.load"],
+        cwd=ROOT,
+        input=msgspec.json.encode(plan),
+        capture_output=True,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"the load failed:\n{done.stderr.decode()[-3000:]}")
+    return msgspec.json.decode(done.stdout, type=LoadResult)
+
+
+def numbers(result: LoadResult, tokens_of: Callable[[Stream, str], float]) -> Numbers:
+    """Work out the numbers; `tokens_of` counts the tokens of a chunk of a stream."""
+    streams = result.streams
+    used = {
+        role: seconds - result.server_cpu_before.get(role, 0.0)
+        for role, seconds in result.server_cpu_after.items()
+    }
+    num_tokens = sum(stream.completion_tokens for stream in streams)
+    wall_s = max(s.ended_at for s in streams) - min(s.sent_at for s in streams)
+    ttft = [s.chunk_at[0] - s.sent_at for s in streams]
+    gaps: list[float] = []
+    token_gaps: list[float] = []
+    for stream in streams:
+        later = zip(stream.chunk_at, stream.chunk_at[1:], stream.chunk_texts[1:], strict=False)
+        for before, at, text in later:
+            tokens = tokens_of(stream, text)
+            gaps.append(at - before)
+            token_gaps += [(at - before) / tokens] * max(1, round(tokens))
+    return Numbers(
+        tokens_per_s=num_tokens / wall_s,
+        ttft_p50_ms=1000 * quantile(ttft, 0.5),
+        ttft_p99_ms=1000 * quantile(ttft, 0.99),
+        itl_p50_ms=1000 * quantile(gaps, 0.5),
+        itl_p99_ms=1000 * quantile(gaps, 0.99),
+        itl_token_p50_ms=1000 * quantile(token_gaps, 0.5),
+        itl_token_p99_ms=1000 * quantile(token_gaps, 0.99),
+        tokens_per_chunk=num_tokens / sum(len(s.chunk_at) for s in streams),
+        cpu_s_per_1k=1000 * sum(used.values()) / num_tokens,
+        cpu_by_role={role: 1000 * seconds / num_tokens for role, seconds in used.items()},
+        load_cpu_s_per_1k=1000 * result.load_cpu_s / num_tokens,
+        other_cores=(result.machine_cpu_s - sum(used.values()) - result.load_cpu_s) / wall_s,
+    )
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The value at index floor(q * n) in order; 0 without values, as one chunk has no gap."""
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+def medians(rounds: Sequence[T]) -> T:
+    """Field by field; a field with several values is treated value by value."""
+    fields: dict[str, object] = {}
+    for name in rounds[0].__struct_fields__:
+        values = [getattr(of_round, name) for of_round in rounds]
+        if isinstance(values[0], dict):
+            fields[name] = {role: statistics.median(v[role] for v in values) for role in values[0]}
+        else:
+            fields[name] = statistics.median(values)
+    return type(rounds[0])(**fields)
