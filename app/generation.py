@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 from flask import Blueprint, Flask, Response, g, request
+from gunicorn.http.errors import ParseException
 
 from app import answers
 from app.disconnect import DisconnectWatcher
@@ -30,13 +31,13 @@ def register(app: Flask) -> None:
 
 @blueprint.post("/v1/chat/completions")
 def chat_completions() -> Response:
-    body = parse(request.get_data(), ChatRequest)
+    body = parse(_body(), ChatRequest)
     return _answer(chat_job(body, g.request_id), body)
 
 
 @blueprint.post("/v1/completions")
 def completions() -> Response:
-    body = parse(request.get_data(), CompletionRequest)
+    body = parse(_body(), CompletionRequest)
     return _answer(completion_job(body, g.request_id), body)
 
 
@@ -45,6 +46,14 @@ def cancel(request_id: str) -> Response:
     services().dispatcher.cancel(request_id)
     body = {"id": request_id, "object": "request", "status": "cancelling"}
     return Response(msgspec.json.encode(body), content_type="application/json")
+
+
+def _body() -> bytes:
+    """Read the request's body. Raises InvalidRequest for a broken chunk or a client that left."""
+    try:
+        return request.get_data()
+    except (OSError, ParseException) as exc:
+        raise InvalidRequest(f"The body could not be read: {exc}") from exc
 
 
 def chat_job(body: ChatRequest, request_id: str) -> Job:

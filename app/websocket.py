@@ -38,14 +38,27 @@ def register(app: Flask) -> None:
         "ping_interval": 25,
         "max_message_size": settings.max_body_bytes,
     }
-    app.before_request(_refuse_compression)
+    app.before_request(_check_handshake)
     Sock(app).route(_PATH)(_serve)
 
 
-def _refuse_compression() -> None:
-    """Compressed frames depend on their order, and the library compresses before it locks."""
-    if request.path == _PATH:
-        request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
+def _check_handshake() -> None:
+    """Refuse what the library would stumble over. Raises InvalidRequest."""
+    if request.path != _PATH:
+        return
+    # Compressed frames depend on their order, and the library compresses before it locks.
+    request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
+    if request.headers.get("Sec-WebSocket-Version") != "13":
+        raise InvalidRequest("This is a WebSocket endpoint: Sec-WebSocket-Version must be 13.")
+    if not request.headers.get("Sec-WebSocket-Key"):
+        raise InvalidRequest("The header Sec-WebSocket-Key is missing.")
+
+
+def _is_same_origin(origin: str) -> bool:
+    try:
+        return urlsplit(origin).netloc == request.host
+    except ValueError:
+        return False
 
 
 class _WholeSendSocket:
@@ -70,7 +83,7 @@ class _WholeSendSocket:
 
 def _serve(ws: Server) -> None:
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc != request.host:
+    if origin is not None and not _is_same_origin(origin):
         ws.close(1008, "cross-origin connections are not allowed")
         return
     ws.sock = _WholeSendSocket(ws.sock)
@@ -198,7 +211,7 @@ class _Connection:
 def _decode(frame: str | bytes) -> dict[str, Any]:
     try:
         message = msgspec.json.decode(frame)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise InvalidRequest(f"The frame is not valid JSON: {exc}") from exc
     if not isinstance(message, dict):
         raise InvalidRequest("A frame must be a JSON object.")

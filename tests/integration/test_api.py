@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 from typing import Any
 
 import openai
@@ -269,6 +270,14 @@ def test_body_too_large_is_413(service: Service) -> None:
     status, _, content = _post(service, "/v1/chat/completions", b"x" * (9 * 1024 * 1024))
     assert status == 413
     assert _error(content)["code"] == "body_too_large"
+
+
+def test_a_broken_chunked_body_is_400(service: Service) -> None:
+    connection = socket.create_connection(("127.0.0.1", service.port), timeout=30)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n"
+    connection.sendall(head + b"ZZ\r\nno chunk\r\n")
+    assert connection.recv(65536).startswith(b"HTTP/1.1 400")
+    connection.close()
 
 
 def test_unknown_route_and_wrong_method(service: Service) -> None:

@@ -1,5 +1,6 @@
 """`WS /v1/ws`: several requests over one connection, cancel, errors, origin."""
 
+import http.client
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -105,6 +106,28 @@ def test_a_page_of_another_origin_is_turned_away(service: Service) -> None:
     )
     with pytest.raises(ConnectionClosed):
         stranger.receive(timeout=10)
+
+
+@pytest.mark.parametrize("origin", ["http://[bad", "null", "file://", ""])
+def test_an_odd_origin_is_turned_away_without_a_fault(service: Service, origin: str) -> None:
+    stranger = Client.connect(f"ws://127.0.0.1:{service.port}/v1/ws", headers={"Origin": origin})
+    with pytest.raises(ConnectionClosed):
+        stranger.receive(timeout=10)
+    assert "Invalid IPv6" not in service.log("web")
+
+
+def test_bytes_that_are_no_text_are_answered_with_an_error(ws: Client) -> None:
+    ws.send(b"\xff\xfe")
+    assert _receive(ws)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("version", ["", "12"])
+def test_a_handshake_that_is_none_is_400(service: Service, version: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+    connection.request("GET", "/v1/ws", headers={**headers, "Sec-WebSocket-Version": version})
+    assert connection.getresponse().status == 400
+    connection.close()
 
 
 def test_vanishing_clients_leave_no_error_in_the_log(service: Service) -> None:
