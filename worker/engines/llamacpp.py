@@ -27,7 +27,7 @@ from worker.text import TextAssembler
 _log = logging.getLogger(__name__)
 _BATCH_TOKENS = 512
 _WORTHWHILE_PREFIX_TOKENS = 16
-"""A shared prefix that is shorter is no reason to prefer a slot."""
+"""A shared prefix that is shorter is no reason to tear the batch apart."""
 
 
 @dataclass(slots=True)
@@ -273,15 +273,16 @@ class LlamaCppEngine:
 
     def _choose_slot(self, prompt: list[int]) -> _Slot:
         """Choose a free slot: the one that saves most prefill; else one beside a busy slot, so
-        that the batch stays in one piece; among equals the one unused longest."""
+        that the batch stays in one piece; then any shared prefix, then the one unused longest."""
         free = [slot for slot in self._slots if slot.sequence is None]
         assert free, "submit needs a free slot"
 
-        def rank(slot: _Slot) -> tuple[int, int, int]:
+        def rank(slot: _Slot) -> tuple[int, int, int, int]:
             shared = _common_prefix(slot.cache, prompt)
             return (
                 shared if shared >= _WORTHWHILE_PREFIX_TOKENS else 0,
                 self._is_busy(slot.seq_id - 1) + self._is_busy(slot.seq_id + 1),
+                shared,
                 -slot.used_at,
             )
 
