@@ -21,6 +21,8 @@ keepalive = 75
 graceful_timeout = int(_settings.drain_grace_s) + 2
 timeout = 60
 control_socket_disable = True
+# No header of a client may change the paths or the scheme that the application sees.
+forwarder_headers = ""
 proc_name = "llmis-web"
 limit_request_line = 8190
 

@@ -1,5 +1,6 @@
 """The OpenAI surface over real HTTP: shapes, parameters, errors."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -277,6 +278,23 @@ def test_a_broken_chunked_body_is_400(service: Service) -> None:
     head = b"POST /v1/completions HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n"
     connection.sendall(head + b"ZZ\r\nno chunk\r\n")
     assert connection.recv(65536).startswith(b"HTTP/1.1 400")
+    connection.close()
+
+
+def test_a_chunked_body_that_is_too_large_is_413(service: Service) -> None:
+    body = b'{"model": "counter", "prompt": "5"}' + b" " * (9 * 1024 * 1024)
+    chunks = (body[i : i + 65536] for i in range(0, len(body), 65536))
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.request("POST", "/v1/completions", chunks, encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_a_forwarding_header_of_a_client_is_no_fault(service: Service) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+    connection.request("GET", "/healthz", headers={"SCRIPT_NAME": "/foo"})
+    assert connection.getresponse().status < 500
     connection.close()
 
 
