@@ -1,5 +1,6 @@
 """From a checked request to a job on its model's queue, and the way to cancel it."""
 
+import contextlib
 import logging
 import time
 import uuid
@@ -74,7 +75,8 @@ class Dispatcher:
         except BaseException:
             # Whether it was sent or not: without its key the job is nothing.
             self._hub.release(job.id)
-            self._client.delete(names.job_key(job.id))
+            with contextlib.suppress(redis.RedisError):
+                self._client.delete(names.job_key(job.id))
             raise
         return job, stream
 

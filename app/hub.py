@@ -20,10 +20,11 @@ from shared.messages import Failed, Finished
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.1
 _PING_S = 5.0
-_STRAY_S = 2.0
-_MAX_RELEASED = 10_000
 _SILENCE_S = 15.0
 """A connection that does not even answer pings for this long is dead."""
+_STRAY_S = 2.0
+"""Seconds between two cancellations of a job that goes on although nobody reads it."""
+_MAX_RELEASED = 10_000
 
 
 class Hub:

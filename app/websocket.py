@@ -5,6 +5,7 @@ greenlet of its own that writes its chunks.
 """
 
 import contextlib
+import logging
 import threading
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ from app.services import services
 from shared.errors import InvalidRequest, LlmisError
 from shared.messages import Delta, Finished
 
+_log = logging.getLogger(__name__)
 _PATH = "/v1/ws"
 _MAX_REQUESTS = 32
 """Open requests on one connection."""
@@ -94,6 +96,10 @@ def _serve(ws: Server) -> None:
             connection.take(ws.receive())
     except (ConnectionClosed, ClientGone):
         pass
+    except Exception:
+        # Flask would write an HTTP answer into the socket.
+        _log.exception("WebSocket connection failed")
+        connection.close_with(1011, "internal error")
     finally:
         services().close_sockets.discard(connection.go_away)
         connection.close()
@@ -127,8 +133,11 @@ class _Connection:
 
     def go_away(self) -> None:
         """Close the connection from this side: the process stops."""
+        self.close_with(1001, "the service is shutting down")
+
+    def close_with(self, code: int, reason: str) -> None:
         with contextlib.suppress(ConnectionClosed, LocalProtocolError, OSError):
-            self._ws.close(1001, "the service is shutting down")
+            self._ws.close(code, reason)
 
     def close(self) -> None:
         """The client is gone: cancel what it waited for."""

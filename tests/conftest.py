@@ -64,6 +64,10 @@ slots = 4
 """
 
 
+ENDLESS = {"1": -100, "106": -100}
+"""`logit_bias` that keeps the demo model from ending its text."""
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

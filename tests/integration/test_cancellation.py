@@ -9,9 +9,14 @@ import pytest
 
 from shared import messages, names, registry
 from shared.messages import Failed
-from tests.conftest import Service, wait_for
+from tests.conftest import ENDLESS, Service, wait_for
 
-_LONG = {"model": "gemma-3-270m", "prompt": "Once upon a time", "max_tokens": 3000}
+_LONG = {
+    "model": "gemma-3-270m",
+    "prompt": "Once upon a time",
+    "max_tokens": 3000,
+    "logit_bias": ENDLESS,
+}
 
 
 def _send(service: Service, request_id: str, **body: Any) -> socket.socket:

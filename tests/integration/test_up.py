@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared import registry
-from tests.conftest import ROOT, Service, free_port, running_service, wait_for
+from tests.conftest import ENDLESS, ROOT, Service, free_port, running_service, wait_for
 
 
 def _up(tmp_path: Path, text: str = "models = []", **environ: str) -> tuple[int, str]:
@@ -107,6 +107,7 @@ def test_stopping_leaves_no_process(tmp_path: Path, signum: int) -> None:
 def test_stopping_ends_open_requests_with_an_error(tmp_path: Path, is_stream: bool) -> None:
     with running_service(tmp_path, demo=True) as running:
         payload = {"model": "gemma-3-270m", "prompt": "A", "max_tokens": 3000, "stream": is_stream}
+        payload["logit_bias"] = ENDLESS
         connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
         connection.request("POST", "/v1/completions", json.dumps(payload))
         if is_stream:

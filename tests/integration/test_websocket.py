@@ -9,7 +9,7 @@ import pytest
 from simple_websocket import Client, ConnectionClosed
 
 from shared import registry
-from tests.conftest import Service, wait_for
+from tests.conftest import ENDLESS, Service, wait_for
 from tests.counter_model import expected_text
 
 
@@ -57,7 +57,7 @@ def test_requests_share_a_connection_and_stay_apart(ws: Client) -> None:
 
 def test_a_chat_request_opens_with_the_role_and_can_be_cancelled(ws: Client) -> None:
     body = {"model": "gemma-3-270m", "messages": [{"role": "user", "content": "Tell a story"}]}
-    _send(ws, type="request", id="c", body={**body, "logit_bias": {"106": -100}})
+    _send(ws, type="request", id="c", body={**body, "logit_bias": ENDLESS})
     kinds = [_receive(ws) for _ in range(3)]
     assert [kind["type"] for kind in kinds] == ["accepted", "chunk", "chunk"]
     assert kinds[1]["data"]["choices"][0]["delta"]["role"] == "assistant"
@@ -90,7 +90,9 @@ def test_errors_come_as_frames_and_the_connection_lives_on(ws: Client) -> None:
 
 def test_closing_the_connection_cancels_its_requests(service: Service, ws: Client) -> None:
     for n in range(4):
-        _request(ws, f"r{n}", model="gemma-3-270m", max_tokens=3000, temperature=1)
+        _request(
+            ws, f"r{n}", model="gemma-3-270m", max_tokens=3000, temperature=1, logit_bias=ENDLESS
+        )
 
     def busy() -> int:
         return sum(r.busy_slots for r in registry.read(service.redis) if r.model == "gemma-3-270m")
