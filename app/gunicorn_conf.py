@@ -38,6 +38,10 @@ def on_starting(server: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """gunicorn kills greenlets without running their `finally`: end streams before it does."""
     gevent.spawn(_end_streams, worker)
+    if worker.age == 1:
+        # The first one of this service: one that replaces another does not load what an
+        # operator has unloaded since.
+        gevent.spawn(worker.wsgi.extensions["llmis"].loader.preload)
 
 
 def _end_streams(worker: Any) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Flask, Response
 
+from app.schemas import shortened
 from app.services import services
 from shared.errors import ModelNotFound
 
@@ -18,18 +19,14 @@ def register(app: Flask) -> None:
 @blueprint.get("/v1/models")
 def list_models() -> Response:
     shared = services()
-    served = {record.model for record in shared.directory.replicas()}
-    model_names = [model.name for model in shared.settings.models]
-    model_names += sorted(served - set(model_names))
-    body = {"object": "list", "data": [_model_object(name) for name in model_names]}
+    body = {"object": "list", "data": [_model_object(name) for name in shared.catalog.names()]}
     return Response(msgspec.json.encode(body), content_type="application/json")
 
 
 @blueprint.get("/v1/models/<path:name>")
 def get_model(name: str) -> Response:
-    shared = services()
-    if shared.settings.model(name) is None and not shared.directory.replicas(name):
-        raise ModelNotFound(f"The model {name!r} does not exist.", param="model")
+    if not services().catalog.is_known(name):
+        raise ModelNotFound(f"The model {shortened(name)} does not exist.", param="model")
     return Response(msgspec.json.encode(_model_object(name)), content_type="application/json")
 
 
@@ -38,14 +35,14 @@ def _model_object(name: str) -> dict[str, Any]:
     shared = services()
     replicas = shared.directory.replicas(name)
     created = min((record.started_at for record in replicas), default=0.0)
-    configured = shared.settings.model(name)
-    context_length = configured.context_length if configured else 0
+    spec = shared.directory.specs().get(name) or shared.settings.model(name)
+    context_length = spec.context_length if spec else 0
     return {
         "id": name,
         "object": "model",
         "created": int(created),
         "owned_by": "llmis",
-        "state": "ready" if shared.directory.is_served(name) else "unavailable",
+        "state": shared.catalog.state(name),
         "replicas": len(replicas),
         "context_length": max((r.context_length for r in replicas), default=context_length),
     }

@@ -15,10 +15,12 @@ from app.answers import AnswerShape
 from app.dispatch import Dispatcher
 from app.errors import from_exception
 from app.job_stream import ClientGone, JobStream
+from app.loader import Loader
 from app.metrics import StreamMetrics
 from app.queues import QueueLengths
 from shared import errors
 from shared.errors import DeadlineExceeded, ReplicaLost, RequestCancelled
+from shared.lifecycle import Progress
 from shared.messages import Delta, Event, Failed, Finished, Job
 from shared.registry import Directory
 from shared.settings import Settings
@@ -29,6 +31,8 @@ _REDIS_RETRY_S = 0.2
 _DEADLINE_GRACE_S = 5.0
 """The replica enforces the deadline; this long after it the web tier does."""
 _MAX_REQUEUES = 6
+_LOAD_PATIENCE_S = 2.0
+"""A load that is refused is refused by then: after this the progress is worth an open stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class RelayParts:
     dispatcher: Dispatcher
     directory: Directory
     queues: QueueLengths
+    loader: Loader
 
 
 class Relay:
@@ -55,6 +60,9 @@ class Relay:
         self._requeue_wait_s = _TICK_S
         self._num_requeues = 0
         self._unserved_since: float | None = None
+        self._is_begun = False
+        self.load: Progress | None = None
+        """How far the load is that the job waits for."""
 
     @property
     def keepalive_s(self) -> float:
@@ -66,9 +74,12 @@ class Relay:
 
         An error before the first token is raised here, and so becomes the HTTP status.
         """
-        deadline = time.monotonic() + self._settings.keepalive_s
+        started_at = time.monotonic()
+        deadline = started_at + self._settings.keepalive_s
         while True:
             events = self._read(self._tick_s)
+            if self.load is not None:
+                deadline = min(deadline, started_at + _LOAD_PATIENCE_S)
             if events or time.monotonic() >= deadline:
                 _raise_failure(events)
                 return events
@@ -85,6 +96,9 @@ class Relay:
     def _read(self, timeout_s: float) -> list[Event]:
         """Raises what the stream was closed with, LlmisError, redis.RedisError."""
         try:
+            if not self._is_begun:
+                self._see_to_a_replica()
+                self._is_begun = True
             events = self._stream.read(timeout_s)
             if not events:
                 # Silence: nothing to say, or the last message was lost.
@@ -97,14 +111,25 @@ class Relay:
             return []
         if events:
             self.metrics.observe(events)
-        if events or self._parts.directory.replicas(self._job.model):
+            self._unserved_since = self.load = None
+        return events
+
+    def _see_to_a_replica(self) -> None:
+        """For a job that no live replica has: load its model if nothing serves it.
+
+        Raises what keeps it from being loaded, and ReplicaLost when none comes for too long.
+        """
+        name, directory = self._job.model, self._parts.directory
+        if directory.is_served(name):
+            self._unserved_since = self.load = None
+            return
+        self.load = self._parts.loader.ensure(name, self._job.deadline_at)
+        if self.load is not None or directory.is_coming(name):
             self._unserved_since = None
         else:
-            name = self._job.model
             self._give_up_after_a_while(
                 ReplicaLost(f"No replica of the model {name!r} is running at the moment.")
             )
-        return events
 
     def _give_up_after_a_while(self, error: Exception) -> None:
         """A short outage is bridged; raise `error` when it has lasted too long."""
@@ -124,14 +149,17 @@ class Relay:
         if time.time() > self._job.deadline_at + _DEADLINE_GRACE_S:
             raise DeadlineExceeded("The request was not done before its deadline.")
         standing = self._parts.dispatcher.inspect(self._job)
+        if standing.holder is not None and self._parts.directory.has(standing.holder):
+            self._unserved_since = self.load = None
+            return
+        self._see_to_a_replica()
         if standing.holder is None:
             if standing.is_cancelled:
                 raise RequestCancelled("The request was cancelled.")
             is_lost = self._parts.queues.is_empty_since(self._job.model, self._enqueued_at)
         else:
-            is_lost = not self._parts.directory.has(standing.holder) and (
-                self._num_requeues == 0
-                or self._parts.queues.is_empty_since(self._job.model, self._enqueued_at)
+            is_lost = self._num_requeues == 0 or self._parts.queues.is_empty_since(
+                self._job.model, self._enqueued_at
             )
         if is_lost and time.monotonic() - self._enqueued_at > self._requeue_wait_s:
             if self._num_requeues == _MAX_REQUEUES:
@@ -163,8 +191,12 @@ def stream_sse(
         if opening:
             yield opening
         written_at = time.monotonic()
+        told: Progress | None = None
         for events in relay.events(first):
             body = sse_chunks(shape, events)
+            if not body and relay.load is not None and relay.load != told:
+                told = relay.load
+                body = answers.comment(f"loading {told.model}: {told.stage} {told.fraction:.0%}")
             if not body and time.monotonic() - written_at >= relay.keepalive_s:
                 body = answers.KEEPALIVE
             if body:

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 
 from shared.errors import InvalidRequest
 from shared.messages import ChatMessage, Sampling
+from shared.settings import SamplingDefaults
 
 T = TypeVar("T")
 
@@ -98,7 +99,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
-    def sampling(self) -> Sampling:
+    def sampling(self, defaults: SamplingDefaults) -> Sampling:
+        """What is given here, else the model's defaults, else OpenAI's."""
         given: dict[str, Any] = {
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -109,6 +111,9 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
             "seed": self.seed,
             "logit_bias": self.logit_bias,
         }
+        for name in defaults.__struct_fields__:
+            if given[name] is None:
+                given[name] = getattr(defaults, name)
         return Sampling(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -140,6 +145,14 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
             "or a list of lists of token ids, and not empty.",
             param="prompt",
         )
+
+
+_SHOWN_CHARS = 100
+
+
+def shortened(text: str) -> str:
+    """A text of the client's as it is quoted in an error."""
+    return repr(text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…")
 
 
 _REFUSED_FIELDS = (

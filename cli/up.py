@@ -1,6 +1,6 @@
 """`llmis up`: everything on this machine, in the foreground.
 
-Starts Redis (unless `redis_url` is set), the replicas, the web tier and Flower, restarts what
+Starts Redis (unless `redis_url` is set), an agent, the web tier and Flower, restarts what
 dies, and on SIGINT or SIGTERM stops all of it in order.
 """
 
@@ -16,12 +16,12 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 import msgspec
 import redis
 
-from cli import demo_model, embedded_redis
+from cli import embedded_redis
 from cli.supervisor import Child, stop
 from shared import settings as settings_module
 from shared.connections import connect
@@ -85,14 +85,15 @@ class _Service:
         self._settings = settings
         self._env = dict(os.environ)
         self._redis: Child | None = None
-        self._replicas: list[Child] = []
+        self._agent: Child | None = None
+        """Starts the replicas, and stops them when it is stopped."""
         self._front: list[Child] = []
         """Web tier and Flower: stopped first."""
         self._lock: IO[str] | None = None
 
     @property
     def _children(self) -> list[Child]:
-        return [*self._front, *self._replicas, *([self._redis] if self._redis else [])]
+        return [*self._front, *(child for child in (self._agent, self._redis) if child)]
 
     # -- start -------------------------------------------------------------------------------
 
@@ -104,26 +105,16 @@ class _Service:
         if settings.flower_port:
             _check_port(_LOOPBACK, settings.flower_port, "flower_port", "LLMIS_FLOWER_PORT")
         self._start_redis()
-        for model in settings.models:
-            if demo_model.ensure_weights(settings, model):
-                _say(f"  {model.name}: weights assembled, checksum right")
-            if not settings.weights_path(model).exists():
-                raise StartError(
-                    f"models: there are no weights of {model.name!r} at "
-                    f"{settings.weights_path(model)}. Put them there or correct its path."
-                )
         python = sys.executable
-        for model in settings.models:
-            command = [python, "-m", "worker.replica", model.name]
-            self._replicas.append(self._spawn(f"replica-{model.name}", command))
+        self._agent = self._spawn("agent", [python, "-m", "worker.agent"])
         web = [python, "-m", "gunicorn", "-c", "python:app.gunicorn_conf", "app.wsgi:app"]
         # Flower has metrics of its own, which do not belong among the web tier's.
         shared_counters = {"PROMETHEUS_MULTIPROC_DIR": str(settings.metrics_path)}
         self._front.append(self._spawn("web", web, shared_counters))
         self._wait(lambda: _get(self._url("/healthz")) == 200, "web", "the web tier answers")
         for model in settings.models:
-            name = f"replica-{model.name}"
-            self._wait(lambda m=model.name: self._answers(m), name, f"{model.name} answers")  # type: ignore[misc]
+            if model.preload:
+                self._wait_for_model(model.name)
         if settings.flower_port:
             # Last: it asks the workers for their queues once, when it starts.
             self._front.append(self._spawn("flower", _flower_command(settings)))
@@ -150,7 +141,6 @@ class _Service:
                 f"another llmis runs on the data folder {settings.data_path}. "
                 "Stop it, or set LLMIS_DATA_DIR to another folder."
             ) from exc
-        demo_model.remove_partials(settings)
         shutil.rmtree(settings.metrics_path, ignore_errors=True)
         settings.metrics_path.mkdir(parents=True)
 
@@ -192,11 +182,28 @@ class _Service:
             time.sleep(_POLL_S)
         _say(f"  {text}")
 
+    def _wait_for_model(self, model: str) -> None:
+        """Wait until a preloaded model answers, saying how far it is. Raises StartError."""
+        said = ""
+
+        def answers() -> bool:
+            nonlocal said
+            view = next((m for m in self._admin_models() if m["id"] == model), {})
+            if view.get("state") == "failed" and view.get("error"):
+                raise StartError(f"models: {view['error']['message']}")
+            load = view.get("load")
+            if load and load["stage"] != said:
+                said = load["stage"]
+                _say(f"  {model}: {said}")
+            return view.get("state") == "ready" and self._answers(model)
+
+        self._wait(answers, "agent", f"{model} answers")
+
+    def _admin_models(self) -> list[dict[str, Any]]:
+        return list(_get_json(self._url("/admin/models")).get("data", []))
+
     def _answers(self, model: str) -> bool:
-        """Ask the model for one token, once a replica has announced itself."""
-        state = _get_json(self._url(f"/v1/models/{model}")).get("state")
-        if state != "ready":
-            return False
+        """Ask the model for one token."""
         body = {"model": model, "prompt": "1", "max_tokens": 1}
         return _get(self._url("/v1/completions"), msgspec.json.encode(body)) == 200
 
@@ -226,7 +233,9 @@ class _Service:
             _say("llmis stops ...")
         grace_s = self._settings.drain_grace_s + 8
         stop(self._front, grace_s)
-        stop(self._replicas, grace_s)
+        if self._agent is not None:
+            # Longer than it gives the replicas before it kills them.
+            stop([self._agent], grace_s + 6)
         if self._redis is not None:
             stop([self._redis], 10)
             embedded_redis.url_path(self._settings).unlink(missing_ok=True)
@@ -272,7 +281,7 @@ def _get(url: str, body: bytes | None = None) -> int:
         return 0
 
 
-def _get_json(url: str) -> dict[str, str]:
+def _get_json(url: str) -> dict[str, Any]:
     try:
         with _opener.open(url, timeout=10) as response:
             return dict(msgspec.json.decode(response.read()))

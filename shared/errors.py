@@ -7,14 +7,23 @@
     │   │   ├── ModelNotFound     404 … code model_not_found
     │   │   └── UnknownRoute      404 … code unknown_url
     │   ├── MethodNotAllowed      405 … code method_not_allowed
-    │   └── BodyTooLarge          413 … code body_too_large
+    │   ├── Conflict              409 … code conflict
+    │   ├── BodyTooLarge          413 … code body_too_large
+    │   ├── UnsupportedMediaType  415 … code unsupported_media_type
+    │   └── InvalidModel          422 … code invalid_model
     ├── RequestCancelled          499 … code request_cancelled
     ├── InternalError             500 server_error
     │   └── EngineError           500 … code engine_error
     ├── Unavailable               503 service_unavailable
     │   ├── ReplicaLost           503 … code replica_lost
-    │   └── QueueUnavailable      503 … code queue_unavailable
-    └── DeadlineExceeded          504 timeout_error
+    │   ├── QueueUnavailable      503 … code queue_unavailable
+    │   ├── NoNode                503 … code no_node
+    │   ├── ModelUnloaded         503 … code model_unloaded
+    │   └── ModelFailed           503 … code model_failed
+    ├── DeadlineExceeded          504 timeout_error
+    └── InsufficientResources     507 insufficient_resources
+        ├── InsufficientMemory    507 … code insufficient_memory
+        └── TooManyModels         507 … code too_many_models
 
 Code raises; `app.errors` alone shapes the HTTP body. Between processes an error travels as
 the fields of a `messages.Failed` event, never as a pickled exception.
@@ -78,6 +87,23 @@ class BodyTooLarge(InvalidRequest):
     code = "body_too_large"
 
 
+class Conflict(InvalidRequest):
+    status = 409
+    code = "conflict"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class InvalidModel(InvalidRequest):
+    """A model file that is missing, damaged, or of a kind that no engine here runs."""
+
+    status = 422
+    code = "invalid_model"
+
+
 class RequestCancelled(LlmisError):
     status = 499
     type = "request_cancelled"
@@ -109,10 +135,41 @@ class QueueUnavailable(Unavailable):
     code = "queue_unavailable"
 
 
+class NoNode(Unavailable):
+    code = "no_node"
+
+
+class ModelUnloaded(Unavailable):
+    code = "model_unloaded"
+
+
+class ModelFailed(Unavailable):
+    code = "model_failed"
+
+
 class DeadlineExceeded(LlmisError):
     status = 504
     type = "timeout_error"
     code = "deadline_exceeded"
+
+
+class InsufficientResources(LlmisError):
+    status = 507
+    type = "insufficient_resources"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int = 30) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
+        self.may_come = False
+        """Whether there is room once models go that are only busy, or new. Does not travel."""
+
+
+class InsufficientMemory(InsufficientResources):
+    code = "insufficient_memory"
+
+
+class TooManyModels(InsufficientResources):
+    code = "too_many_models"
 
 
 def rebuild(status: int, code: str | None, message: str, param: str | None) -> LlmisError:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-VERSION = 1
+VERSION = 2
 
 
 class DecodeError(ValueError):
@@ -175,9 +175,15 @@ class ReplicaRecord(Struct, frozen=True, kw_only=True):
     id: str
     model: str
     engine: str
-    host: str
+    device: str
+    node: str
+    assignment_id: str
     pid: int
+    versions: dict[str, str]
     state: ReplicaState
+    stage: str
+    """While it loads: what it does, and how far it is with loading as a whole."""
+    fraction: float
     slots: int
     busy_slots: int
     waiting_sequences: int
@@ -188,6 +194,14 @@ class ReplicaRecord(Struct, frozen=True, kw_only=True):
     step_age_s: float
     """Seconds since the last step ended; 0 when there is nothing to do."""
     generated_tokens: int
+    tokens_per_s: float
+    """Over the last seconds."""
+    memory_bytes: int
+    """Resident memory of the process."""
+    mapped_bytes: int
+    """The part of it that files stand behind: the system counts it as free."""
+    estimated_bytes: int
+    """What the estimate said before the load."""
     started_at: float
     """Unix time in seconds."""
 

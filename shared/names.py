@@ -3,6 +3,7 @@
 import re
 
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,95}\Z"
+NODE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 PRIORITY_STEPS = (0, 3, 6, 9)
@@ -11,8 +12,28 @@ PRIORITY_STEPS = (0, 3, 6, 9)
 GENERATE_TASK = "llmis.generate"
 """The Celery task that runs one job. Its only argument is the job id, which is also the task id."""
 
+LOAD_TASK = "llmis.load"
+"""The agent's task that loads a model. Its only argument is the operation id."""
+
+UNLOAD_TASK = "llmis.unload"
+
 REPLICA_INDEX = "llmis:replicas"
 """Set of the replica ids that may be alive; the record of each expires by itself."""
+
+NODE_INDEX = "llmis:nodes"
+"""Set of the nodes whose agents may be alive; the record of each expires by itself."""
+
+MODELS = "llmis:models"
+"""Hash: name → `ModelSpec` of the models that were loaded at run time."""
+
+FAILURES = "llmis:failures"
+"""Hash: name → `Failure` of the models that could not be loaded or kept running."""
+
+LAST_USED = "llmis:used"
+"""Sorted set: name → Unix time of the last request."""
+
+OPERATIONS_IN_FLIGHT = "llmis:operations"
+"""Set of "kind:name" of the loads and unloads that may be under way."""
 
 
 def is_request_id(text: str) -> bool:
@@ -57,3 +78,37 @@ def hub_channel(web_id: str) -> str:
 
 def replica_key(replica_id: str) -> str:
     return f"llmis:replica:{replica_id}"
+
+
+def node_queue(node: str) -> str:
+    """Celery queue of a node's agent."""
+    return f"node.{node}"
+
+
+def node_key(node: str) -> str:
+    return f"llmis:node:{node}"
+
+
+def assignments_key(node: str) -> str:
+    """Hash of a node: assignment id → `Assignment`. What the agent is to keep running."""
+    return f"llmis:node:{node}:assignments"
+
+
+def stop_key(replica_id: str) -> str:
+    """The `StopOrder` that a replica reads when it is told to stop."""
+    return f"llmis:replica:{replica_id}:stop"
+
+
+def command_key(operation_id: str) -> str:
+    """The command of an operation: what its agent reads first."""
+    return f"llmis:operation:{operation_id}"
+
+
+def progress_key(operation_id: str) -> str:
+    """List of the operation's `Progress` events, the last one is where it stands."""
+    return f"llmis:operation:{operation_id}:progress"
+
+
+def operation_lock_key(kind: str, model: str) -> str:
+    """Id of the operation of that kind that is under way; expires when nobody works on it."""
+    return f"llmis:operation:{kind}:{model}"

@@ -1,61 +1,132 @@
-"""The registry of live replicas in Redis.
+"""The registry in Redis: live replicas and nodes, models, failures, operations under way.
 
-A replica writes its record about once a second with a time to live; a replica that stops
+A replica and an agent write their records about once a second with a time to live; who stops
 beating disappears by itself. Readers go through a `Directory`, which keeps a copy in memory,
 so that no request pays for a round trip.
 """
 
 import logging
 import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+import msgspec
 import redis
 
-from shared import messages, names
+from shared import lifecycle, messages, names, operations
 from shared.connections import payload_bytes
-from shared.messages import ReplicaRecord, ReplicaState
+from shared.lifecycle import Failure, ModelSpec, NodeRecord, OperationKind, Progress
+from shared.messages import DecodeError, ReplicaRecord, ReplicaState
 
 _log = logging.getLogger(__name__)
 
 BEAT_S = 1.0
 RECORD_TTL_S = 4
-"""A replica that missed this many seconds of beats is gone."""
+"""Who missed this many seconds of beats is gone."""
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 def announce(client: "redis.Redis", record: ReplicaRecord) -> None:
     """Write or renew a replica's record."""
+    _write(
+        client,
+        names.REPLICA_INDEX,
+        record.id,
+        names.replica_key(record.id),
+        messages.encode_replica(record),
+    )
+
+
+def announce_node(client: "redis.Redis", record: NodeRecord) -> None:
+    """Write or renew a node's record."""
+    payload = lifecycle.encode(record)
+    _write(client, names.NODE_INDEX, record.id, names.node_key(record.id), payload)
+
+
+def _write(client: "redis.Redis", index: str, member: str, key: str, payload: bytes) -> None:
     pipe = client.pipeline(transaction=False)
-    pipe.set(names.replica_key(record.id), messages.encode_replica(record), ex=RECORD_TTL_S)
-    pipe.sadd(names.REPLICA_INDEX, record.id)
+    pipe.set(key, payload, ex=RECORD_TTL_S)
+    pipe.sadd(index, member)
     pipe.execute()
 
 
 def withdraw(client: "redis.Redis", replica_id: str) -> None:
+    _remove(client, names.REPLICA_INDEX, replica_id, names.replica_key(replica_id))
+
+
+def withdraw_node(client: "redis.Redis", node: str) -> None:
+    _remove(client, names.NODE_INDEX, node, names.node_key(node))
+
+
+def _remove(client: "redis.Redis", index: str, member: str, key: str) -> None:
     pipe = client.pipeline(transaction=False)
-    pipe.delete(names.replica_key(replica_id))
-    pipe.srem(names.REPLICA_INDEX, replica_id)
+    pipe.delete(key)
+    pipe.srem(index, member)
     pipe.execute()
 
 
 def read(client: "redis.Redis") -> list[ReplicaRecord]:
     """Read all live replicas and forget the dead ones."""
-    ids = sorted(payload_bytes(member).decode() for member in client.smembers(names.REPLICA_INDEX))
+    ids = _members(client.smembers(names.REPLICA_INDEX))
+    payloads = _alive(client, names.REPLICA_INDEX, ids, [names.replica_key(i) for i in ids])
+    records = [record for payload in payloads if (record := _decode(payload, ReplicaRecord))]
+    return [record for record in records if record.version == messages.VERSION]
+
+
+def read_nodes(client: "redis.Redis") -> list[NodeRecord]:
+    """Read all live nodes and forget the dead ones."""
+    ids = _members(client.smembers(names.NODE_INDEX))
+    payloads = _alive(client, names.NODE_INDEX, ids, [names.node_key(i) for i in ids])
+    return [record for payload in payloads if (record := _decode(payload, NodeRecord))]
+
+
+def read_used_at(client: "redis.Redis") -> dict[str, float]:
+    """Model → Unix time of its last request."""
+    entries: Any = client.zrange(names.LAST_USED, 0, -1, withscores=True)
+    return {payload_bytes(name).decode(): float(at) for name, at in entries}
+
+
+def _alive(client: "redis.Redis", index: str, ids: list[str], keys: list[str]) -> list[bytes]:
+    """The records behind an index. Ids without one are taken out of it."""
     if not ids:
         return []
-    payloads = client.mget([names.replica_key(replica_id) for replica_id in ids])
-    dead = [replica_id for replica_id, payload in zip(ids, payloads, strict=True) if not payload]
+    payloads = client.mget(keys)
+    dead = [member for member, payload in zip(ids, payloads, strict=True) if not payload]
     if dead:
-        client.srem(names.REPLICA_INDEX, *dead)
-    return [record for payload in payloads if payload and (record := _decode(payload))]
+        client.srem(index, *dead)
+    return [payload_bytes(payload) for payload in payloads if payload]
 
 
-def _decode(payload: bytes | str) -> ReplicaRecord | None:
+def _members(members: Iterable[bytes | str]) -> list[str]:
+    return sorted(payload_bytes(member).decode() for member in members)
+
+
+def _decode(payload: bytes, shape: type[T]) -> T | None:
     """A record of another version, or garbage, must not blind its readers to the others."""
     try:
-        record = messages.decode_replica(payload_bytes(payload))
-    except messages.DecodeError as exc:
-        _log.warning("undecodable replica record: %s", exc)
+        return lifecycle.decode(payload, shape)
+    except DecodeError as exc:
+        _log.warning("undecodable record: %s", exc)
         return None
-    return record if record.version == messages.VERSION else None
+
+
+def _decode_hash(entries: dict[bytes, bytes], shape: type[T]) -> dict[str, T]:
+    decoded = ((name.decode(), _decode(payload, shape)) for name, payload in entries.items())
+    return {name: message for name, message in decoded if message is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """What was read at one time."""
+
+    replicas: list[ReplicaRecord] = field(default_factory=list)
+    nodes: list[NodeRecord] = field(default_factory=list)
+    specs: dict[str, ModelSpec] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+    operations: dict[tuple[OperationKind, str], Progress] = field(default_factory=dict)
+    used_at: dict[str, float] = field(default_factory=dict)
 
 
 class Directory:
@@ -63,22 +134,63 @@ class Directory:
 
     def __init__(self, client: "redis.Redis") -> None:
         self._client = client
-        self._records: list[ReplicaRecord] = []
+        self._copy = _Copy()
         self._lock = threading.Lock()
 
     def refresh(self) -> None:
         """Raises redis.RedisError; the old copy stays then."""
-        records = read(self._client)
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hgetall(names.MODELS)
+        pipe.hgetall(names.FAILURES)
+        specs, failures = pipe.execute()
+        copy = _Copy(
+            read(self._client),
+            read_nodes(self._client),
+            _decode_hash(specs, ModelSpec),
+            _decode_hash(failures, Failure),
+            operations.in_flight(self._client),
+            read_used_at(self._client),
+        )
         with self._lock:
-            self._records = records
+            self._copy = copy
+
+    @property
+    def _current(self) -> _Copy:
+        with self._lock:
+            return self._copy
 
     def replicas(self, model: str | None = None) -> list[ReplicaRecord]:
-        with self._lock:
-            records = self._records
+        records = self._current.replicas
         return [record for record in records if model is None or record.model == model]
+
+    def nodes(self) -> list[NodeRecord]:
+        return self._current.nodes
+
+    def specs(self) -> dict[str, ModelSpec]:
+        """Models that were loaded at run time, by name."""
+        return self._current.specs
+
+    def failure(self, model: str) -> Failure | None:
+        return self._current.failures.get(model)
+
+    def operation(self, kind: OperationKind, model: str) -> Progress | None:
+        """Where the load or unload of a model stands, while one is under way."""
+        return self._current.operations.get((kind, model))
+
+    def used_at(self, model: str) -> float | None:
+        """Unix time of the model's last request."""
+        return self._current.used_at.get(model)
 
     def has(self, replica_id: str) -> bool:
         return any(record.id == replica_id for record in self.replicas())
 
     def is_served(self, model: str) -> bool:
         return any(r.state is ReplicaState.READY for r in self.replicas(model))
+
+    def is_coming(self, model: str) -> bool:
+        """Whether a replica serves the model, or loads it."""
+        return any(r.state is not ReplicaState.DRAINING for r in self.replicas(model))
+
+    def is_assigned(self, model: str) -> bool:
+        """Whether a live node keeps the model running; its replica may be on its way back."""
+        return any(model in node.models for node in self.nodes())

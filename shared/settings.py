@@ -7,6 +7,7 @@ A bad value raises `SettingsError`, which names the setting and the value.
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,17 @@ Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 
 
+class SamplingDefaults(Struct, frozen=True, forbid_unknown_fields=True):
+    """What holds where a request says nothing. None = OpenAI's default."""
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+
+
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One `[[models]]` table: a model that the service offers."""
 
@@ -30,6 +42,10 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     path: str
     """The weights, relative to `models_dir`. A path outside of it is refused."""
     engine: str = "llamacpp"
+    device: str = "auto"
+    """The device of a node that holds the model; auto = the engine's first choice."""
+    quant: str = "f16"
+    """Precision of the KV cache: f16, q8_0 or q4_0 with llamacpp."""
     package: str | None = None
     """Python package that carries the weights and assembles them under `path` when missing."""
     context_length: Annotated[int, Meta(ge=64, le=4_194_304)] = 4096
@@ -44,6 +60,13 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Stop strings of the template, added to those of every chat request."""
     strip_leading_space: bool = False
     """Drop one space at the start of chat answers, for templates that leave it to the model."""
+    sampling: SamplingDefaults = SamplingDefaults()
+    preload: bool = True
+    """Load it when the service starts; otherwise the first request does."""
+    pin: bool = False
+    """Never unload it for want of room or for being idle."""
+    ttl_s: Annotated[float, Meta(ge=0)] = 0.0
+    """Unload it after so long without a request; 0 = never."""
 
 
 DEMO_MODEL = ModelSettings(
@@ -85,6 +108,20 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A running job whose events reach nobody is cancelled after this."""
     drain_grace_s: Seconds = 10.0
     """Time that running work gets to end when its process is told to stop."""
+    node_name: Annotated[str, Meta(pattern=names.NODE_NAME_PATTERN + "|^$")] = ""
+    """Name of this host among the service's; empty = its host name."""
+    max_loaded_models: Annotated[int, Meta(ge=0)] = 0
+    """Replicas on this node; 0 = as many as fit."""
+    memory_limit_bytes: Annotated[int, Meta(ge=0)] = 0
+    """Memory that the replicas of this node may take together; 0 = what is free."""
+    memory_reserve_bytes: Annotated[int, Meta(ge=0)] = 268435456
+    """Free memory that no replica may take."""
+    min_residence_s: Annotated[float, Meta(ge=0)] = 30.0
+    """A model that has been loaded stays at least so long before another may take its room."""
+    load_timeout_s: Seconds = 600.0
+    """A replica that is not ready after this has failed."""
+    stall_timeout_s: Seconds = 120.0
+    """A replica that has jobs and makes no engine step for so long is killed."""
     job_ttl_s: Annotated[int, Meta(ge=1)] = 600
     """How long a finished job's log stays in Redis."""
     max_body_bytes: Count = 8 * 1024 * 1024
@@ -104,6 +141,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self._resolve(self.models_dir) if self.models_dir else self.data_path / "models"
 
     @property
+    def node(self) -> str:
+        """The name of this node. Raises SettingsError when the host's own will not do."""
+        name = self.node_name or socket.gethostname()
+        if re.match(names.NODE_NAME_PATTERN, name) is None:
+            raise SettingsError(f"node_name: the host name {name!r} cannot be used; set one")
+        return name
+
+    @property
     def metrics_path(self) -> Path:
         """Folder in which the web processes share their counters."""
         return self.data_path / "metrics"
@@ -116,10 +161,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def weights_path(self, model: ModelSettings) -> Path:
         """Resolve a model's path. Raises SettingsError when it leaves `models_dir`."""
-        path = (self.models_path / model.path).resolve()
+        return self.resolve_weights(model.name, model.path)
+
+    def resolve_weights(self, name: str, given: str) -> Path:
+        """The same for a path that did not come from the settings."""
+        path = (self.models_path / given).resolve()
         if not path.is_relative_to(self.models_path):
             raise SettingsError(
-                f"models: path of {model.name!r} leaves the model folder: {path} "
+                f"models: path of {name!r} leaves the model folder: {path} "
                 f"is not under {self.models_path}. Move the file there or set models_dir."
             )
         return path

@@ -20,6 +20,8 @@ from worker.job_run import JobRun
 from worker.publisher import Publisher
 
 _log = logging.getLogger(__name__)
+_LOADING_BEAT_S = 0.2
+"""While the model loads: its progress is watched."""
 
 
 class Heartbeat:
@@ -27,17 +29,24 @@ class Heartbeat:
         self,
         client: "redis.Redis",
         record: Callable[[], ReplicaRecord],
-        loop: EngineLoop,
         publisher: Publisher,
         orphan_grace_s: float,
+        *,
         on_wedged: Callable[[], None],
+        is_kept: Callable[[], bool] = lambda: True,
+        on_abandoned: Callable[[], None] = lambda: None,
     ) -> None:
+        """`is_kept` says whether an agent keeps this process; when none does any more,
+        `on_abandoned` is called once."""
         self._client = client
         self._record = record
-        self._loop = loop
         self._publisher = publisher
         self._orphan_grace_s = orphan_grace_s
         self._on_wedged = on_wedged
+        self._is_kept = is_kept
+        self._on_abandoned = on_abandoned
+        self._loop: EngineLoop | None = None
+        self._is_abandoned = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -45,6 +54,17 @@ class Heartbeat:
         """Announce the replica, then go on once a second. Raises redis.RedisError."""
         registry.announce(self._client, self._record())
         self._thread.start()
+
+    def look_after(self, loop: EngineLoop) -> None:
+        """The model is loaded: from now on the jobs of its loop are looked after too."""
+        self._loop = loop
+
+    def announce(self) -> None:
+        """Say at once what has changed."""
+        try:
+            registry.announce(self._client, self._record())
+        except redis.RedisError as exc:
+            _log.warning("heartbeat missed: %s", exc)
 
     def stop(self) -> None:
         self._stop.set()
@@ -56,21 +76,27 @@ class Heartbeat:
             _log.warning("could not withdraw from the registry, the record expires: %s", exc)
 
     def _run(self) -> None:
-        while not self._stop.wait(registry.BEAT_S):
-            if self._loop.is_wedged or self._publisher.is_wedged:
+        while not self._stop.wait(registry.BEAT_S if self._loop else _LOADING_BEAT_S):
+            loop = self._loop
+            if (loop is not None and loop.is_wedged) or self._publisher.is_wedged:
                 self._on_wedged()
                 return
+            if not self._is_kept() and not self._is_abandoned:
+                _log.warning("no agent keeps this replica any more, it stops")
+                self._is_abandoned = True
+                self._on_abandoned()
             try:
                 registry.announce(self._client, self._record())
-                self._look_after_jobs()
+                if loop is not None:
+                    self._look_after_jobs(loop)
             except redis.RedisError as exc:
                 _log.warning("heartbeat missed: %s", exc)
             except Exception:
                 # A replica without a pulse is taken for dead although it works: go on.
                 _log.exception("heartbeat failed")
 
-    def _look_after_jobs(self) -> None:
-        runs = self._loop.running()
+    def _look_after_jobs(self, loop: EngineLoop) -> None:
+        runs = loop.running()
         unheard = self._unheard({run.job.reply_channel for run in runs})
         if not runs:
             return
@@ -78,7 +104,7 @@ class Heartbeat:
         for run, flag in zip(runs, flags, strict=True):
             error = _reason_to_cancel(run, flag is not None, unheard)
             if error is not None:
-                self._loop.cancel(run.id, error)
+                loop.cancel(run.id, error)
 
     def _unheard(self, in_use: set[str]) -> set[str]:
         """Channels in use that nobody has heard for the grace time, nor listens to now."""

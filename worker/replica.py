@@ -1,110 +1,155 @@
-"""The replica process: `python -m worker.replica MODEL` loads a model and serves its queue.
+"""The replica process: `python -m worker.replica ASSIGNMENT REPLICA` loads a model and serves it.
 
-Threads: Celery's consumer (main), one task thread a slot, the engine loop, the publisher, the
-heartbeat.
+An agent starts it. The assignment, which lies in Redis, says what to load; the replica id is
+this process's own. Threads: Celery's consumer (main), one task thread a slot, the engine loop,
+the publisher, the heartbeat.
 """
 
 import logging
 import os
-import socket
+import signal
 import sys
 import threading
 import time
-import uuid
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
 import redis
 from celery import signals
 
-from shared import logs, names, registry
+from shared import lifecycle, logs, names, registry
 from shared import settings as settings_module
 from shared.celery_app import app
 from shared.connections import connect
-from shared.errors import LlmisError, SettingsError, Unavailable
-from shared.messages import ReplicaRecord, ReplicaState
-from shared.settings import ModelSettings, Settings
+from shared.errors import LlmisError, ModelUnloaded, SettingsError, Unavailable
+from shared.lifecycle import Assignment, ModelSpec, StopOrder
+from shared.messages import ReplicaState, Sampling
+from shared.settings import Settings
+from shared.version import VERSION
 from worker import engines, tasks
 from worker.engine_loop import EngineLoop
-from worker.engines.protocol import Engine, EngineSettings
+from worker.engines.protocol import Engine, EngineSettings, Sequence
 from worker.heartbeat import Heartbeat
 from worker.prompt import ChatTemplate, PromptBuilder
 from worker.publisher import Publisher
+from worker.vital_signs import Capacity, VitalSigns
 
 _log = logging.getLogger(__name__)
+_ORPHAN_S = 15.0
+"""A replica whose agent is gone for so long ends: nobody would ever stop it."""
 
 
 class ReplicaProcess:
     """Owns what the process is made of, from load to stop."""
 
-    def __init__(self, settings: Settings, model: ModelSettings) -> None:
+    def __init__(self, settings: Settings, assignment: Assignment, replica_id: str) -> None:
         self._settings = settings
-        self._model = model
-        self._state = ReplicaState.LOADING
-        self._started_at = time.time()
-        self.id = f"{model.name}@{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self._client = connect(settings, max_connections=model.slots + 8)
+        self._spec = assignment.spec
+        self.id = replica_id
+        self._client = connect(settings, max_connections=self._spec.slots + 8)
         self._publisher = Publisher(
             connect(settings, max_connections=2), settings.job_ttl_s, settings.request_timeout_s
         )
-        self._engine = _load_engine(settings, model)
-        self._loop = EngineLoop(self._engine, self._publisher.emit)
+        versions = {"llmis": VERSION, "xllamacpp": version("xllamacpp")}
+        self._vital_signs = VitalSigns(assignment, replica_id, versions)
         self._heartbeat = Heartbeat(
             self._client,
-            self._record,
-            self._loop,
+            self._vital_signs.record,
             self._publisher,
             settings.orphan_grace_s,
-            self._die,
+            on_wedged=self._die,
+            is_kept=_Keeper(self._client, settings.node).is_there,
+            on_abandoned=lambda: os.kill(os.getpid(), signal.SIGTERM),
         )
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT."""
+        """Load, then serve until SIGTERM or SIGINT. Raises SettingsError, LlmisError."""
+        self._heartbeat.start()
+        engine = self._load()
+        loop = EngineLoop(engine, self._publisher.emit)
+        self._vital_signs.observe(loop, lambda: _capacity(engine))
         tasks.serve(
             tasks.Replica(
                 id=self.id,
                 client=self._client,
-                loop=self._loop,
+                loop=loop,
                 publisher=self._publisher,
-                prompts=_prompt_builder(self._settings, self._model, self._engine),
+                prompts=_prompt_builder(self._spec, engine),
                 job_ttl_s=int(self._settings.request_timeout_s) + self._settings.job_ttl_s,
             )
         )
         signals.worker_ready.connect(self._on_ready)
-        signals.worker_shutting_down.connect(self._on_shutting_down)
+        signals.worker_shutting_down.connect(lambda **_: self._on_shutting_down(loop), weak=False)
         self._publisher.start()
-        self._loop.start()
-        self._heartbeat.start()
+        loop.start()
+        self._heartbeat.look_after(loop)
         worker = app.Worker(
             hostname=self.id,
-            queues=[names.model_queue(self._model.name)],
+            queues=[names.model_queue(self._spec.name)],
             pool="threads",
-            concurrency=self._model.slots,
+            concurrency=self._spec.slots,
             loglevel=self._settings.log_level.upper(),
             without_mingle=True,
             without_gossip=True,
         )
         worker.start()
-        self._loop.stop()
+        loop.stop()
         self._publisher.stop(self._settings.redis_timeout_s)
         self._heartbeat.stop()
-        self._engine.close()
+        engine.close()
+
+    def _load(self) -> Engine:
+        spec, started = self._spec, time.monotonic()
+        self._vital_signs.enter("reading weights")
+        threads = spec.threads or max(1, (os.cpu_count() or 1) - 1)
+        engine = engines.load(
+            spec.engine,
+            EngineSettings(
+                self._settings.resolve_weights(spec.name, spec.path),
+                spec.context_length,
+                spec.slots,
+                threads,
+                spec.device,
+                spec.quant,
+                self._vital_signs.read_weights,
+            ),
+        )
+        self._vital_signs.enter("warming up")
+        _warm_up(engine)
+        load_s = round(time.monotonic() - started, 2)
+        _log.info("model loaded", extra={"model": spec.name, "load_s": load_s})
+        return engine
 
     def _on_ready(self, **_: Any) -> None:
-        self._state = ReplicaState.READY
-        _log.info("replica ready", extra={"model": self._model.name, "replica": self.id})
+        self._vital_signs.become(ReplicaState.READY)
+        # Who waits for the replica is told now, not with the next beat.
+        self._heartbeat.announce()
+        _log.info("replica ready", extra={"model": self._spec.name, "replica": self.id})
 
-    def _on_shutting_down(self, **_: Any) -> None:
+    def _on_shutting_down(self, loop: EngineLoop) -> None:
         """Celery waits for the running tasks: end those that take longer than the grace time."""
-        self._state = ReplicaState.DRAINING
-        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+        self._vital_signs.become(ReplicaState.DRAINING)
+        threading.Thread(target=self._drain, args=(loop,), name="drain", daemon=True).start()
 
-    def _drain(self) -> None:
-        time.sleep(self._settings.drain_grace_s)
+    def _drain(self, loop: EngineLoop) -> None:
+        self._heartbeat.announce()
+        grace_s = self._settings.drain_grace_s
+        error: LlmisError = Unavailable("The service is shutting down.")
+        order = self._stop_order()
+        if order is not None:
+            grace_s, error = order.grace_s, ModelUnloaded(order.reason)
+        time.sleep(grace_s)
         while True:  # until the process ends: a task may still be on its way into the loop
-            for run in self._loop.running():
-                self._loop.cancel(run.id, Unavailable("The service is shutting down."))
+            for run in loop.running():
+                loop.cancel(run.id, error)
             time.sleep(0.1)
+
+    def _stop_order(self) -> StopOrder | None:
+        try:
+            return lifecycle.decode(self._client.get(names.stop_key(self.id)), StopOrder)
+        except redis.RedisError as exc:
+            _log.warning("stop order not readable, the grace time of the settings holds: %s", exc)
+            return None
 
     def _die(self) -> None:
         """Without its engine loop the process can only keep jobs waiting: let it be replaced.
@@ -119,82 +164,77 @@ class ReplicaProcess:
         finally:
             os._exit(70)
 
-    def _record(self) -> ReplicaRecord:
-        return ReplicaRecord(
-            id=self.id,
-            model=self._model.name,
-            engine=self._engine.name,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            state=self._state,
-            slots=self._model.slots,
-            busy_slots=self._model.slots - self._engine.free_slots,
-            waiting_sequences=self._loop.num_waiting,
-            context_length=self._engine.context_length,
-            steps=self._loop.num_steps,
-            step_age_s=self._loop.step_age_s,
-            generated_tokens=self._loop.num_generated_tokens,
-            started_at=self._started_at,
-        )
+
+class _Keeper:
+    """Whether there is an agent that would stop this process: its parent, or an heir of it."""
+
+    def __init__(self, client: "redis.Redis", node: str) -> None:
+        self._client = client
+        self._node_key = names.node_key(node)
+        self._parent = os.getppid()
+        self._seen_at = time.monotonic()
+
+    def is_there(self) -> bool:
+        try:
+            if os.getppid() == self._parent or self._client.exists(self._node_key):
+                self._seen_at = time.monotonic()
+        except redis.RedisError:
+            pass  # no Redis, no agent that could be seen
+        return time.monotonic() - self._seen_at < _ORPHAN_S
 
 
-def _load_engine(settings: Settings, model: ModelSettings) -> Engine:
-    started = time.monotonic()
-    threads = model.threads or max(1, (os.cpu_count() or 1) - 1)
-    engine = engines.load(
-        model.engine,
-        EngineSettings(settings.weights_path(model), model.context_length, model.slots, threads),
-    )
-    _log.info(
-        "model loaded",
-        extra={"model": model.name, "load_s": round(time.monotonic() - started, 2)},
-    )
-    return engine
+def _capacity(engine: Engine) -> Capacity:
+    return Capacity(engine.free_slots, engine.context_length, engine.device)
 
 
-def _prompt_builder(settings: Settings, model: ModelSettings, engine: Engine) -> PromptBuilder:
-    template = _chat_template(settings.template_path(model), engine)
-    return PromptBuilder(
-        engine, template, model.stop, strip_leading_space=model.strip_leading_space
-    )
+def _warm_up(engine: Engine) -> None:
+    """One token: what the engine makes at its first step is made before the first request."""
+    engine.submit(Sequence(("warm-up", 0), [0], 1, Sampling(temperature=0.0)))
+    while engine.has_work:
+        engine.step()
 
 
-def _chat_template(path: Path | None, engine: Engine) -> ChatTemplate | None:
+def _prompt_builder(spec: ModelSpec, engine: Engine) -> PromptBuilder:
+    template = _chat_template(spec.chat_template, engine)
+    return PromptBuilder(engine, template, spec.stop, strip_leading_space=spec.strip_leading_space)
+
+
+def _chat_template(configured: str | None, engine: Engine) -> ChatTemplate | None:
     """The configured template, or the model's own if that is one. Raises SettingsError."""
-    try:
-        source = path.read_text("utf-8") if path else engine.chat_template
-    except (OSError, UnicodeDecodeError) as exc:
-        raise SettingsError(f"chat_template: cannot read {path}: {exc}") from exc
+    source = configured or engine.chat_template
     if not source:
         return None
     try:
         return ChatTemplate(source, engine.bos_text, engine.eos_text, strip_bos=engine.adds_bos)
     except SettingsError as exc:
-        if path:
+        if configured:
             raise
         _log.warning("the model's own chat template cannot be used: %s", exc)
         return None
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        print("usage: python -m worker.replica MODEL", file=sys.stderr)
+    if len(arguments) != 2:
+        print("usage: python -m worker.replica ASSIGNMENT REPLICA", file=sys.stderr)
         return 2
+    assignment_id, replica_id = arguments
     try:
         settings = settings_module.load()
-        model = settings.model(arguments[0])
-        if model is None:
-            raise SettingsError(f"models: there is no model {arguments[0]!r} in the settings")
         logs.configure("replica", settings.log_level)
+        client = connect(settings, max_connections=1)
+        payload = client.hget(names.assignments_key(settings.node), assignment_id)
+        assignment = lifecycle.decode(payload, Assignment)
+        if assignment is None:
+            raise SettingsError(f"there is no assignment {assignment_id!r}; the agent makes them")
         # A task that waits for its turn must not hold the GIL away from the engine loop.
         sys.setswitchinterval(0.001)
-        ReplicaProcess(settings, model).run()
+        ReplicaProcess(settings, assignment, replica_id).run()
     except (SettingsError, LlmisError) as exc:
         print(f"llmis replica: {exc}", file=sys.stderr)
         return 1
     except redis.RedisError as exc:
         print(f"llmis replica: Redis does not answer at REDIS_URL: {exc}", file=sys.stderr)
-        return 1
+        return 75  # worth another try
     return 0
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from app.schemas import ChatRequest, CompletionRequest, parse
 from shared.errors import InvalidRequest
+from shared.settings import SamplingDefaults
 
 _CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 
@@ -20,7 +21,7 @@ def test_null_means_not_set() -> None:
     body = _chat(**dict.fromkeys(names))
     assert body.num_choices == 1
     assert not body.is_stream
-    assert body.sampling().temperature == 1.0
+    assert body.sampling(SamplingDefaults()).temperature == 1.0
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -35,7 +36,7 @@ def test_text_parts_are_joined_and_developer_is_system() -> None:
 
 
 def test_logit_bias_keys_are_token_ids() -> None:
-    assert _chat(logit_bias={"5": -100}).sampling().logit_bias == {5: -100.0}
+    assert _chat(logit_bias={"5": -100}).sampling(SamplingDefaults()).logit_bias == {5: -100.0}
 
 
 @pytest.mark.parametrize(
@@ -112,3 +113,12 @@ def test_prompts_of_no_shape_are_refused(prompt: Any) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse(body, CompletionRequest).prompts()
     assert caught.value.param == "prompt"
+
+
+def test_what_a_request_leaves_open_is_taken_from_the_model() -> None:
+    body = parse(
+        b'{"model": "m", "prompt": "p", "temperature": 0.5, "top_p": null}', CompletionRequest
+    )
+    sampling = body.sampling(SamplingDefaults(temperature=0.1, top_p=0.9, min_p=0.05))
+    assert (sampling.temperature, sampling.top_p, sampling.min_p) == (0.5, 0.9, 0.05)
+    assert sampling.top_k == 0

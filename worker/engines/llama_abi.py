@@ -19,6 +19,11 @@ _log = logging.getLogger(__name__)
 Pointer = c.c_void_p
 
 
+ProgressCallback = c.CFUNCTYPE(c.c_bool, c.c_float, c.c_void_p)
+"""llama_progress_callback: false would break the load off."""
+FLASH_ATTN_ENABLED = 1
+
+
 class ModelParams(c.Structure):
     """struct llama_model_params. The tail keeps room for fields that a later build appends."""
 

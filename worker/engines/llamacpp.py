@@ -26,6 +26,8 @@ from worker.text import TextAssembler
 
 _log = logging.getLogger(__name__)
 _BATCH_TOKENS = 512
+_KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}
+"""Precision of the KV cache → enum ggml_type."""
 _WORTHWHILE_PREFIX_TOKENS = 16
 """A shared prefix that is shorter is no reason to tear the batch apart."""
 
@@ -57,9 +59,10 @@ class LlamaCppEngine:
     """See `worker.engines.protocol.Engine` for the contract."""
 
     name = "llamacpp"
+    device = "cpu"
 
     def __init__(self, settings: EngineSettings) -> None:
-        _check_file(settings)
+        _check(settings)
         self._lib = llama_abi.load()
         self._model = self._load_model(settings)
         self._vocabulary = Vocabulary(self._lib, self._model)
@@ -78,6 +81,8 @@ class LlamaCppEngine:
     def _load_model(self, settings: EngineSettings) -> int:
         params = self._lib.model_default_params()
         params.n_gpu_layers = 0
+        on_progress = llama_abi.ProgressCallback(lambda done, _: _tell(settings, done))
+        params.progress_callback = c.cast(on_progress, c.c_void_p)
         model: int | None = self._lib.model_load_from_file(str(settings.path).encode(), params)
         if not model:
             raise EngineError(f"llama.cpp could not load {settings.path.name}: see the log")
@@ -100,6 +105,9 @@ class LlamaCppEngine:
         params.n_seq_max = settings.slots
         params.n_outputs_max = settings.slots
         params.n_threads = params.n_threads_batch = settings.threads
+        params.type_k = params.type_v = _KV_TYPES[settings.quant]
+        if settings.quant != "f16":
+            params.flash_attn_type = llama_abi.FLASH_ATTN_ENABLED  # a quantised V needs it
         context: int | None = self._lib.init_from_model(self._model, params)
         if not context:
             raise EngineError(
@@ -307,7 +315,18 @@ class LlamaCppEngine:
             slot.cache.clear()
 
 
-def _check_file(settings: EngineSettings) -> None:
+def _tell(settings: EngineSettings, done: float) -> bool:
+    """llama.cpp asks at every piece whether to go on."""
+    settings.on_progress(done)
+    return True
+
+
+def _check(settings: EngineSettings) -> None:
+    """Raises SettingsError."""
+    if settings.device not in ("auto", "cpu"):
+        raise SettingsError(f"device = {settings.device!r}: llamacpp runs on the cpu here")
+    if settings.quant not in _KV_TYPES:
+        raise SettingsError(f"quant = {settings.quant!r}: must be one of {', '.join(_KV_TYPES)}")
     path = settings.path
     if not path.is_file():
         raise SettingsError(f"models: no file at {path}")

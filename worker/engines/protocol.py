@@ -4,6 +4,7 @@ Thread rule: one thread, the engine loop, owns an engine and calls all its metho
 `tokenize` and the read-only properties may be called from others.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,11 @@ class EngineSettings:
     """Sequences generated at the same time."""
     threads: int
     """Compute threads, at least 1."""
+    device: str = "auto"
+    quant: str = "f16"
+    """Precision of the KV cache, in the engine's own words."""
+    on_progress: Callable[[float], None] = lambda _: None
+    """Told how much of the weights is read, 0 to 1. Called by the loading thread, often."""
 
 
 @dataclass(slots=True)
@@ -57,6 +63,10 @@ class StepResult:
 
 class Engine(Protocol):
     name: str
+
+    @property
+    def device(self) -> str:
+        """The device that holds the weights."""
 
     @property
     def context_length(self) -> int: ...

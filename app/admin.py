@@ -1,0 +1,166 @@
+"""The admin API: load and unload models, and what runs where.
+
+`POST /admin/models/load`, `POST /admin/models/unload`, `GET /admin/operations/<id>`,
+`GET /admin/models`, `GET /admin/nodes`.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import msgspec
+from flask import Blueprint, Flask, Response, request, stream_with_context
+
+from app import admin_views, answers
+from app.admin_schemas import LoadRequest, UnloadRequest
+from app.catalog import ModelState
+from app.generation import SSE_HEADERS, read_body
+from app.schemas import parse
+from app.services import services
+from shared import operations
+from shared.errors import (
+    Conflict,
+    ModelNotFound,
+    NotFound,
+    UnsupportedMediaType,
+)
+from shared.lifecycle import ModelSpec, Progress
+
+blueprint = Blueprint("admin", __name__, url_prefix="/admin")
+_POLL_S = 0.1
+
+
+def register(app: Flask) -> None:
+    blueprint.before_request(_check_media_type)
+    app.register_blueprint(blueprint)
+
+
+def _check_media_type() -> None:
+    """A page of another origin cannot send JSON without asking first, and is not answered."""
+    if request.method == "POST" and request.mimetype != "application/json":
+        raise UnsupportedMediaType("The header Content-Type must be application/json.")
+
+
+@blueprint.post("/models/load")
+def load() -> Response:
+    body = parse(read_body(), LoadRequest)
+    shared = services()
+    shared.directory.refresh()
+    spec = body.spec(shared.catalog.spec(body.name))
+    _check_not_other(spec)
+    operation_id = shared.loader.load(spec, replicas=body.replicas, node=body.node)
+    return _answer(operation_id, wait=body.wait, stream=body.stream)
+
+
+@blueprint.post("/models/unload")
+def unload() -> Response:
+    body = parse(read_body(), UnloadRequest)
+    shared = services()
+    shared.directory.refresh()
+    is_loading = shared.catalog.state(body.name) is ModelState.LOADING
+    if not shared.catalog.is_known(body.name) and not is_loading:
+        raise ModelNotFound(f"The model {body.name!r} does not exist.", param="name")
+    timeout_s = body.timeout_s
+    if timeout_s is None:
+        timeout_s = shared.settings.request_timeout_s
+    operation_id = shared.loader.unload(body.name, is_now=body.mode == "now", grace_s=timeout_s)
+    return _answer(operation_id, wait=body.wait, stream=body.stream)
+
+
+@blueprint.get("/operations/<operation_id>")
+def show_operation(operation_id: str) -> Response:
+    return _json(admin_views.operation(_last(operation_id)))
+
+
+@blueprint.get("/models")
+def list_models() -> Response:
+    shared = services()
+    shared.directory.refresh()
+    views = [admin_views.model(shared, name) for name in shared.catalog.names()]
+    return _json({"object": "list", "data": views})
+
+
+@blueprint.get("/nodes")
+def list_nodes() -> Response:
+    shared = services()
+    shared.directory.refresh()
+    views = [admin_views.node(node, shared.directory) for node in shared.directory.nodes()]
+    return _json({"object": "list", "data": views})
+
+
+def _check_not_other(spec: ModelSpec) -> None:
+    """A model that is loaded cannot be loaded otherwise. Raises Conflict."""
+    shared = services()
+    if not shared.directory.is_coming(spec.name):
+        return
+    loaded = shared.catalog.spec(spec.name)
+    if loaded is not None and loaded != spec:
+        fields = [f for f in spec.__struct_fields__ if getattr(spec, f) != getattr(loaded, f)]
+        raise Conflict(
+            f"The model {spec.name!r} is loaded with another {', '.join(fields)}. Unload it first.",
+            param=fields[0],
+        )
+
+
+def _answer(operation_id: str, *, wait: bool, stream: bool) -> Response:
+    if stream:
+        return Response(stream_with_context(_stream(operation_id)), headers=SSE_HEADERS)
+    if not wait:
+        return _json(admin_views.operation(_last(operation_id)), 202)
+    for progress in _follow(operation_id):
+        if progress is not None and progress.is_ended:
+            if progress.failure is not None:
+                raise progress.failure.error()
+            return _json(admin_views.operation(progress))
+    raise AssertionError("an operation ends")
+
+
+def _stream(operation_id: str) -> Iterator[bytes]:
+    quiet_since = time.monotonic()
+    for progress in _follow(operation_id):
+        if progress is not None:
+            yield answers.sse(admin_views.operation(progress))
+            quiet_since = time.monotonic()
+        elif time.monotonic() - quiet_since > services().settings.keepalive_s:
+            yield answers.KEEPALIVE
+            quiet_since = time.monotonic()
+    yield answers.DONE
+
+
+def _follow(operation_id: str) -> Iterator[Progress | None]:
+    """The operation's progress to its end; None for each pause without news."""
+    client, seen = services().client, 0
+    last = _last(operation_id)
+    while True:
+        events = operations.progress(client, operation_id, seen)
+        seen += len(events)
+        for last in events:
+            yield last
+            if last.is_ended:
+                return
+        if events:
+            continue
+        # The end is written before the lock goes.
+        if operations.is_lost(client, last) and not operations.progress(client, operation_id, seen):
+            yield operations.lost(last)
+            return
+        yield None
+        gevent.sleep(_POLL_S)
+
+
+def _last(operation_id: str) -> Progress:
+    """Where an operation stands. Raises NotFound."""
+    client = services().client
+    events = operations.progress(client, operation_id, -1)
+    if not events:
+        raise NotFound(f"There is no operation {operation_id!r}, or it ended long ago.", param="id")
+    last = events[-1]
+    if last.is_ended or not operations.is_lost(client, last):
+        return last
+    last = operations.progress(client, operation_id, -1)[-1]
+    return last if last.is_ended else operations.lost(last)
+
+
+def _json(body: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, content_type="application/json")

@@ -1,0 +1,62 @@
+"""What models there are, and how each one is: the settings and the registry seen together."""
+
+from enum import StrEnum
+
+from shared.lifecycle import ModelSpec, OperationKind, spec_of
+from shared.messages import ReplicaState
+from shared.registry import Directory
+from shared.settings import Settings
+
+
+class ModelState(StrEnum):
+    READY = "ready"
+    LOADING = "loading"
+    UNLOADING = "unloading"
+    UNLOADED = "unloaded"
+    FAILED = "failed"
+
+
+class Catalog:
+    def __init__(self, settings: Settings, directory: Directory) -> None:
+        self._settings = settings
+        self._directory = directory
+
+    def names(self) -> list[str]:
+        """Models that can be asked for, the configured ones first."""
+        configured = [model.name for model in self._settings.models]
+        served = {record.model for record in self._directory.replicas()}
+        return configured + sorted((served | set(self._directory.specs())) - set(configured))
+
+    def is_known(self, name: str) -> bool:
+        return (
+            self._settings.model(name) is not None
+            or name in self._directory.specs()
+            or bool(self._directory.replicas(name))
+        )
+
+    def is_configured(self, name: str) -> bool:
+        return self._settings.model(name) is not None
+
+    def spec(self, name: str) -> ModelSpec | None:
+        """How to load a model. None = nobody says. Raises OSError for an unreadable template."""
+        loaded = self._directory.specs().get(name)
+        configured = self._settings.model(name)
+        if loaded is not None:
+            return loaded
+        return spec_of(self._settings, configured) if configured is not None else None
+
+    def state(self, name: str) -> ModelState:
+        directory = self._directory
+        if directory.operation(OperationKind.UNLOAD, name) is not None:
+            return ModelState.UNLOADING
+        if directory.is_served(name):
+            return ModelState.READY
+        if (
+            directory.is_coming(name)
+            or directory.operation(OperationKind.LOAD, name) is not None
+            or directory.is_assigned(name)
+        ):
+            return ModelState.LOADING
+        if any(r.state is ReplicaState.DRAINING for r in directory.replicas(name)):
+            return ModelState.UNLOADING
+        return ModelState.FAILED if directory.failure(name) else ModelState.UNLOADED

@@ -1,0 +1,52 @@
+"""Text for a terminal: what others wrote made harmless, and quantities for people."""
+
+import itertools
+
+_SUFFIXES = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def _replacements() -> dict[int, str]:
+    # C0 has pictures of its own (␛ for ESC); a carriage return would let text overwrite what
+    # stands before it, and is dropped, so that CRLF stays one line end.
+    table = {code: chr(0x2400 + code) for code in range(0x20)}
+    del table[ord("\n")], table[ord("\t")]
+    table[ord("\r")] = ""
+    table[0x7F] = "\u2421"
+    # C1 starts escape sequences in one character. The others reorder what one reads.
+    for code in itertools.chain(range(0x80, 0xA0), range(0x202A, 0x202F), range(0x2066, 0x206A)):
+        table[code] = f"\\u{code:04x}"
+    return table
+
+
+_REPLACEMENTS = _replacements()
+
+
+def harmless(text: str) -> str:
+    """Make control characters visible, so that text cannot steer the terminal.
+
+    Newline and tab stay. Works on any piece of a text: no character depends on its neighbours.
+    """
+    return text.translate(_REPLACEMENTS)
+
+
+def one_line(text: str) -> str:
+    return harmless(" ".join(text.split()))
+
+
+def size(num_bytes: int) -> str:
+    """`1.5 GiB`"""
+    exponent = min(max(0, (num_bytes.bit_length() - 1) // 10), len(_SUFFIXES) - 1)
+    return f"{num_bytes / 1024**exponent:.{min(1, exponent)}f} {_SUFFIXES[exponent]}"
+
+
+def duration(seconds: float) -> str:
+    """`42s`, `3m 20s`, `5h 07m`, `2d 03h`: two units at most."""
+    whole = max(0, int(seconds))
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if minutes < 1:
+        return f"{whole}s"
+    if hours < 1:
+        return f"{minutes}m {whole % 60:02}s"
+    if days < 1:
+        return f"{hours}h {minutes % 60:02}m"
+    return f"{days}d {hours % 24:02}h"

@@ -1,0 +1,33 @@
+"""Fixtures of the unit tests."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from shared.version import VERSION
+from tests import fake_service
+from tests.fake_service import FakeService, Reply
+from tests.unit.cli_answers import FAILED, MODEL, NODE
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
+    """A service with one good and one failed model, which `LLMIS_URL` names."""
+    replies = {
+        "GET /version": Reply({"version": VERSION}),
+        "GET /readyz": Reply({"status": "ready"}),
+        "GET /v1/models": Reply(
+            {
+                "object": "list",
+                "data": [
+                    {"id": "asleep", "object": "model", "state": "unloaded", "replicas": 0},
+                    {"id": "counter", "object": "model", "state": "ready", "replicas": 2},
+                ],
+            }
+        ),
+        "GET /admin/models": Reply({"object": "list", "data": [MODEL, FAILED]}),
+        "GET /admin/nodes": Reply({"object": "list", "data": [NODE]}),
+    }
+    with fake_service.running(replies) as running:
+        monkeypatch.setenv("LLMIS_URL", running.url)
+        yield running

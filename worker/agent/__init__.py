@@ -1,0 +1,1 @@
+"""The node agent: starts and stops the replicas of one machine, within its memory."""

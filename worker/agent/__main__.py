@@ -1,0 +1,79 @@
+"""The agent process: `python -m worker.agent` makes this host a node of the service.
+
+All it needs is `REDIS_URL`, and the weights in its model folder.
+"""
+
+import sys
+import time
+from typing import Any
+
+import redis
+from celery import signals
+
+from shared import logs, names, registry
+from shared import settings as settings_module
+from shared.celery_app import app
+from shared.connections import connect
+from shared.errors import SettingsError
+from shared.settings import Settings
+from worker.agent import tasks
+from worker.agent.agent import Agent
+
+_NUM_OPERATIONS = 16
+"""Loads and unloads at the same time; most of that time they wait."""
+
+
+def main() -> int:
+    try:
+        settings = settings_module.load()
+        logs.configure("agent", settings.log_level)
+        _run(settings)
+    except SettingsError as exc:
+        print(f"llmis agent: {exc}", file=sys.stderr)
+        return 1
+    except redis.RedisError as exc:
+        print(f"llmis agent: Redis does not answer at REDIS_URL: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(settings: Settings) -> None:
+    if not settings.redis_url:
+        raise SettingsError("redis_url: an agent joins a service: set REDIS_URL to its Redis")
+    client = connect(settings)
+    _wait_for_the_name(client, settings.node)
+    agent = Agent(settings, client)
+    agent.start()
+    tasks.serve(agent)
+    signals.worker_shutting_down.connect(_on_shutting_down(agent), weak=False)
+    worker = app.Worker(
+        hostname=f"agent@{settings.node}",
+        queues=[names.node_queue(settings.node)],
+        pool="threads",
+        concurrency=_NUM_OPERATIONS,
+        loglevel=settings.log_level.upper(),
+        without_mingle=True,
+        without_gossip=True,
+    )
+    worker.start()
+    agent.stop()
+
+
+def _on_shutting_down(agent: Agent) -> Any:
+    return lambda **_: agent.begin_stop()
+
+
+def _wait_for_the_name(client: "redis.Redis", node: str) -> None:
+    """One agent a node. The record of one that was killed expires. Raises SettingsError."""
+    deadline = time.monotonic() + registry.RECORD_TTL_S + registry.BEAT_S
+    while client.exists(names.node_key(node)):
+        if time.monotonic() > deadline:
+            raise SettingsError(
+                f"node_name: another agent is running under the name {node!r}. Stop it, or set "
+                "LLMIS_NODE_NAME on one of the hosts."
+            )
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""One replica as its agent sees it: an assignment, and the process that carries it out now."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from shared.lifecycle import Assignment
+from shared.messages import ReplicaRecord, ReplicaState
+
+MAX_FAILURES = 3
+"""Failures in a row after which a replica is given up."""
+STABLE_S = 60.0
+"""Who has been ready for so long starts counting its failures anew."""
+_MAX_BACKOFF_S = 30.0
+_KILL_MARGIN_S = 8.0
+"""Beyond its grace time a replica gets this long to end by itself."""
+_EXIT_UNUSABLE = 1
+"""The replica said why it cannot serve this model: there is no use in another try."""
+_ERROR_PREFIX = "llmis replica: "
+
+
+@dataclass
+class ManagedReplica:
+    """Mutable, guarded by the agent's lock. Times are monotonic seconds."""
+
+    assignment: Assignment
+    log_path: Path
+    process: psutil.Process | None = None
+    record: ReplicaRecord | None = None
+    """What it says of itself; None while it says nothing."""
+    started_at: float = field(default_factory=time.monotonic)
+    seen_at: float = 0.0
+    """When its record was there last."""
+    ready_at: float | None = None
+    restart_at: float | None = None
+    num_failures: int = 0
+    error: str = ""
+    """Why it ended last."""
+    is_given_up: bool = False
+    is_stopping: bool = False
+    kill_at: float = 0.0
+    """While it stops: when the time to end by itself is over."""
+
+    @property
+    def id(self) -> str:
+        return self.assignment.id
+
+    @property
+    def model(self) -> str:
+        return self.assignment.spec.name
+
+    @property
+    def is_ready(self) -> bool:
+        return self.record is not None and self.record.state is ReplicaState.READY
+
+    @property
+    def is_busy(self) -> bool:
+        record = self.record
+        return record is not None and record.busy_slots + record.waiting_sequences > 0
+
+    @property
+    def is_alive(self) -> bool:
+        if self.process is None:
+            return False
+        if isinstance(self.process, psutil.Popen):
+            return bool(self.process.poll() is None)
+        # Adopted: not our child. Its zombie is somebody else's to bury.
+        return bool(self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE)
+
+    @property
+    def resident_bytes(self) -> int:
+        return self._memory("rss")
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Resident pages with files behind them: the system counts them as free."""
+        return self._memory("shared")
+
+    def _memory(self, kind: str) -> int:
+        with contextlib.suppress(psutil.Error):
+            if self.process is not None and self.is_alive:
+                return int(getattr(self.process.memory_info(), kind))
+        return 0
+
+    @property
+    def promised_bytes(self) -> int:
+        """What the estimate says it will still take."""
+        return max(0, self.assignment.memory_bytes - self.resident_bytes)
+
+    # -- the process -------------------------------------------------------------------------
+
+    def renew(self) -> None:
+        """The next process gets an id of its own: claims and records name the process."""
+        replica_id = f"{self.id}-{uuid.uuid4().hex[:6]}"
+        self.assignment = msgspec.structs.replace(self.assignment, replica_id=replica_id)
+        self.record = self.ready_at = self.restart_at = None
+
+    def start(self, environment: dict[str, str]) -> None:
+        """Start the process. The assignment must be in Redis by now."""
+        command = [sys.executable, "-m", "worker.replica", self.id, self.assignment.replica_id]
+        self.started_at = self.seen_at = time.monotonic()
+        with self.log_path.open("ab") as log:
+            # A session of its own: it outlives the agent, and a signal to the agent's group.
+            self.process = psutil.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def adopt(self, process: psutil.Process) -> None:
+        """Take over a process that an earlier agent started."""
+        self.process = process
+        self.seen_at = time.monotonic()
+
+    def send(self, signum: int) -> None:
+        with contextlib.suppress(psutil.Error):
+            if self.process is not None and self.is_alive:
+                self.process.send_signal(signum)
+
+    def stop(self, grace_s: float) -> None:
+        """SIGTERM; `kill_at` is when SIGKILL is due."""
+        self.is_stopping = True
+        self.kill_at = time.monotonic() + grace_s + _KILL_MARGIN_S
+        self.send(signal.SIGTERM)
+
+    def fail(self, reason: str = "") -> None:
+        """The process has ended by itself, or was killed for `reason`: try again or give up."""
+        now = time.monotonic()
+        code = self.process.poll() if isinstance(self.process, psutil.Popen) else None
+        if self.ready_at is not None and now - self.ready_at > STABLE_S:
+            self.num_failures = 0
+        was_ready, self.record, self.ready_at = self.ready_at is not None, None, None
+        self.num_failures += 1
+        self.error = reason or self._last_words(code)
+        is_hopeless = code == _EXIT_UNUSABLE and not was_ready
+        self.is_given_up = is_hopeless or self.num_failures >= MAX_FAILURES
+        self.restart_at = now + min(0.25 * 2**self.num_failures, _MAX_BACKOFF_S)
+
+    def _last_words(self, code: int | None) -> str:
+        with contextlib.suppress(OSError):
+            for line in reversed(self._tail()):
+                if line.startswith(_ERROR_PREFIX):
+                    return line.removeprefix(_ERROR_PREFIX)
+        if code is None:
+            return "the process ended"
+        if code < 0:
+            return f"the process was killed by {signal.Signals(-code).name}"
+        return f"the process ended with exit status {code}; see {self.log_path.name}"
+
+    def _tail(self, num_bytes: int = 8192) -> list[str]:
+        with self.log_path.open("rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - num_bytes))
+            return log.read().decode("utf-8", "replace").splitlines()
+
+
+def find_processes(node: str, redis_url: str) -> dict[str, psutil.Process]:
+    """The replica processes of this node and service that run here: assignment id → process."""
+    found: dict[str, psutil.Process] = {}
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if len(command) != 5 or command[1:3] != ["-m", "worker.replica"]:
+            continue
+        with contextlib.suppress(psutil.Error):
+            is_ours = process.environ().get("REDIS_URL") == redis_url
+            if is_ours and command[3].rpartition("-")[0].endswith(f"@{node}"):
+                found[command[3]] = process
+    return found

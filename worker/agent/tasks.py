@@ -1,0 +1,59 @@
+"""The Celery side of an agent: the load and unload tasks.
+
+They are acknowledged when they begin: an operation that was interrupted is not begun again by
+itself, its lock expires and who waits for it is told.
+"""
+
+import logging
+
+from shared import names, operations
+from shared.celery_app import app
+from shared.lifecycle import OperationKind
+from shared.operations import Operation
+from worker.agent.agent import Agent
+from worker.agent.loading import Loading
+from worker.agent.unloading import unload
+
+_log = logging.getLogger(__name__)
+_agent: Agent | None = None
+
+
+def serve(agent: Agent) -> None:
+    """Make the tasks of this process run on `agent`."""
+    global _agent
+    _agent = agent
+
+
+@app.task(name=names.LOAD_TASK, acks_late=False)  # type: ignore[untyped-decorator]
+def load_model(operation_id: str) -> None:
+    """Carry out a load, or hand it to the next node."""
+    agent = _serving()
+    command = operations.read_load(agent.client, operation_id)
+    while command is not None:
+        operation = Operation(agent.client, OperationKind.LOAD, operation_id, command.spec.name)
+        command = Loading(agent, operation, command).run()
+        if command is not None and command.nodes[0] != agent.node:
+            operations.rewrite(agent.client, command)
+            app.send_task(
+                names.LOAD_TASK,
+                args=[operation_id],
+                queue=names.node_queue(command.nodes[0]),
+                ignore_result=True,
+            )
+            return
+
+
+@app.task(name=names.UNLOAD_TASK, acks_late=False)  # type: ignore[untyped-decorator]
+def unload_model(operation_id: str) -> None:
+    """Stop this node's replicas of a model."""
+    agent = _serving()
+    command = operations.read_unload(agent.client, operation_id)
+    if command is None:
+        _log.warning("unload %s is gone", operation_id)
+        return
+    unload(agent, Operation(agent.client, OperationKind.UNLOAD, command.id, command.model), command)
+
+
+def _serving() -> Agent:
+    assert _agent is not None, "serve() comes before the worker starts"
+    return _agent
