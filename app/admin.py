@@ -110,6 +110,7 @@ def _answer(operation_id: str, *, wait: bool, stream: bool) -> Response:
         return _json(admin_views.operation(_last(operation_id)), 202)
     for progress in _follow(operation_id):
         if progress is not None and progress.is_ended:
+            services().directory.refresh()
             if progress.failure is not None:
                 raise progress.failure.error()
             return _json(admin_views.operation(progress))

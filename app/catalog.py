@@ -8,6 +8,10 @@ from shared.registry import Directory
 from shared.settings import Settings
 
 
+_FRESH_S = 0.1
+"""Who asks for unknown models makes the registry be read this often at most."""
+
+
 class ModelState(StrEnum):
     READY = "ready"
     LOADING = "loading"
@@ -28,6 +32,13 @@ class Catalog:
         return configured + sorted((served | set(self._directory.specs())) - set(configured))
 
     def is_known(self, name: str) -> bool:
+        """Whether a model can be asked for. One that was loaded a moment ago is found, too."""
+        if self._is_in_copy(name):
+            return True
+        self._directory.refresh_if_older(_FRESH_S)
+        return self._is_in_copy(name)
+
+    def _is_in_copy(self, name: str) -> bool:
         return (
             self._settings.model(name) is not None
             or name in self._directory.specs()

@@ -42,7 +42,7 @@ MODELS = {
 }
 
 
-def write(name: str, folder: Path = FOLDER / "models") -> Path:
+def write(name: str, folder: Path = FOLDER) -> Path:
     """Write a model of MODELS unless it is there already; its path."""
     path = folder / f"random-{name}.gguf"
     if not path.exists():

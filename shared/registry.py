@@ -7,6 +7,7 @@ so that no request pays for a round trip.
 
 import logging
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -135,6 +136,7 @@ class Directory:
     def __init__(self, client: "redis.Redis") -> None:
         self._client = client
         self._copy = _Copy()
+        self._refreshed_at = 0.0
         self._lock = threading.Lock()
 
     def refresh(self) -> None:
@@ -153,6 +155,12 @@ class Directory:
         )
         with self._lock:
             self._copy = copy
+            self._refreshed_at = time.monotonic()
+
+    def refresh_if_older(self, age_s: float) -> None:
+        """For a question that the copy cannot answer. Raises redis.RedisError."""
+        if time.monotonic() - self._refreshed_at > age_s:
+            self.refresh()
 
     @property
     def _current(self) -> _Copy:

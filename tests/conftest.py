@@ -43,6 +43,7 @@ path = "counter.gguf"
 context_length = 2048
 slots = 64
 strip_leading_space = true
+{counters_more}
 
 [[models]]
 name = "counter-small"
@@ -50,6 +51,7 @@ path = "counter.gguf"
 context_length = 512
 slots = 2
 strip_leading_space = true
+{counters_more}
 """
 _DEMO = f"""
 [[models]]
@@ -134,11 +136,9 @@ class Service:
 
 
 @contextmanager
-def running_service(
-    data_dir: Path, *, demo: bool = False, extra: str = "", flower: bool = False
-) -> Iterator[Service]:
+def running_service(data_dir: Path, **options: Any) -> Iterator[Service]:
     """`start_service`, and stop it whatever happens."""
-    running = start_service(data_dir, demo=demo, extra=extra, flower=flower)
+    running = start_service(data_dir, **options)
     try:
         yield running
     finally:
@@ -146,9 +146,18 @@ def running_service(
 
 
 def start_service(
-    data_dir: Path, *, demo: bool = False, extra: str = "", flower: bool = False
+    data_dir: Path,
+    *,
+    demo: bool = False,
+    extra: str = "",
+    counters_more: str = "",
+    flower: bool = False,
 ) -> Service:
-    """Start `llmis up` with the counter models and wait until it is ready."""
+    """Start `llmis up` with the counter models and wait until it is ready.
+
+    `extra` are more settings, and after them more models; `counters_more` settings of the two
+    counter models.
+    """
     models = TEST_FILES / "models"
     models.mkdir(parents=True, exist_ok=True)
     if not (models / "counter.gguf").exists():
@@ -157,7 +166,9 @@ def start_service(
         partial.rename(models / "counter.gguf")
     port, flower_port = free_port(), free_port() if flower else 0
     config = data_dir / "llmis.toml"
-    text = _CONFIG.format(port=port, flower_port=flower_port, models=models, extra=extra)
+    text = _CONFIG.format(
+        port=port, flower_port=flower_port, models=models, extra=extra, counters_more=counters_more
+    )
     config.write_text(text + (_DEMO if demo else ""))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LLMIS_")}
     environment.pop("REDIS_URL", None)

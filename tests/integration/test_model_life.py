@@ -1,0 +1,216 @@
+"""Models come by demand and go by themselves; replicas and agents die and come back."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.admin_client import Completion, admin, load, model, unload, wait_for_state
+from tests.conftest import TEST_FILES, Service, running_service, wait_for
+from tests.counter_model import expected_text
+
+_LAZY = """
+[[models]]
+name = "{name}"
+path = "counter.gguf"
+context_length = 16384
+slots = 2
+preload = false
+{more}
+"""
+
+
+def _lazy(*names: str, more: str = "") -> str:
+    return "".join(_LAZY.format(name=name, more=more) for name in names)
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with room for one model besides the two counters that stay."""
+    extra = "max_loaded_models = 3\nmin_residence_s = 1.5\n" + _lazy("a", "b")
+    folder = tmp_path_factory.mktemp("crowded")
+    with running_service(folder, extra=extra, counters_more="pin = true") as running:
+        yield running
+
+
+def test_a_hundred_first_requests_load_a_model_once(crowded: Service) -> None:
+    results: list[Completion] = []
+
+    def ask(start: int) -> None:
+        results.append(Completion(crowded, "a", 20, start).read())
+
+    threads = [threading.Thread(target=ask, args=(start,)) for start in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(r.text for r in results) == sorted(expected_text(n, 20) for n in range(100))
+    assert len(crowded.pids("worker.replica", "a@")) == 1
+    assert crowded.log("agent").count('"replica ready", "replica": "a@') == 1
+
+
+def test_two_models_that_take_turns_both_answer(crowded: Service) -> None:
+    """A B A B: each evicts the other, but not before the other had its time."""
+    for _ in range(2):
+        for name in ("a", "b"):
+            assert Completion(crowded, name, 20).read().text == expected_text(5, 20)
+    ready = [line for line in crowded.log("agent").splitlines() if '"replica ready"' in line]
+    assert sum('"b@' in line for line in ready) >= 2
+    assert len(crowded.pids("worker.replica")) <= 3
+
+
+def test_requests_for_both_at_once_do_not_thrash(crowded: Service) -> None:
+    """Eight requests each, mixed: a few loads, not sixteen, and every answer is right."""
+    begun = crowded.log("agent").count('"replica ready"')
+    streams = [(n, Completion(crowded, "ab"[n % 2], 300, n)) for n in range(16)]
+    for n, stream in streams:
+        assert stream.read().text == expected_text(n, 300), stream.error
+    assert crowded.log("agent").count('"replica ready"') - begun <= 4
+
+
+def test_a_model_with_running_jobs_is_not_evicted(crowded: Service) -> None:
+    long = Completion(crowded, "a", 16000).read(2)
+    short = Completion(crowded, "b", 20)
+    assert long.read().text == expected_text(5, 16000)
+    assert short.read().text == expected_text(5, 20)
+
+
+def test_a_load_over_the_api_that_finds_no_room_is_refused(crowded: Service) -> None:
+    long = Completion(crowded, "a", 12000).read(2)
+    status, answer = load(crowded, "c")
+    assert (status, answer["error"]["code"]) == (507, "too_many_models")
+    assert long.read().text == expected_text(5, 12000)
+
+
+def test_a_request_for_a_model_that_can_never_fit_fails_with_507(tmp_path: Path) -> None:
+    extra = "max_loaded_models = 2\n" + _lazy("late")
+    with running_service(tmp_path, extra=extra, counters_more="pin = true") as service:
+        completion = Completion(service, "late", 5).read()
+        assert completion.response.status == 507
+        assert completion.error["code"] == "too_many_models"
+        assert completion.response.headers["Retry-After"]
+        # And the others have not been touched.
+        assert Completion(service, "counter", 5).read().text == expected_text(5, 5)
+
+
+def test_an_idle_model_goes_after_its_time_and_comes_back(tmp_path: Path) -> None:
+    extra = "min_residence_s = 0\n" + _lazy("idle", more="ttl_s = 1")
+    with running_service(tmp_path, extra=extra) as service:
+        first = Completion(service, "idle", 20).read()
+        assert first.text == expected_text(5, 20)
+        assert wait_for_state(service, "idle", "unloaded", 15)["replicas"] == []
+        assert not service.pids("worker.replica", "idle")
+        assert Completion(service, "idle", 20).read().text == expected_text(5, 20)
+
+
+def test_progress_reaches_who_waits_for_a_load(tmp_path: Path) -> None:
+    with running_service(tmp_path, extra=_lazy("slow")) as service:
+        # The load cannot go on while its replica stands still.
+        stopper = threading.Thread(target=_hold, args=(service, "slow", 4.0))
+        stopper.start()
+        completion = Completion(service, "slow", 5).read()
+        stopper.join()
+        assert completion.text == expected_text(5, 5)
+        assert any(c.startswith("loading slow: spawning") for c in completion.comments)
+
+
+def _hold(service: Service, name: str, seconds: float) -> None:
+    (pid,) = wait_for(lambda: service.pids("worker.replica", f"{name}@"), "it is spawned")
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGCONT)
+
+
+# -- death and return ------------------------------------------------------------------------
+
+
+def test_a_killed_replica_is_ready_again_by_itself(own_service: Service) -> None:
+    (pid,) = own_service.pids("worker.replica", "counter-small")
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: own_service.pids("worker.replica", "counter-small") not in ([], [pid]), "it")
+    assert Completion(own_service, "counter-small", 20).read().text == expected_text(5, 20)
+    assert "killed by SIGKILL" in own_service.log("agent")
+
+
+def test_a_model_that_cannot_come_back_is_marked_failed(own_service: Service) -> None:
+    models = TEST_FILES / "models"
+    shutil.copy(models / "counter.gguf", models / "passing.gguf")
+    assert load(own_service, "passing", path="passing.gguf")[0] == 200
+    (models / "passing.gguf").unlink()
+    (pid,) = own_service.pids("worker.replica", "passing")
+    os.kill(pid, signal.SIGKILL)
+    view = wait_for_state(own_service, "passing", "failed")
+    assert "no file at" in view["error"]["message"]
+    completion = Completion(own_service, "passing", 5).read()
+    assert completion.error["code"] == "model_failed"
+    assert "no file at" in completion.error["message"]
+    assert unload(own_service, "passing")[0] == 200
+    assert model(own_service, "passing") is None
+
+
+def test_a_replica_that_dies_three_times_in_a_row_is_given_up(own_service: Service) -> None:
+    assert load(own_service, "fragile")[0] == 200
+    for _ in range(3):
+        wait_for_state(own_service, "fragile", "ready")
+        (pid,) = own_service.pids("worker.replica", "fragile")
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda dead=pid: dead not in own_service.pids("worker.replica"), "it is dead")
+        wait_for(lambda: (model(own_service, "fragile") or {})["state"] != "ready", "it is seen")
+    view = wait_for_state(own_service, "fragile", "failed")
+    assert "SIGKILL" in view["error"]["message"]
+    assert not own_service.pids("worker.replica", "fragile")
+
+
+def test_a_replica_that_hangs_is_killed_and_started_again(own_service: Service) -> None:
+    (pid,) = own_service.pids("worker.replica", "counter-small")
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: pid not in own_service.pids("worker.replica"), "it is killed", 40)
+    wait_for_state(own_service, "counter-small", "ready")
+    assert Completion(own_service, "counter-small", 20).read().text == expected_text(5, 20)
+
+
+def test_a_killed_agent_is_replaced_and_adopts_its_replicas(own_service: Service) -> None:
+    assert load(own_service, "extra", context_length=30000)[0] == 200
+    replicas = own_service.pids("worker.replica")
+    stream = Completion(own_service, "extra", 29000).read(2)
+    (agent,) = own_service.pids("worker.agent")
+    os.kill(agent, signal.SIGKILL)
+    wait_for(lambda: [p for p in own_service.pids("worker.agent") if p != agent], "a new agent", 15)
+    assert stream.read().text == expected_text(5, 29000)
+    assert own_service.pids("worker.replica") == replicas
+    wait_for(lambda: admin(own_service, "/nodes")[1]["data"], "the node is back", 15)
+    # They are its own: it stops them, and restarts them when they die.
+    assert unload(own_service, "extra")[0] == 200
+    (pid,) = own_service.pids("worker.replica", "counter-small")
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: own_service.pids("worker.replica", "counter-small") not in ([], [pid]), "it")
+    assert Completion(own_service, "counter-small", 5).read().text == expected_text(5, 5)
+
+
+def test_a_replica_that_died_with_its_agent_comes_back(own_service: Service) -> None:
+    assert load(own_service, "extra")[0] == 200
+    (agent,) = own_service.pids("worker.agent")
+    (replica,) = own_service.pids("worker.replica", "extra")
+    os.kill(agent, signal.SIGKILL)
+    os.kill(replica, signal.SIGKILL)
+    wait_for(lambda: own_service.pids("worker.replica", "extra") not in ([], [replica]), "it", 30)
+    assert Completion(own_service, "extra", 20).read().text == expected_text(5, 20)
+
+
+def test_replicas_that_nobody_keeps_end_by_themselves(tmp_path: Path) -> None:
+    with running_service(tmp_path) as service:
+        replicas = [psutil.Process(pid) for pid in service.pids("worker.replica")]
+        assert replicas
+        (agent,) = service.pids("worker.agent")
+        service.process.kill()
+        os.kill(agent, signal.SIGKILL)
+        service.process.wait(10)
+        _, alive = psutil.wait_procs(replicas, 60)
+        assert not alive
+        wait_for(lambda: not service.pids(), "no process is left", 30)
