@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +152,7 @@ def start_service(
     extra: str = "",
     counters_more: str = "",
     flower: bool = False,
+    environ: Mapping[str, str] | None = None,
 ) -> Service:
     """Start `llmis up` with the counter models and wait until it is ready.
 
@@ -173,6 +174,7 @@ def start_service(
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LLMIS_")}
     environment.pop("REDIS_URL", None)
     environment |= {"LLMIS_CONFIG": str(config), "LLMIS_DATA_DIR": str(data_dir)}
+    environment |= environ or {}
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", "up"],
         cwd=ROOT,
