@@ -5,19 +5,23 @@ python -m bench counter --streams 8 64   the counter model against llama.cpp's o
 python -m bench demo                     the demo model against it
 python -m bench ttft                     time to first token of an idle service
 python -m bench relay                    one web process without an engine
+python -m bench replicas                 two replicas of the demo model against one
+python -m bench loading                  time to ready against starting llama.cpp's server
+python -m bench churn                    requests while models are loaded and unloaded
 """
 
 import argparse
 import signal
+import statistics
 import sys
 
-from bench import relay, report, scenarios, servers
+from bench import lifecycle, relay, report, scenarios, servers
 from bench.measure import medians
 from bench.processes import machine_facts
 from bench.scenarios import Load
 from bench.servers import ServedModel
 
-_NAMES = ("counter", "ttft", "demo", "relay")
+_NAMES = ("counter", "ttft", "demo", "relay", "replicas", "loading", "churn")
 _COUNTER_STREAMS = (1, 8, 32, 64)
 _DEMO_STREAMS = (1, 8)
 _RELAY_STREAMS = (64, 1000)
@@ -38,8 +42,8 @@ def main() -> int:
     tables = []
     for name in chosen:
         _say(f"{name} ...")
-        if name == "relay":
-            tables.append(_relay(arguments, content))
+        if name in _OTHERS:
+            tables.append(_OTHERS[name](arguments, content))
         else:
             tables.append(_side_by_side(name, arguments, content))
     print("\n" + "\n\n".join(tables))
@@ -110,6 +114,40 @@ def _relay(arguments: argparse.Namespace, content: dict[str, object]) -> str:
     }
     content["relay"] = results
     return f"relay: one web process, no engine\n{relay.relay_table(results)}"
+
+
+def _replicas(arguments: argparse.Namespace, content: dict[str, object]) -> str:
+    model = ServedModel("demo", servers.demo_file(), slots=4, context_length=1024)
+    load = scenarios.demo_load(8, 1 if arguments.quick else 2)
+    found = lifecycle.replicas(model, load, arguments.rounds, _say)
+    results = {label: medians(of_rounds) for label, of_rounds in found.items()}
+    content["replicas"] = {"medians": results, "rounds": found}
+    one, two = (numbers.tokens_per_s for numbers in results.values())
+    return f"replicas: demo model, 8 streams: {one:.1f} → {two:.1f} tokens/s, ratio {two / one:.2f}"
+
+
+def _loading(arguments: argparse.Namespace, content: dict[str, object]) -> str:
+    models = [
+        ServedModel("counter", servers.counter_file(), slots=4, context_length=1024),
+        ServedModel("demo", servers.demo_file(), slots=4, context_length=4096),
+    ]
+    found = lifecycle.time_to_ready(models, arguments.rounds, _say)
+    content["loading"] = found
+    lines = []
+    for name, by_server in found.items():
+        ours, theirs = (statistics.median(by_server[s]) for s in ("llmis", "llama.cpp"))
+        lines.append(f"{name}: {ours:.2f} s against {theirs:.2f} s, ratio {ours / theirs:.2f}")
+    return "loading, to ready:\n" + "\n".join(lines)
+
+
+def _churn(_arguments: argparse.Namespace, content: dict[str, object]) -> str:
+    model = ServedModel("counter", servers.counter_file(), slots=8, context_length=1024)
+    found = lifecycle.churn(model, _say)
+    content["churn"] = found
+    return f"churn: {found['requests']} requests, {len(found['errors'])} failed"  # type: ignore[arg-type]
+
+
+_OTHERS = {"relay": _relay, "replicas": _replicas, "loading": _loading, "churn": _churn}
 
 
 def _say(text: str) -> None:

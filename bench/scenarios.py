@@ -121,7 +121,7 @@ def _run(load: Load, model: ServedModel, server: Server) -> Numbers:
         wait_for_quiet()
         result = measure.run_load(load.plan(model, server))
         load.check(result, server.name)
-        runs.append(measure.numbers(result, _counted if load.counts else _average))
+        runs.append(measure.numbers(result, _counted if load.counts else average_tokens))
     return min(runs, key=lambda run: run.other_cores)
 
 
@@ -130,6 +130,6 @@ def _counted(_stream: Stream, text: str) -> float:
     return text.count(" ")
 
 
-def _average(stream: Stream, _text: str) -> float:
+def average_tokens(stream: Stream, _text: str) -> float:
     """Which chunk holds how many tokens is not known: the stream's mean."""
     return stream.completion_tokens / len(stream.chunk_texts)
