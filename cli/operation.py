@@ -113,7 +113,9 @@ class _Bar(_Display):
 
 
 def _describe(state: Operation) -> str:
-    parts = (state.model, state.stage or state.state, state.message)
+    # Why it failed is said at the end, once.
+    message = "" if state.state == "failed" else state.message
+    parts = (state.model, state.stage or state.state, message)
     return ": ".join(one_line(part) for part in parts if part)
 
 

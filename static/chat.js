@@ -137,7 +137,7 @@ class Chat {
     const isFirst = turn.ttftMs === null;
     const text = this.#answer.take(frame, performance.now());
     if (text) this.#views.get(turn).append(text);
-    if (text && isFirst) this.#views.get(turn).update();
+    if (frame.type === 'loading' || (text && isFirst)) this.#views.get(turn).update();
     if (turn.state !== 'streaming') this.#endAnswer();
   }
 

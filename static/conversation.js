@@ -8,6 +8,7 @@ export function newTurn(question, model) {
     text: '',
     state: 'streaming', // then done, stopped or failed
     finishReason: null,
+    load: null, // { model, stage, fraction } while its model is being loaded
     ttftMs: null,
     tokens: null,
     tokensPerS: null,
@@ -56,6 +57,7 @@ export class Answer {
   /** Act on one frame; returns the text that it adds. */
   take(frame, nowMs) {
     if (frame.type === 'accepted') this.#requestId = frame.request_id;
+    else if (frame.type === 'loading') this.turn.load = frame;
     else if (frame.type === 'chunk') return this.#takeChunk(frame.data, nowMs);
     else if (frame.type === 'done') this.#finish(nowMs);
     else if (frame.type === 'error') this.fail(frame.error.message, frame.error.code);
@@ -103,7 +105,7 @@ const fine = new Intl.NumberFormat('en', { maximumSignificantDigits: 3 });
 
 /** The line under an answer. */
 export function statsText(turn) {
-  if (turn.state === 'streaming' && turn.ttftMs === null) return 'Waiting for the first token';
+  if (turn.state === 'streaming' && turn.ttftMs === null) return waitingText(turn.load);
   const parts = [];
   if (turn.tokens !== null) parts.push(`${whole.format(turn.tokens)} ${plural(turn.tokens)}`);
   if (turn.tokensPerS !== null) parts.push(`${rateText(turn.tokensPerS)} tokens/s`);
@@ -111,6 +113,11 @@ export function statsText(turn) {
   if (turn.finishReason === 'length') parts.push('ended at the token limit');
   if (turn.state === 'stopped') parts.push('stopped');
   return parts.join(' · ');
+}
+
+function waitingText(load) {
+  if (!load) return 'Waiting for the first token';
+  return `Loading ${load.model}: ${load.stage} ${whole.format(100 * load.fraction)} %`;
 }
 
 /** "4,096", the way every number of tokens is written. */

@@ -86,8 +86,15 @@ function firstReady(models) {
   return models.find((model) => model.state === 'ready') ?? models[0];
 }
 
+const STATES = {
+  loading: 'loading',
+  unloading: 'unloading',
+  unloaded: 'not loaded',
+  failed: 'failed',
+};
+
 function optionOf(model) {
-  return new Option(model.state === 'ready' ? model.id : `${model.id} (not running)`, model.id);
+  return new Option(model.state === 'ready' ? model.id : `${model.id} (${STATES[model.state]})`, model.id);
 }
 
 function noteOf(model) {

@@ -1,39 +1,21 @@
 """The chat page in a real Chromium against the real service."""
 
-import json
 import os
 import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import urlsplit
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, WebSocket, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
-from tests.conftest import Service, wait_for
+from tests.conftest import Service, running_service, wait_for
 from tests.counter_model import expected_text
+from tests.e2e.chat_page import DEADLINE_S, Chat, opened
 
-_DEADLINE_S = 60.0
-"""Other work shares the machine; only a test that fails waits this long."""
-_CHROMIUM = "/usr/bin/chromium"
-_CHROMIUM_ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 _TOO_LONG = " ".join(str(number) for number in range(600))
 """More tokens than the 512 of counter-small."""
-_REPORT_VIOLATIONS = """
-document.addEventListener('securitypolicyviolation', (event) =>
-  console.error(`CSP: ${event.violatedDirective} ${event.blockedURI}`));
-"""
 _CONTRAST = """
 (element) => {
   const channels = (text) => text.match(/[\\d.]+/g).map(Number);
@@ -50,126 +32,6 @@ _CONTRAST = """
 }
 """
 """WCAG 2.2's contrast ratio of an element's text to what lies behind it."""
-
-
-@dataclass
-class Chat:
-    """The page as its user sees it, and what it did behind that."""
-
-    page: Page
-    sent: list[dict[str, Any]] = field(default_factory=list)
-    received: list[dict[str, Any]] = field(default_factory=list)
-    hosts: set[str] = field(default_factory=set)
-    complaints: list[str] = field(default_factory=list)
-    """Console errors and warnings, uncaught exceptions, CSP violations."""
-
-    def watch(self) -> None:
-        self.page.on("request", lambda request: self._visit(request.url))
-        self.page.on("websocket", self._watch_socket)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", self._hear)
-        self.page.add_init_script(_REPORT_VIOLATIONS)
-
-    def _visit(self, url: str) -> None:
-        if not url.startswith("data:"):
-            self.hosts.add(urlsplit(url).netloc)
-
-    def _watch_socket(self, socket: WebSocket) -> None:
-        self._visit(socket.url)
-        socket.on("framesent", lambda payload: self.sent.append(json.loads(payload)))
-        socket.on("framereceived", lambda payload: self.received.append(json.loads(payload)))
-
-    def _hear(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
-            self.complaints.append(message.text)
-
-    def open(self, url: str) -> None:
-        self.page.goto(url)
-        expect(self.model).to_be_enabled()
-
-    @property
-    def model(self) -> Locator:
-        return self.page.get_by_role("combobox", name="Model")
-
-    @property
-    def message(self) -> Locator:
-        return self.page.get_by_role("textbox", name="Message", exact=True)
-
-    @property
-    def stop(self) -> Locator:
-        return self.page.get_by_role("button", name="Stop")
-
-    @property
-    def send_button(self) -> Locator:
-        return self.page.get_by_role("button", name="Send")
-
-    @property
-    def turns(self) -> Locator:
-        return self.page.get_by_role("article")
-
-    def answer(self, turn: int = -1) -> Locator:
-        return self.turns.nth(turn).locator(".answer .text")
-
-    def stats(self, turn: int = -1) -> Locator:
-        return self.turns.nth(turn).locator(".stats")
-
-    def send(self, text: str) -> None:
-        self.message.fill(text)
-        self.send_button.click()
-
-    def ask(self, text: str) -> str:
-        """Send a message and return the whole answer."""
-        self.send(text)
-        expect(self.send_button).to_be_visible()
-        expect(self.turns.last).to_have_attribute("data-state", "done")
-        return self.answer().text_content() or ""
-
-    def answer_length(self, turn: int = -1) -> int:
-        return len(self.answer(turn).text_content() or "")
-
-    def wait_for_growth(self) -> int:
-        """Wait until the answer that streams has become longer; return its length."""
-        before = self.answer_length()
-        return int(
-            wait_for(
-                lambda: length if (length := self.answer_length()) > before else 0,
-                "the answer grows",
-                _DEADLINE_S,
-            )
-        )
-
-    def requests(self) -> list[dict[str, Any]]:
-        """Bodies of the requests so far."""
-        return [frame["body"] for frame in self.sent if frame["type"] == "request"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=1000 * _DEADLINE_S)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=_CHROMIUM_ARGS)
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def _opened(browser: Browser, service: Service, **options: Any) -> Iterator[Chat]:
-    context = browser.new_context(**options)
-    context.set_default_timeout(1000 * _DEADLINE_S)
-    chat = Chat(context.new_page())
-    chat.watch()
-    chat.open(service.url)
-    yield chat
-    context.close()
-
-
-@pytest.fixture
-def chat(browser: Browser, service: Service) -> Iterator[Chat]:
-    """The page in a wide window; it must ask no other host and have nothing to complain of."""
-    with _opened(browser, service, viewport={"width": 1200, "height": 800}) as chat:
-        yield chat
-        assert chat.hosts == {urlsplit(service.url).netloc}
-        assert chat.complaints == []
 
 
 @contextmanager
@@ -200,7 +62,7 @@ def test_an_answer_grows_until_the_stop_button_ends_it(chat: Chat, service: Serv
         # Asking the page something lets the events in.
         lambda: chat.page.title() and any(f["type"] == "cancelled" for f in chat.received),
         "the server has cancelled",
-        _DEADLINE_S,
+        DEADLINE_S,
     )
 
     chat.page.get_by_text("Sampling", exact=True).click()
@@ -389,7 +251,7 @@ def test_a_reader_who_scrolled_up_is_left_where_he_is(chat: Chat, service: Servi
 
 
 def test_a_narrow_window_needs_no_sideways_scrolling(browser: Browser, service: Service) -> None:
-    with _opened(browser, service, viewport={"width": 360, "height": 640}) as chat:
+    with opened(browser, service, viewport={"width": 360, "height": 640}) as chat:
         chat.ask("17")
         chat.ask("word" * 200 + " 17")
         chat.model.select_option("counter-small")
@@ -414,7 +276,7 @@ def test_a_narrow_window_needs_no_sideways_scrolling(browser: Browser, service: 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_legible_in_light_and_dark(browser: Browser, service: Service, scheme: str) -> None:
-    with _opened(browser, service, color_scheme=scheme) as chat:
+    with opened(browser, service, color_scheme=scheme) as chat:
         chat.ask("17")
         chat.model.select_option("counter-small")
         chat.send(_TOO_LONG)
@@ -440,7 +302,7 @@ def test_text_is_legible_in_light_and_dark(browser: Browser, service: Service, s
 
 
 def test_a_lost_connection_is_told_and_comes_back(browser: Browser, own_service: Service) -> None:
-    with _opened(browser, own_service) as chat:
+    with opened(browser, own_service) as chat:
         notice = chat.page.get_by_role("alert")
         with _busy_counter(own_service):
             chat.send("17")
@@ -461,3 +323,30 @@ def test_a_lost_connection_is_told_and_comes_back(browser: Browser, own_service:
 def _kill_web(service: Service) -> None:
     for pid in service.pids("gunicorn"):
         os.kill(pid, signal.SIGKILL)
+
+
+def test_a_model_that_is_not_loaded_is_loaded_and_the_page_says_so(
+    browser: Browser, tmp_path: Path
+) -> None:
+    lazy = """
+[[models]]
+name = "lazy"
+path = "counter.gguf"
+context_length = 512
+slots = 2
+strip_leading_space = true
+preload = false
+"""
+    with (
+        running_service(tmp_path, extra=lazy) as service,
+        opened(browser, service) as chat,
+    ):
+        expect(chat.model.locator("option[value=lazy]")).to_have_text("lazy (not loaded)")
+        chat.model.select_option("lazy")
+        chat.send("17")
+        (pid,) = wait_for(lambda: service.pids("worker.replica", "lazy@"), "it is spawned")
+        os.kill(pid, signal.SIGSTOP)
+        expect(chat.stats()).to_have_text(re.compile(r"^Loading lazy: [a-z ]+ \d+ %$"))
+        os.kill(pid, signal.SIGCONT)
+        expect(chat.turns.last).to_have_attribute("data-state", "done")
+        assert (chat.answer().text_content() or "").startswith("18 19 20")
