@@ -7,7 +7,6 @@ from shared.messages import ReplicaState
 from shared.registry import Directory
 from shared.settings import Settings
 
-
 _FRESH_S = 0.1
 """Who asks for unknown models makes the registry be read this often at most."""
 

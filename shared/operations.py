@@ -89,8 +89,11 @@ class Operation:
             message=message,
             failure=failure,
         )
+        payload = lifecycle.encode(progress)
+        if self._client.lindex(names.progress_key(self.id), -1) == payload:
+            return  # no news
         pipe = self._client.pipeline(transaction=False)
-        pipe.rpush(names.progress_key(self.id), lifecycle.encode(progress))
+        pipe.rpush(names.progress_key(self.id), payload)
         pipe.expire(names.progress_key(self.id), _KEEP_S)
         pipe.execute()
 

@@ -61,11 +61,9 @@ def test_who_was_ready_for_long_starts_counting_anew(
 
 
 def test_each_start_has_an_id_of_its_own(replica: ManagedReplica) -> None:
-    replica.renew()
-    first = replica.assignment.replica_id
-    replica.renew()
+    first, second = replica.renewed().replica_id, replica.renewed().replica_id
     assert first.startswith("m@here-1-")
-    assert replica.assignment.replica_id != first
+    assert first != second
 
 
 def test_only_replicas_of_this_node_and_service_are_found(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 from celery import signals
 
-from shared import logs, names, registry
+from shared import logs, names, operations, registry
 from shared import settings as settings_module
 from shared.celery_app import app
 from shared.connections import connect
@@ -19,8 +19,9 @@ from shared.settings import Settings
 from worker.agent import tasks
 from worker.agent.agent import Agent
 
-_NUM_OPERATIONS = 16
-"""Loads and unloads at the same time; most of that time they wait."""
+_NUM_OPERATIONS = 128
+"""Loads and unloads at the same time, one a model at most: threads that wait, so that no unload
+stands behind loads that wait for the room it would make."""
 
 
 def main() -> int:
@@ -55,8 +56,25 @@ def _run(settings: Settings) -> None:
         without_mingle=True,
         without_gossip=True,
     )
+    _reload(agent)
     worker.start()
     agent.stop()
+
+
+def _reload(agent: Agent) -> None:
+    """Load again what died with the agent before this one."""
+    live = [record.model for record in registry.read(agent.client)]
+    for model, spec in agent.lost_models().items():
+        operation_id, is_new = operations.begin_load(
+            agent.client,
+            spec,
+            replicas=live.count(model) + agent.num_lost(model),
+            nodes=[agent.node],
+            deadline_at=time.time() + agent.settings.load_timeout_s,
+            is_on_demand=False,
+        )
+        if is_new:
+            tasks.load_model.apply_async([operation_id], queue=names.node_queue(agent.node))
 
 
 def _on_shutting_down(agent: Agent) -> Any:

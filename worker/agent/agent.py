@@ -19,7 +19,7 @@ from typing import Any
 import redis
 
 from shared import lifecycle, names, operations, registry
-from shared.errors import LlmisError, ModelFailed
+from shared.errors import Conflict, LlmisError, ModelFailed
 from shared.lifecycle import (
     Assignment,
     Device,
@@ -39,6 +39,8 @@ _log = logging.getLogger(__name__)
 _WATCH_S = 0.2
 _NO_PULSE_S = 15.0
 """A replica that was ready and has had no record for so long hangs."""
+_BLIND_S = 3.0
+"""Time between two looks at the registry that means that it could not be read."""
 _FAILED_RETRY_S = 60.0
 """After a model was given up, requests do not load it again for so long."""
 
@@ -56,9 +58,11 @@ class Agent:
         }
         self._lock = threading.RLock()
         self._replicas: dict[str, ManagedReplica] = {}
+        self._lost: list[ModelSpec] = []
+        """Of replicas that were assigned to this node and are dead, one entry each."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch_forever, name="watch", daemon=True)
-        self._beat_at = 0.0
+        self._beat_at = self._watched_at = 0.0
 
     # -- life --------------------------------------------------------------------------------
 
@@ -96,7 +100,7 @@ class Agent:
             _log.warning("could not withdraw from the registry, the record expires: %s", exc)
 
     def _take_over(self) -> None:
-        """Adopt living replicas, start dead ones again, stop those that nobody assigned."""
+        """Adopt living replicas, note dead ones, stop those that nobody assigned."""
         processes = find_processes(self.node, self.settings.redis_url)
         for payload in self.client.hvals(names.assignments_key(self.node)):
             try:
@@ -110,18 +114,28 @@ class Agent:
             if process is not None:
                 replica.adopt(process)
                 _log.info("replica adopted", extra={"replica": assignment.replica_id})
-            elif assignment.spec.is_configured or not self._is_wanted(assignment.spec.name):
-                self._forget(replica)
-                continue
+                self._replicas[replica.id] = replica
             else:
-                self._launch(replica)
-            self._replicas[replica.id] = replica
+                self._forget(replica)
+                self._lost.append(assignment.spec)
         for assignment_id, process in processes.items():
             _log.warning("replica without an assignment is stopped: %s", assignment_id)
             process.terminate()
 
-    def _is_wanted(self, model: str) -> bool:
-        return bool(self.client.hexists(names.MODELS, model))
+    def num_lost(self, model: str) -> int:
+        return sum(spec.name == model for spec in self._lost)
+
+    def lost_models(self) -> dict[str, ModelSpec]:
+        """Models whose replicas died with an earlier agent and are to be loaded again: as the
+        settings have them now, or as they were loaded."""
+        lost: dict[str, ModelSpec] = {}
+        for spec in self._lost:
+            configured = self.settings.model(spec.name)
+            if configured is not None:
+                lost[spec.name] = lifecycle.spec_of(self.settings, configured)
+            elif self.client.hexists(names.MODELS, spec.name):
+                lost[spec.name] = spec
+        return lost
 
     # -- replicas: for the operations --------------------------------------------------------
 
@@ -154,15 +168,23 @@ class Agent:
         return replica
 
     def start_replica(self, replica: ManagedReplica) -> None:
+        """Raises Conflict when it was let go meanwhile, ModelFailed when it cannot be started."""
         with self._lock:
-            self._launch(replica)
+            if replica.is_stopping:
+                raise Conflict("The load was broken off: the model is being unloaded.")
+            try:
+                self._launch(replica)
+            except (OSError, redis.RedisError) as exc:
+                # Its promise must not outlive it.
+                self._replicas.pop(replica.id, None)
+                raise ModelFailed(f"The replica could not be started: {exc}") from exc
 
     def _launch(self, replica: ManagedReplica) -> None:
         """The assignment first: the process reads it, and a later agent finds it."""
-        replica.renew()
-        payload = lifecycle.encode(replica.assignment)
-        self.client.hset(names.assignments_key(self.node), replica.id, payload)
-        replica.start(self._environment)
+        assignment = replica.renewed()
+        key = names.assignments_key(self.node)
+        self.client.hset(key, replica.id, lifecycle.encode(assignment))
+        replica.start(assignment, self._environment)
 
     def let_go(self, replica: ManagedReplica, order: StopOrder) -> None:
         """Stop a replica for good. It is gone when `get` does not find it any more."""
@@ -195,6 +217,8 @@ class Agent:
 
     def _tenant(self, replica: ManagedReplica, used_at: float) -> Tenant:
         resident_s = time.monotonic() - (replica.ready_at or time.monotonic())
+        # Who has just come was wanted just now.
+        used_at = max(used_at, time.time() - resident_s)
         return Tenant(
             id=replica.id,
             path=replica.assignment.spec.path,
@@ -235,9 +259,14 @@ class Agent:
 
     def _watch(self) -> None:
         records = {record.id: record for record in registry.read(self.client)}
+        now = time.monotonic()
+        was_blind, self._watched_at = now - self._watched_at > _BLIND_S, now
         with self._lock:
             replicas = list(self._replicas.values())
         for replica in replicas:
+            if was_blind:
+                # Redis was away: what was not seen is not therefore silent.
+                replica.seen_at = now
             self._observe(replica, records.get(replica.assignment.replica_id))
             with self._lock:
                 self._look_after(replica)

@@ -105,7 +105,8 @@ class Loading:
 
     def _place(self) -> ManagedReplica:
         """Check the files, find room, start. Raises InvalidModel, InsufficientResources."""
-        self._operation.report("checking")
+        if self._command.refusal is None:
+            self._operation.report("checking")
         path = self._weights()
         needed = self._estimate(path)
         while True:

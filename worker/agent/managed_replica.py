@@ -74,7 +74,10 @@ class ManagedReplica:
         if isinstance(self.process, psutil.Popen):
             return bool(self.process.poll() is None)
         # Adopted: not our child. Its zombie is somebody else's to bury.
-        return bool(self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE)
+        try:
+            return bool(self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
 
     @property
     def resident_bytes(self) -> int:
@@ -98,14 +101,16 @@ class ManagedReplica:
 
     # -- the process -------------------------------------------------------------------------
 
-    def renew(self) -> None:
-        """The next process gets an id of its own: claims and records name the process."""
+    def renewed(self) -> Assignment:
+        """The assignment of the next process, which has an id of its own: claims and records
+        name the process."""
         replica_id = f"{self.id}-{uuid.uuid4().hex[:6]}"
-        self.assignment = msgspec.structs.replace(self.assignment, replica_id=replica_id)
-        self.record = self.ready_at = self.restart_at = None
+        return msgspec.structs.replace(self.assignment, replica_id=replica_id)
 
-    def start(self, environment: dict[str, str]) -> None:
-        """Start the process. The assignment must be in Redis by now."""
+    def start(self, assignment: Assignment, environment: dict[str, str]) -> None:
+        """Start the process. The assignment must be in Redis by now. Raises OSError."""
+        self.assignment = assignment
+        self.record = self.ready_at = self.restart_at = None
         command = [sys.executable, "-m", "worker.replica", self.id, self.assignment.replica_id]
         self.started_at = self.seen_at = time.monotonic()
         with self.log_path.open("ab") as log:
