@@ -10,17 +10,20 @@ from typing import Any
 
 import gevent
 import msgspec
+import redis
 from flask import Blueprint, Flask, Response, request, stream_with_context
 
 from app import admin_views, answers
 from app.admin_schemas import LoadRequest, UnloadRequest
 from app.catalog import ModelState
+from app.errors import from_exception
 from app.generation import SSE_HEADERS, read_body
 from app.schemas import parse
 from app.services import services
 from shared import operations
 from shared.errors import (
     Conflict,
+    LlmisError,
     ModelNotFound,
     NotFound,
     UnsupportedMediaType,
@@ -29,6 +32,9 @@ from shared.lifecycle import ModelSpec, Progress
 
 blueprint = Blueprint("admin", __name__, url_prefix="/admin")
 _POLL_S = 0.1
+_RETRY_S = 0.5
+_LAST_WORDS_S = 2.5
+"""Who breaks an operation off takes its lock first; its node says why soon after."""
 
 
 def register(app: Flask) -> None:
@@ -119,31 +125,45 @@ def _answer(operation_id: str, *, wait: bool, stream: bool) -> Response:
 
 def _stream(operation_id: str) -> Iterator[bytes]:
     quiet_since = time.monotonic()
-    for progress in _follow(operation_id):
-        if progress is not None:
-            yield answers.sse(admin_views.operation(progress))
-            quiet_since = time.monotonic()
-        elif time.monotonic() - quiet_since > services().settings.keepalive_s:
-            yield answers.KEEPALIVE
-            quiet_since = time.monotonic()
-    yield answers.DONE
+    try:
+        for progress in _follow(operation_id):
+            if progress is not None:
+                yield answers.sse(admin_views.operation(progress))
+                quiet_since = time.monotonic()
+            elif time.monotonic() - quiet_since > services().settings.keepalive_s:
+                yield answers.KEEPALIVE
+                quiet_since = time.monotonic()
+        yield answers.DONE
+    except (LlmisError, redis.RedisError) as exc:
+        yield answers.sse(from_exception(exc).body())
 
 
 def _follow(operation_id: str) -> Iterator[Progress | None]:
-    """The operation's progress to its end; None for each pause without news."""
-    client, seen = services().client, 0
-    last = _last(operation_id)
+    """The operation's progress to its end; None for each pause without news.
+
+    Short outages of Redis are bridged. Raises NotFound, redis.RedisError.
+    """
+    last, seen = _last(operation_id), 0
+    heard_at = time.monotonic()
+    """When the operation was known to be worked on."""
     while True:
-        events = operations.progress(client, operation_id, seen)
-        seen += len(events)
+        try:
+            events = operations.progress(services().client, operation_id, seen)
+            is_lost = not events and operations.is_lost(services().client, last)
+        except redis.RedisError:
+            if time.monotonic() - heard_at > operations.LOCK_TTL_S:
+                raise
+            yield None
+            gevent.sleep(_RETRY_S)
+            continue
         for last in events:
+            seen += 1
             yield last
             if last.is_ended:
                 return
-        if events:
-            continue
-        # The end is written before the lock goes.
-        if operations.is_lost(client, last) and not operations.progress(client, operation_id, seen):
+        if not is_lost:
+            heard_at = time.monotonic()
+        elif time.monotonic() - heard_at > _LAST_WORDS_S:
             yield operations.lost(last)
             return
         yield None

@@ -12,15 +12,18 @@ from shared.lifecycle import ModelSpec
 ModelName = Annotated[str, Meta(pattern=names.MODEL_NAME_PATTERN)]
 
 
+ShortText = Annotated[str, Meta(max_length=64)]
+
+
 class LoadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `POST /admin/models/load`. What is null is taken from the settings, or a default."""
 
     name: ModelName
     path: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
     """Under the model folder of the nodes."""
-    engine: str | None = None
-    device: str | None = None
-    quant: str | None = None
+    engine: ShortText | None = None
+    device: ShortText | None = None
+    quant: ShortText | None = None
     context_length: Annotated[int, Meta(ge=64, le=4_194_304)] | None = None
     slots: Annotated[int, Meta(ge=1, le=256)] | None = None
     threads: Annotated[int, Meta(ge=0, le=1024)] | None = None
@@ -66,7 +69,7 @@ class LoadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class UnloadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `POST /admin/models/unload`."""
 
-    name: str
+    name: ModelName
     mode: Literal["drain", "now"] = "drain"
     timeout_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
     """What runs longer than this is broken off; null = `request_timeout_s`."""

@@ -10,7 +10,7 @@ from kombu.exceptions import OperationalError
 
 from app.catalog import Catalog
 from shared import names, operations, registry
-from shared.errors import LlmisError, ModelUnloaded, NoNode
+from shared.errors import Conflict, LlmisError, ModelUnloaded, NoNode
 from shared.lifecycle import ModelSpec, NodeRecord, OperationKind, Progress
 from shared.registry import Directory
 from shared.settings import Settings
@@ -61,7 +61,18 @@ class Loader:
         )
         if is_new:
             self._send(names.LOAD_TASK, operation_id, nodes[0])
+        elif deadline_at is None:
+            self._check_joined(operation_id, spec, replicas)
         return operation_id
+
+    def _check_joined(self, operation_id: str, spec: ModelSpec, replicas: int) -> None:
+        """A load that is under way can only be joined as it is. Raises Conflict."""
+        command = operations.read_load(self._client, operation_id)
+        if command is not None and (command.spec != spec or command.replicas != replicas):
+            raise Conflict(
+                f"The model {spec.name!r} is just being loaded with other settings. Wait for it, "
+                "or unload it first."
+            )
 
     def unload(self, model: str, *, is_now: bool, grace_s: float) -> str:
         """Begin to unload a model everywhere; return the operation's id."""
@@ -74,6 +85,7 @@ class Loader:
             grace_s=0.0 if is_now else grace_s,
             # The requests that wait for a configured model load it again.
             is_draining=not is_now and not self._catalog.is_configured(model),
+            is_forgotten=not self._catalog.is_configured(model),
             num_nodes=len(nodes),
         )
         if is_new:
@@ -119,7 +131,10 @@ class Loader:
             raise NoNode(f"The chat template of {model!r} cannot be read: {exc}") from exc
         if spec is None:
             raise ModelUnloaded(f"The model {model!r} was unloaded.")
-        operation_id = self.load(spec, deadline_at=deadline_at)
+        try:
+            operation_id = self.load(spec, deadline_at=deadline_at)
+        except NoNode:
+            return None  # it may be back in a moment
         events = operations.progress(self._client, operation_id, -1)
         return events[-1] if events else None
 

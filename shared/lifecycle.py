@@ -133,6 +133,8 @@ class UnloadCommand(Struct, frozen=True, kw_only=True):
     grace_s: float
     is_draining: bool
     """Whether what waits in the model's queue is served before."""
+    is_forgotten: bool
+    """Whether nobody can ask for the model afterwards: what is left of it in Redis goes."""
     num_nodes: int
 
 

@@ -34,6 +34,14 @@ _WORKING = {OperationKind.LOAD: OperationState.LOADING,
 _DONE = {OperationKind.LOAD: OperationState.READY, OperationKind.UNLOAD: OperationState.UNLOADED}
 
 
+_REMEMBER = """
+if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
+if ARGV[3] ~= '' then redis.call('hset', KEYS[2], ARGV[2], ARGV[3]) end
+redis.call('hdel', KEYS[3], ARGV[2])
+return 1
+"""
+
+
 class Operation:
     """One load or unload, for those who work on it."""
 
@@ -62,10 +70,23 @@ class Operation:
         at = STAGES.get(stage, 0.0) if fraction is None else fraction
         self._write(_WORKING[self.kind], stage, at, message)
 
-    def finish(self, message: str = "") -> None:
+    def finish(self) -> None:
         state = _DONE[self.kind]
-        self._write(state, state.value, 1.0, message)
+        self._write(state, state.value, 1.0, "")
         self._end()
+
+    def finish_load(self, spec: ModelSpec | None) -> bool:
+        """End a load and remember what was loaded; False when it was broken off before.
+
+        An unload takes the lock first and forgets the model then: whatever comes first, a
+        model that was unloaded is not remembered.
+        """
+        keys = [self._lock_key, names.MODELS, names.FAILURES]
+        payload = lifecycle.encode(spec) if spec else b""
+        if not self._client.eval(_REMEMBER, len(keys), *keys, self.id, self.model, payload):
+            return False
+        self.finish()
+        return True
 
     def fail(self, failure: Failure) -> None:
         self._write(OperationState.FAILED, "failed", 1.0, failure.message, failure)
@@ -130,7 +151,13 @@ def begin_load(
 
 
 def begin_unload(
-    client: "redis.Redis", model: str, *, grace_s: float, is_draining: bool, num_nodes: int
+    client: "redis.Redis",
+    model: str,
+    *,
+    grace_s: float,
+    is_draining: bool,
+    is_forgotten: bool,
+    num_nodes: int,
 ) -> tuple[str, bool]:
     """The same for unloading. A load that is under way loses its lock, and so is broken off."""
     command = UnloadCommand(
@@ -138,6 +165,7 @@ def begin_unload(
         model=model,
         grace_s=grace_s,
         is_draining=is_draining,
+        is_forgotten=is_forgotten,
         num_nodes=num_nodes,
     )
     payload = lifecycle.encode(command)
@@ -160,6 +188,7 @@ def _begin(
             return operation_id
         holder = client.get(lock_key)
         if holder is not None:
+            client.delete(names.command_key(operation_id))
             return payload_bytes(holder).decode()
     raise redis.RedisError(f"the lock of {model!r} comes and goes")
 

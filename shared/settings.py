@@ -165,7 +165,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def resolve_weights(self, name: str, given: str) -> Path:
         """The same for a path that did not come from the settings."""
-        path = (self.models_path / given).resolve()
+        try:
+            path = (self.models_path / given).resolve()
+        except (OSError, RuntimeError, ValueError) as exc:
+            # A loop of links, a name that is too long, a null character.
+            raise SettingsError(f"models: path of {name!r} cannot be followed: {exc}") from exc
         if not path.is_relative_to(self.models_path):
             raise SettingsError(
                 f"models: path of {name!r} leaves the model folder: {path} "

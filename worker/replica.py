@@ -101,7 +101,8 @@ class ReplicaProcess:
     def _load(self) -> Engine:
         spec, started = self._spec, time.monotonic()
         self._vital_signs.enter("reading weights")
-        threads = spec.threads or max(1, (os.cpu_count() or 1) - 1)
+        cores = os.cpu_count() or 1
+        threads = min(spec.threads, cores) or max(1, cores - 1)
         engine = engines.load(
             spec.engine,
             EngineSettings(

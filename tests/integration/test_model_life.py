@@ -224,3 +224,47 @@ def test_replicas_that_nobody_keeps_end_by_themselves(tmp_path: Path) -> None:
         _, alive = psutil.wait_procs(replicas, 60)
         assert not alive
         wait_for(lambda: not service.pids(), "no process is left", 30)
+
+
+def test_a_load_whose_agent_dies_is_finished_by_the_next_one(own_service: Service) -> None:
+    body = {"name": "half", "path": "counter.gguf", "context_length": 512, "slots": 2, "pin": True}
+    assert admin(own_service, "/models/load", body)[0] == 202
+    wait_for(lambda: own_service.pids("worker.replica", "half@"), "it is spawned")
+    (agent,) = own_service.pids("worker.agent")
+    os.kill(agent, signal.SIGKILL)
+    view = wait_for_state(own_service, "half", "ready", 30)
+    wait_for(lambda: model(own_service, "half")["path"] == "counter.gguf", "it is known", 15)
+    assert model(own_service, "half")["pin"] or view
+    assert Completion(own_service, "half", 5).read().text == expected_text(5, 5)
+
+
+def test_a_hanging_replica_that_was_told_to_stop_is_killed_by_the_next_agent(
+    own_service: Service,
+) -> None:
+    assert load(own_service, "stuck")[0] == 200
+    (replica,) = own_service.pids("worker.replica", "stuck@")
+    os.kill(replica, signal.SIGSTOP)
+    body = {"name": "stuck", "mode": "now"}
+    assert admin(own_service, "/models/unload", body)[0] == 202
+    (agent,) = own_service.pids("worker.agent")
+    wait_for(lambda: not admin_names(own_service) & {"stuck"}, "it is being stopped")
+    os.kill(agent, signal.SIGKILL)
+    wait_for(lambda: replica not in own_service.pids("worker.replica"), "it is killed", 40)
+
+
+def admin_names(service: Service) -> set[str]:
+    """Models that some node keeps running."""
+    return {name for node in admin(service, "/nodes")[1]["data"] for name in node["models"]}
+
+
+def test_unloading_a_model_while_a_request_loads_it_loses_nothing(tmp_path: Path) -> None:
+    with running_service(tmp_path, extra=_lazy("lazy")) as service:
+        results: list[Completion] = []
+        thread = threading.Thread(
+            target=lambda: results.append(Completion(service, "lazy", 20).read())
+        )
+        thread.start()
+        wait_for(lambda: service.pids("worker.replica", "lazy@"), "it is being loaded")
+        assert unload(service, "lazy", mode="now")[0] == 200
+        thread.join()
+        assert results[0].text == expected_text(5, 20), results[0].error

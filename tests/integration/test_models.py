@@ -265,3 +265,50 @@ def test_models_are_listed_with_their_state(service: Service) -> None:
     assert replica["memory_bytes"] > 0
     assert replica["memory_estimated_bytes"] > 0
     assert replica["versions"]["llmis"]
+
+
+def test_a_file_that_llama_cpp_refuses_is_refused_with_its_reason(service: Service) -> None:
+    """The header is sound, the model is not: a tensor has the wrong shape for it."""
+    models = TEST_FILES / "models"
+    content = (models / "counter.gguf").read_bytes()
+    key = b"llama.attention.head_count_kv"
+    at = content.index(key) + len(key) + 4
+    wrong = content[:at] + (3).to_bytes(4, "little") + content[at + 4 :]
+    (models / "wrong.gguf").write_bytes(wrong)
+    status, answer = load(service, "wrong", path="wrong.gguf")
+    (models / "wrong.gguf").unlink()
+    assert (status, answer["error"]["code"]) == (422, "invalid_model"), answer
+    assert "wrong" in answer["error"]["message"]
+    assert not service.pids("worker.replica", "wrong@")
+
+
+def test_an_unload_breaks_a_load_off_and_leaves_nothing(service: Service, name: str) -> None:
+    body = {"name": name, "path": "counter.gguf", "context_length": 512, "slots": 2}
+    events = progress(service, "/models/load", body)
+    next(events)
+    assert unload(service, name, mode="now")[0] in (200, 404)
+    last = list(events)[-1]
+    if last["state"] == "failed":
+        assert last["error"]["code"] == "conflict"
+        assert model(service, name) is None
+        assert not service.pids("worker.replica", name)
+
+
+def test_a_load_that_is_under_way_is_joined_only_as_it_is(service: Service, name: str) -> None:
+    body = {"name": name, "path": "counter.gguf", "context_length": 512, "slots": 2}
+    first = admin(service, "/models/load", body)[1]
+    assert admin(service, "/models/load", body)[1]["id"] == first["id"]
+    assert admin(service, "/models/load", {**body, "slots": 8})[0] == 409
+    assert load(service, name)[0] == 200
+
+
+@pytest.mark.parametrize("path", ["loop-a.gguf", "loop-a.gguf/x", "x" * 300])
+def test_a_path_that_cannot_be_followed_is_refused_at_once(service: Service, path: str) -> None:
+    models = TEST_FILES / "models"
+    for link, target in (("loop-a.gguf", "loop-b.gguf"), ("loop-b.gguf", "loop-a.gguf")):
+        (models / link).unlink(missing_ok=True)
+        (models / link).symlink_to(target)
+    status, answer = load(service, "looped", path=path)
+    assert (status, answer["error"]["param"]) == (422, "path")
+    for link in ("loop-a.gguf", "loop-b.gguf"):
+        (models / link).unlink()

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import redis
 
 from shared import lifecycle, names, operations, registry
@@ -54,6 +55,7 @@ class Agent:
         self._started_at = time.time()
         self._environment = dict(os.environ) | {
             "LLMIS_NODE_NAME": self.node,
+            "GGML_NO_BACKTRACE": "1",  # would start a debugger at every abort
             "REDIS_URL": settings.redis_url,
         }
         self._lock = threading.RLock()
@@ -113,14 +115,32 @@ class Agent:
             replica = ManagedReplica(assignment, self._log_path(assignment.spec.name))
             if process is not None:
                 replica.adopt(process)
+                if not assignment.spec.is_configured:
+                    # Its load may have been in the middle.
+                    self.client.hset(
+                        names.MODELS, assignment.spec.name, lifecycle.encode(assignment.spec)
+                    )
                 _log.info("replica adopted", extra={"replica": assignment.replica_id})
                 self._replicas[replica.id] = replica
             else:
                 self._forget(replica)
                 self._lost.append(assignment.spec)
         for assignment_id, process in processes.items():
-            _log.warning("replica without an assignment is stopped: %s", assignment_id)
-            process.terminate()
+            self._take_over_leaving(assignment_id, process)
+
+    def _take_over_leaving(self, assignment_id: str, process: psutil.Process) -> None:
+        """A replica without an assignment was told to stop: see to it that it does."""
+        replica_id = process.cmdline()[4]
+        order = lifecycle.decode(self.client.get(names.stop_key(replica_id)), StopOrder)
+        spec = ModelSpec(name=assignment_id.partition("@")[0], path="")
+        assignment = Assignment(
+            id=assignment_id, node=self.node, spec=spec, memory_bytes=0, replica_id=replica_id
+        )
+        replica = ManagedReplica(assignment, self._log_path(spec.name))
+        replica.adopt(process)
+        replica.stop(order.grace_s if order else self.settings.drain_grace_s)
+        self._replicas[replica.id] = replica
+        _log.warning("replica without an assignment is stopped: %s", assignment_id)
 
     def num_lost(self, model: str) -> int:
         return sum(spec.name == model for spec in self._lost)
@@ -188,11 +208,13 @@ class Agent:
 
     def let_go(self, replica: ManagedReplica, order: StopOrder) -> None:
         """Stop a replica for good. It is gone when `get` does not find it any more."""
-        key = names.stop_key(replica.assignment.replica_id)
-        self.client.set(key, lifecycle.encode(order), ex=int(order.grace_s) + 60)
-        with self._lock:
+        try:
+            key = names.stop_key(replica.assignment.replica_id)
+            self.client.set(key, lifecycle.encode(order), ex=int(order.grace_s) + 60)
             self._forget(replica)
-            replica.stop(order.grace_s)
+        finally:
+            with self._lock:
+                replica.stop(order.grace_s)
 
     def _forget(self, replica: ManagedReplica) -> None:
         self.client.hdel(names.assignments_key(self.node), replica.id)
@@ -331,12 +353,14 @@ class Agent:
         _log.error("replica ended and is given up: %s", replica.error, extra=fields)
         self._forget(replica)
         self._replicas.pop(replica.id, None)
-        self.note_failure(replica.model, ModelFailed(replica.error), _FAILED_RETRY_S)
+        self.note_failure(replica.assignment.spec, ModelFailed(replica.error), _FAILED_RETRY_S)
 
-    def note_failure(self, model: str, error: LlmisError, retry_s: float) -> None:
-        """Keep why a model is not there, for those who ask for it."""
-        failure = lifecycle.encode(operations.failure_of(error, retry_s))
-        self.client.hset(names.FAILURES, model, failure)
+    def note_failure(self, spec: ModelSpec, error: LlmisError, retry_s: float) -> None:
+        """Keep why a model is not there, for those who ask for it. One that was never there is
+        the business of its load alone."""
+        if spec.is_configured or self.client.hexists(names.MODELS, spec.name):
+            failure = lifecycle.encode(operations.failure_of(error, retry_s))
+            self.client.hset(names.FAILURES, spec.name, failure)
 
     def _announce(self) -> None:
         self._beat_at = time.monotonic()

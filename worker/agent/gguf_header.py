@@ -114,10 +114,10 @@ def _read(reader: HeaderReader, file_bytes: int) -> GgufHeader:
     alignment = metadata.get("general.alignment", 32)
     if not (
         isinstance(alignment, int)
-        and 0 < alignment <= _MAX_ALIGNMENT
+        and 8 <= alignment <= _MAX_ALIGNMENT
         and alignment.bit_count() == 1
     ):
-        raise ModelFileError(f"general.alignment is {alignment!r}: no power of two up to 2^20")
+        raise ModelFileError(f"general.alignment is {alignment!r}: no power of two from 8 to 2^20")
     data_offset = _padded(reader.position, alignment)
     return GgufHeader(
         version, metadata, tuple(tensors.values()), alignment, data_offset, file_bytes

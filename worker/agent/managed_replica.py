@@ -24,7 +24,9 @@ _MAX_BACKOFF_S = 30.0
 _KILL_MARGIN_S = 8.0
 """Beyond its grace time a replica gets this long to end by itself."""
 _EXIT_UNUSABLE = 1
-"""The replica said why it cannot serve this model: there is no use in another try."""
+"""The replica said why it cannot serve this model."""
+_CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGILL, -signal.SIGFPE, -signal.SIGBUS}
+"""What happens while a file is loaded happens again when it is loaded again."""
 _ERROR_PREFIX = "llmis replica: "
 
 
@@ -46,6 +48,8 @@ class ManagedReplica:
     error: str = ""
     """Why it ended last."""
     is_given_up: bool = False
+    is_unusable: bool = False
+    """With `is_given_up`: it is the model's own fault."""
     is_stopping: bool = False
     kill_at: float = 0.0
     """While it stops: when the time to end by itself is over."""
@@ -149,8 +153,8 @@ class ManagedReplica:
         was_ready, self.record, self.ready_at = self.ready_at is not None, None, None
         self.num_failures += 1
         self.error = reason or self._last_words(code)
-        is_hopeless = code == _EXIT_UNUSABLE and not was_ready
-        self.is_given_up = is_hopeless or self.num_failures >= MAX_FAILURES
+        self.is_unusable = not was_ready and (code == _EXIT_UNUSABLE or code in _CRASHES)
+        self.is_given_up = self.is_unusable or self.num_failures >= MAX_FAILURES
         self.restart_at = now + min(0.25 * 2**self.num_failures, _MAX_BACKOFF_S)
 
     def _last_words(self, code: int | None) -> str:
@@ -164,7 +168,7 @@ class ManagedReplica:
             return f"the process was killed by {signal.Signals(-code).name}"
         return f"the process ended with exit status {code}; see {self.log_path.name}"
 
-    def _tail(self, num_bytes: int = 8192) -> list[str]:
+    def _tail(self, num_bytes: int = 65536) -> list[str]:
         with self.log_path.open("rb") as log:
             log.seek(max(0, os.fstat(log.fileno()).st_size - num_bytes))
             return log.read().decode("utf-8", "replace").splitlines()

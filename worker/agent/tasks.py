@@ -8,6 +8,7 @@ import logging
 
 from shared import names, operations
 from shared.celery_app import app
+from shared.errors import InternalError
 from shared.lifecycle import OperationKind
 from shared.operations import Operation
 from worker.agent.agent import Agent
@@ -31,7 +32,12 @@ def load_model(operation_id: str) -> None:
     command = operations.read_load(agent.client, operation_id)
     while command is not None:
         operation = Operation(agent.client, OperationKind.LOAD, operation_id, command.spec.name)
-        command = Loading(agent, operation, command).run()
+        try:
+            command = Loading(agent, operation, command).run()
+        except Exception as exc:
+            _log.exception("the load of %s failed", operation.model)
+            operation.fail(operations.failure_of(InternalError(f"The agent failed: {exc}"), 0.0))
+            return
         if command is not None and command.nodes[0] != agent.node:
             operations.rewrite(agent.client, command)
             app.send_task(

@@ -2,7 +2,7 @@
 
 import time
 
-from shared import operations
+from shared import names, operations
 from shared.lifecycle import StopOrder, UnloadCommand
 from shared.operations import Operation
 from worker.agent.agent import Agent
@@ -15,6 +15,8 @@ _LATE_REQUESTS_S = 1.5
 
 def unload(agent: Agent, operation: Operation, command: UnloadCommand) -> None:
     """Stop this node's replicas of a model; the last node ends the operation."""
+    if not operation.is_ours():
+        return  # it came too late: who waited for it was told so
     replicas = agent.replicas_of(command.model)
     deadline = time.monotonic() + command.grace_s
     renewed_at = 0.0
@@ -41,4 +43,8 @@ def unload(agent: Agent, operation: Operation, command: UnloadCommand) -> None:
         while sum(agent.get(replica.id) is not None for replica in replicas) == still:
             wait()
     if operations.count_down(agent.client, command):
+        if command.is_forgotten:
+            # The readers of what still waits are told that the model was unloaded.
+            agent.client.delete(*names.priority_lists(command.model))
+            agent.client.zrem(names.LAST_USED, command.model)
         operation.finish()

@@ -9,6 +9,7 @@ differs. Why ctypes and not xllamacpp's Server class: docs/decisions/0001-llama-
 
 import ctypes as c
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -217,10 +218,24 @@ def _check(structure: c.Structure, known: dict[str, Any]) -> None:
             )
 
 
+_errors: deque[str] = deque(maxlen=20)
+
+
+def take_reason() -> str:
+    """Why llama.cpp failed: the first error that it logged since this was asked last. Its
+    functions themselves give no reason."""
+    reason = _errors[0] if _errors else "it gave no reason"
+    _errors.clear()
+    return reason.rpartition("error loading model: ")[2]
+
+
 def _forward_log(level: int, text: bytes | None, _user: Any) -> None:
     # ggml levels: 3 = warning, 4 = error; lower ones are the loader's chatter.
     if level in (3, 4) and text and text.strip(b".\n"):
-        _log.log(10 * level, "llama.cpp: %s", text.decode("utf-8", "replace").strip())
+        line = text.decode("utf-8", "replace").strip()
+        _log.log(10 * level, "llama.cpp: %s", line)
+        if level == 4:
+            _errors.append(line)
 
 
 _log_callback = _LogCallback(_forward_log)

@@ -85,7 +85,8 @@ class LlamaCppEngine:
         params.progress_callback = c.cast(on_progress, c.c_void_p)
         model: int | None = self._lib.model_load_from_file(str(settings.path).encode(), params)
         if not model:
-            raise EngineError(f"llama.cpp could not load {settings.path.name}: see the log")
+            reason = llama_abi.take_reason()
+            raise EngineError(f"llama.cpp could not load {settings.path.name}: {reason}")
         if self._lib.model_has_encoder(model) or not self._lib.model_has_decoder(model):
             raise SettingsError(f"models: {settings.path.name} is no model that generates text")
         trained = self._lib.model_n_ctx_train(model)
@@ -112,7 +113,7 @@ class LlamaCppEngine:
         if not context:
             raise EngineError(
                 f"llama.cpp could not make a context of {settings.slots} slots of "
-                f"{settings.context_length} tokens: see the log"
+                f"{settings.context_length} tokens: {llama_abi.take_reason()}"
             )
         return context
 
