@@ -44,16 +44,22 @@ class Catalog:
             or bool(self._directory.replicas(name))
         )
 
+    def is_leaving(self, name: str) -> bool:
+        """Whether a model is being unloaded for good: a configured one may come back."""
+        return (
+            self._directory.operation(OperationKind.UNLOAD, name) is not None
+            and self._settings.model(name) is None
+        )
+
     def is_configured(self, name: str) -> bool:
         return self._settings.model(name) is not None
 
     def spec(self, name: str) -> ModelSpec | None:
         """How to load a model. None = nobody says. Raises OSError for an unreadable template."""
-        loaded = self._directory.specs().get(name)
         configured = self._settings.model(name)
-        if loaded is not None:
-            return loaded
-        return spec_of(self._settings, configured) if configured is not None else None
+        if configured is not None:
+            return spec_of(self._settings, configured)
+        return self._directory.specs().get(name)
 
     def state(self, name: str) -> ModelState:
         directory = self._directory

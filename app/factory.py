@@ -87,6 +87,9 @@ def _refresh_forever(services: Services) -> None:
             metrics.set_gauges(records, services.relay.queues.all())
         except redis.RedisError as exc:
             _log.warning("registry not readable: %s", exc)
+        except Exception:
+            # A web process that sees nothing new would serve yesterday's replicas: go on.
+            _log.exception("the copy of the registry was not refreshed")
         gevent.sleep(registry.BEAT_S)
 
 

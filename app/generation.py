@@ -13,7 +13,7 @@ from app.job_stream import ClientGone
 from app.relay import Relay, stream_sse, whole_answer
 from app.schemas import ChatRequest, CompletionRequest, GenerationRequest, parse, shortened
 from app.services import services
-from shared.errors import InvalidRequest, ModelNotFound, Unavailable
+from shared.errors import InvalidRequest, ModelNotFound, ModelUnloaded, Unavailable
 from shared.messages import Job, JobKind
 from shared.settings import SamplingDefaults
 
@@ -115,6 +115,8 @@ def _check_model(name: str) -> None:
             f"The model {shortened(name)} does not exist. GET /v1/models lists those that do.",
             param="model",
         )
+    if services().catalog.is_leaving(name):
+        raise ModelUnloaded(f"The model {shortened(name)} is being unloaded.")
 
 
 def _sampling_defaults(name: str) -> SamplingDefaults:

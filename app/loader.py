@@ -10,8 +10,15 @@ from kombu.exceptions import OperationalError
 
 from app.catalog import Catalog
 from shared import names, operations, registry
-from shared.errors import Conflict, LlmisError, ModelUnloaded, NoNode
-from shared.lifecycle import ModelSpec, NodeRecord, OperationKind, Progress
+from shared.errors import (
+    Conflict,
+    InsufficientResources,
+    LlmisError,
+    ModelFailed,
+    ModelUnloaded,
+    NoNode,
+)
+from shared.lifecycle import Failure, ModelSpec, NodeRecord, OperationKind, Progress
 from shared.registry import Directory
 from shared.settings import Settings
 
@@ -45,8 +52,11 @@ class Loader:
         """Begin to load a model, or join the load that is under way; return the operation's id.
 
         With `deadline_at` (Unix time) a request waits for it, and so may the load, for room.
-        Raises NoNode, redis.RedisError, kombu.exceptions.OperationalError.
+        Raises NoNode, Conflict, redis.RedisError, kombu.exceptions.OperationalError.
         """
+        is_unloading = operations.is_under_way(self._client, OperationKind.UNLOAD, spec.name)
+        if is_unloading and deadline_at is None:
+            raise Conflict(f"The model {spec.name!r} is being unloaded. Wait for the end of that.")
         nodes = _order(registry.read_nodes(self._client), node)
         if not nodes:
             which = f"The node {node!r} is not alive." if node else "No node is alive."
@@ -56,6 +66,7 @@ class Loader:
             spec,
             replicas=replicas,
             nodes=nodes,
+            node=node,
             deadline_at=deadline_at or time.time() + self._settings.load_timeout_s,
             is_on_demand=deadline_at is not None,
         )
@@ -117,9 +128,7 @@ class Loader:
         directory = self._directory
         failure = directory.failure(model)
         if failure is not None and time.time() < failure.retry_at:
-            error = failure.error()
-            error.retry_after_s = max(1, round(failure.retry_at - time.time()))
-            raise error
+            raise _for_clients(model, failure)
         under_way = directory.operation(OperationKind.LOAD, model)
         if under_way is not None:
             return under_way
@@ -165,6 +174,16 @@ class Loader:
         except LlmisError as exc:
             _log.error("%s is not preloaded: %s", name, exc)
         return True
+
+
+def _for_clients(model: str, failure: Failure) -> LlmisError:
+    """What a request is told of a load that failed: want of room is its business, paths and
+    parameters of the load are its operator's."""
+    error = failure.error()
+    if not isinstance(error, InsufficientResources):
+        error = ModelFailed(f"The model {model!r} cannot be loaded; GET /admin/models says why.")
+    error.retry_after_s = max(1, round(failure.retry_at - time.time()))
+    return error
 
 
 def _order(nodes: list[NodeRecord], wanted: str | None) -> list[str]:

@@ -35,7 +35,7 @@ def _model_object(name: str) -> dict[str, Any]:
     shared = services()
     replicas = shared.directory.replicas(name)
     created = min((record.started_at for record in replicas), default=0.0)
-    spec = shared.directory.specs().get(name) or shared.settings.model(name)
+    spec = shared.settings.model(name) or shared.directory.specs().get(name)
     context_length = spec.context_length if spec else 0
     return {
         "id": name,

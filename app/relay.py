@@ -124,7 +124,7 @@ class Relay:
             self._unserved_since = self.load = None
             return
         self.load = self._parts.loader.ensure(name, self._job.deadline_at)
-        if self.load is not None or directory.is_coming(name):
+        if self.load is not None or directory.is_coming(name) or directory.is_assigned(name):
             self._unserved_since = None
         else:
             self._give_up_after_a_while(

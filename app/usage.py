@@ -18,6 +18,6 @@ class Usage:
 
     def flush(self) -> None:
         """Write what was noted since the last time. Raises redis.RedisError."""
-        if self._used_at:
-            self._client.zadd(names.LAST_USED, self._used_at, gt=True)
-            self._used_at = {}
+        noted, self._used_at = self._used_at, {}
+        if noted:
+            self._client.zadd(names.LAST_USED, noted, gt=True)

@@ -23,12 +23,14 @@ import redis
 
 from cli import embedded_redis
 from cli.supervisor import Child, stop
+from shared import names
 from shared import settings as settings_module
 from shared.connections import connect
-from shared.errors import SettingsError
+from shared.errors import InsufficientResources, SettingsError
 from shared.settings import Settings
 
-_READY_TIMEOUT_S = 300.0
+_READY_MARGIN_S = 60.0
+"""Beyond `load_timeout_s`."""
 _POLL_S = 0.1
 _LOOPBACK = "127.0.0.1"
 # What is asked here runs on this machine: a proxy in the environment has no business with it.
@@ -153,15 +155,16 @@ class _Service:
         client = connect(self._settings, max_connections=1)
         if self._redis is not None:
             self._wait(lambda: _answers_ping(client), "redis", "embedded Redis answers")
-            return
         try:
-            client.ping()
+            # What could not be loaded the last time may be mended by now.
+            client.delete(names.FAILURES)
         except (redis.RedisError, ValueError) as exc:
             raise StartError(
                 f"Redis does not answer at REDIS_URL: {exc}. Start it, correct REDIS_URL, "
                 "or unset it to use the embedded server."
             ) from exc
-        _say("  Redis answers")
+        if self._redis is None:
+            _say("  Redis answers")
 
     def _spawn(self, name: str, command: list[str], env: dict[str, str] | None = None) -> Child:
         log_path = self._log_folder / f"{name}.log"
@@ -172,13 +175,14 @@ class _Service:
 
     def _wait(self, is_ready: Callable[[], bool], name: str, text: str) -> None:
         """Wait for a child to do its work; report its log when it ends instead."""
-        deadline = time.monotonic() + _READY_TIMEOUT_S
+        timeout_s = self._settings.load_timeout_s + _READY_MARGIN_S
+        deadline = time.monotonic() + timeout_s
         child = next((c for c in self._children if c.name == name), None)
         while not is_ready():
             if child is not None and not child.is_running:
                 raise StartError(f"{name} did not start. The end of its log:\n{child.tail()}")
             if time.monotonic() > deadline:
-                raise StartError(f"{name} is not ready after {_READY_TIMEOUT_S:g} s; see its log")
+                raise StartError(f"{name} is not ready after {timeout_s:g} s; see its log")
             time.sleep(_POLL_S)
         _say(f"  {text}")
 
@@ -189,8 +193,12 @@ class _Service:
         def answers() -> bool:
             nonlocal said
             view = next((m for m in self._admin_models() if m["id"] == model), {})
-            if view.get("state") == "failed" and view.get("error"):
-                raise StartError(f"models: {view['error']['message']}")
+            error = view.get("error") if view.get("state") == "failed" else None
+            if error and error["type"] == InsufficientResources.type:
+                _say(f"  {model} is not loaded: {error['message']}")
+                return True
+            if error:
+                raise StartError(f"models: {error['message']}")
             load = view.get("load")
             if load and load["stage"] != said:
                 said = load["stage"]

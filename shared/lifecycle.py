@@ -115,6 +115,8 @@ class LoadCommand(Struct, frozen=True, kw_only=True):
     """How many the model is to have, all nodes together."""
     nodes: list[str]
     """Nodes still to be asked, the next one first."""
+    node: str | None = None
+    """There and nowhere else."""
     no_room_on: list[str] = []
     """Nodes that had no room, but may have it later."""
     refusal: "Failure | None" = None

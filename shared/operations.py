@@ -5,6 +5,7 @@ progress events whose last one is final. Whoever works on it renews the lock; wh
 before a final event, the operation is lost and its readers say so.
 """
 
+import logging
 import time
 import uuid
 
@@ -24,7 +25,9 @@ from shared.lifecycle import (
     Progress,
     UnloadCommand,
 )
+from shared.messages import DecodeError
 
+_log = logging.getLogger(__name__)
 LOCK_TTL_S = 15
 _KEEP_S = 3600
 """How long what is known of an operation stays in Redis."""
@@ -76,17 +79,21 @@ class Operation:
         self._end()
 
     def finish_load(self, spec: ModelSpec | None) -> bool:
-        """End a load and remember what was loaded; False when it was broken off before.
+        """End a load and remember what was loaded; False when it was broken off before."""
+        if not self.remember(spec):
+            return False
+        self.finish()
+        return True
+
+    def remember(self, spec: ModelSpec | None) -> bool:
+        """Note that the model is there; False when the load was broken off.
 
         An unload takes the lock first and forgets the model then: whatever comes first, a
         model that was unloaded is not remembered.
         """
         keys = [self._lock_key, names.MODELS, names.FAILURES]
         payload = lifecycle.encode(spec) if spec else b""
-        if not self._client.eval(_REMEMBER, len(keys), *keys, self.id, self.model, payload):
-            return False
-        self.finish()
-        return True
+        return bool(self._client.eval(_REMEMBER, len(keys), *keys, self.id, self.model, payload))
 
     def fail(self, failure: Failure) -> None:
         self._write(OperationState.FAILED, "failed", 1.0, failure.message, failure)
@@ -130,6 +137,7 @@ def begin_load(
     *,
     replicas: int,
     nodes: list[str],
+    node: str | None = None,
     deadline_at: float,
     is_on_demand: bool,
 ) -> tuple[str, bool]:
@@ -143,6 +151,7 @@ def begin_load(
         spec=spec,
         replicas=replicas,
         nodes=nodes,
+        node=node,
         is_on_demand=is_on_demand,
         deadline_at=deadline_at,
     )
@@ -168,6 +177,9 @@ def begin_unload(
         is_forgotten=is_forgotten,
         num_nodes=num_nodes,
     )
+    if grace_s == 0.0:
+        # It is not to wait for one that drains: that one finds its lock gone, and ends.
+        client.delete(names.operation_lock_key(OperationKind.UNLOAD, model))
     payload = lifecycle.encode(command)
     holder = _begin(client, OperationKind.UNLOAD, command.id, model, payload)
     if holder == command.id:
@@ -232,6 +244,10 @@ def lost(last: Progress) -> Progress:
     )
 
 
+def is_under_way(client: "redis.Redis", kind: OperationKind, model: str) -> bool:
+    return bool(client.exists(names.operation_lock_key(kind, model)))
+
+
 def is_lost(client: "redis.Redis", last: Progress) -> bool:
     """Whether nobody works any more on an operation that has not ended."""
     holder = client.get(names.operation_lock_key(last.kind, last.model))
@@ -243,17 +259,21 @@ def in_flight(client: "redis.Redis") -> dict[tuple[OperationKind, str], Progress
     members = [payload_bytes(m).decode() for m in client.smembers(names.OPERATIONS_IN_FLIGHT)]
     if not members:
         return {}
-    keys = [(OperationKind(kind), model) for kind, _, model in (m.partition(":") for m in members)]
+    keys = [member.partition(":")[::2] for member in members]
     holders = client.mget([names.operation_lock_key(kind, model) for kind, model in keys])
     found: dict[tuple[OperationKind, str], Progress] = {}
-    for member, key, holder in zip(members, keys, holders, strict=True):
+    for member, (kind, model), holder in zip(members, keys, holders, strict=True):
         if holder is None:
             client.srem(names.OPERATIONS_IN_FLIGHT, member)
             continue
         last = client.lindex(names.progress_key(payload_bytes(holder).decode()), -1)
-        event = lifecycle.decode(last, Progress)
+        try:
+            event = lifecycle.decode(last, Progress)
+        except DecodeError as exc:
+            _log.warning("undecodable progress of %s: %s", member, exc)
+            continue
         if event is not None and not event.is_ended:
-            found[key] = event
+            found[OperationKind(kind), model] = event
     return found
 
 

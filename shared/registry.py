@@ -137,6 +137,7 @@ class Directory:
         self._client = client
         self._copy = _Copy()
         self._refreshed_at = 0.0
+        self._refreshing = threading.Lock()
         self._lock = threading.Lock()
 
     def refresh(self) -> None:
@@ -159,8 +160,9 @@ class Directory:
 
     def refresh_if_older(self, age_s: float) -> None:
         """For a question that the copy cannot answer. Raises redis.RedisError."""
-        if time.monotonic() - self._refreshed_at > age_s:
-            self.refresh()
+        with self._refreshing:
+            if time.monotonic() - self._refreshed_at > age_s:
+                self.refresh()
 
     @property
     def _current(self) -> _Copy:

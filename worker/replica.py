@@ -39,6 +39,10 @@ _ORPHAN_S = 15.0
 """A replica whose agent is gone for so long ends: nobody would ever stop it."""
 
 
+_LAST_WORDS_S = 6.0
+"""Beyond the grace time: for the last events of cancelled jobs to reach Redis."""
+
+
 class ReplicaProcess:
     """Owns what the process is made of, from load to stop."""
 
@@ -75,6 +79,7 @@ class ReplicaProcess:
                 loop=loop,
                 publisher=self._publisher,
                 prompts=_prompt_builder(self._spec, engine),
+                on_busy=self._heartbeat.announce,
                 job_ttl_s=int(self._settings.request_timeout_s) + self._settings.job_ttl_s,
             )
         )
@@ -133,17 +138,25 @@ class ReplicaProcess:
         threading.Thread(target=self._drain, args=(loop,), name="drain", daemon=True).start()
 
     def _drain(self, loop: EngineLoop) -> None:
+        """Until the process ends: a task may still be on its way into the loop."""
         self._heartbeat.announce()
-        grace_s = self._settings.drain_grace_s
-        error: LlmisError = Unavailable("The service is shutting down.")
-        order = self._stop_order()
-        if order is not None:
-            grace_s, error = order.grace_s, ModelUnloaded(order.reason)
-        time.sleep(grace_s)
-        while True:  # until the process ends: a task may still be on its way into the loop
-            for run in loop.running():
-                loop.cancel(run.id, error)
-            time.sleep(0.1)
+        started = time.monotonic()
+        while True:
+            grace_s = self._settings.drain_grace_s
+            error: LlmisError = Unavailable("The service is shutting down.")
+            # Read again each time: it may be told to hurry.
+            order = self._stop_order()
+            if order is not None:
+                grace_s, error = order.grace_s, ModelUnloaded(order.reason)
+            late_s = time.monotonic() - started - grace_s
+            if late_s >= 0:
+                for run in loop.running():
+                    loop.cancel(run.id, error)
+            if late_s > _LAST_WORDS_S:
+                # Without Redis the last events of its jobs never leave.
+                _log.critical("the process ends although jobs have not")
+                os._exit(75)
+            time.sleep(0.2)
 
     def _stop_order(self) -> StopOrder | None:
         try:
@@ -172,12 +185,13 @@ class _Keeper:
     def __init__(self, client: "redis.Redis", node: str) -> None:
         self._client = client
         self._node_key = names.node_key(node)
-        self._parent = os.getppid()
+        # Not the parent as it is now: the agent may be dead by now.
+        self._agent_pid = int(os.environ.get("LLMIS_AGENT_PID", "0"))
         self._seen_at = time.monotonic()
 
     def is_there(self) -> bool:
         try:
-            if os.getppid() == self._parent or self._client.exists(self._node_key):
+            if os.getppid() == self._agent_pid or self._client.exists(self._node_key):
                 self._seen_at = time.monotonic()
         except redis.RedisError:
             pass  # no Redis, no agent that could be seen

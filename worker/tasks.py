@@ -6,6 +6,7 @@ the engine loop and waits. It never touches a token.
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,8 @@ class Replica:
     loop: EngineLoop
     publisher: Publisher
     prompts: PromptBuilder
+    on_busy: Callable[[], None]
+    """Called when the first job comes after a pause: who looks for an idle replica must know."""
     job_ttl_s: int
     """How long what belongs to a job stays in Redis."""
 
@@ -131,7 +134,10 @@ def _start(replica: Replica, run: JobRun) -> None:
     if time.time() > run.job.deadline_at:
         raise DeadlineExceeded("The request waited in the queue until its deadline.")
     run.sequences = replica.prompts.sequences(run.job)
+    was_idle = not replica.loop.running()
     replica.loop.submit(run)
+    if was_idle:
+        replica.on_busy()
     # The flag is set before the revocation is sent: one of the two is seen.
     if replica.client.exists(names.cancel_key(run.id)):
         replica.loop.cancel(run.id, RequestCancelled(CANCELLED))

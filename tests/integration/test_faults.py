@@ -93,15 +93,19 @@ def test_garbage_in_the_registry_blinds_nobody(own_service: Service) -> None:
 
 
 def test_a_request_fails_with_503_when_no_replica_comes(own_service: Service) -> None:
-    (pid,) = own_service.pids("worker.replica", "counter-small")
-    os.kill(pid, signal.SIGSTOP)
+    """The whole node stands still: neither a replica nor an agent that would start one."""
+    (agent,) = own_service.pids("worker.agent")
+    (replica,) = own_service.pids("worker.replica", "counter-small")
+    for pid in (agent, replica):
+        os.kill(pid, signal.SIGSTOP)
     try:
         response = _complete(own_service, model="counter-small")
         assert response.status == 503
         assert json.loads(response.read())["error"]["code"] == "replica_lost"
         assert response.headers["Retry-After"]
     finally:
-        os.kill(pid, signal.SIGCONT)
+        for pid in (agent, replica):
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_a_redis_that_restarts_is_bridged(own_service: Service) -> None:

@@ -27,10 +27,6 @@ def _tenant(name: str, **fields: object) -> Tenant:
     return replace(tenant, **fields)  # type: ignore[arg-type]
 
 
-def _fit_text(free: int) -> str:
-    return f"{free} would fit."
-
-
 def test_memory_that_others_were_promised_is_not_free() -> None:
     assert free_bytes(_LIMITS, [_tenant("a", estimated_bytes=400)]) == 700
 
@@ -51,42 +47,42 @@ def test_the_reserve_and_the_limit_of_the_node_hold() -> None:
 
 
 def test_what_fits_is_taken_in_and_nobody_goes() -> None:
-    assert judge(1000, _LIMITS, [_tenant("a")], _fit_text).fits
+    assert judge(1000, _LIMITS, [_tenant("a")]).fits
 
 
 def test_the_least_recently_used_goes_first() -> None:
     tenants = [_tenant("new", used_at=9.0), _tenant("old", used_at=1.0)]
-    verdict = judge(1050, _LIMITS, tenants, _fit_text)
+    verdict = judge(1050, _LIMITS, tenants)
     assert (verdict.fits, verdict.evict, verdict.refusal) == (False, "old", None)
 
 
 def test_nobody_goes_when_that_would_not_help() -> None:
-    verdict = judge(1201, _LIMITS, [_tenant("a"), _tenant("b")], _fit_text)
+    verdict = judge(1201, _LIMITS, [_tenant("a"), _tenant("b")])
     assert verdict.evict is None
     assert isinstance(verdict.refusal, InsufficientMemory)
-    assert "1000 would fit." in verdict.refusal.message
+    assert verdict.free_bytes == 1000
     assert not verdict.may_come
 
 
 @pytest.mark.parametrize(("is_pinned", "may_come"), [(False, True), (True, False)])
 def test_the_busy_stay_but_may_go_later(is_pinned: bool, may_come: bool) -> None:
     tenants = [_tenant("a", is_evictable=False, is_pinned=is_pinned)]
-    verdict = judge(1100, _LIMITS, tenants, _fit_text)
+    verdict = judge(1100, _LIMITS, tenants)
     assert verdict.refusal is not None
     assert verdict.may_come is may_come
 
 
 def test_who_is_leaving_is_waited_for() -> None:
     tenants = [_tenant("gone", is_leaving=True), _tenant("idle")]
-    verdict = judge(1100, _LIMITS, tenants, _fit_text)
+    verdict = judge(1100, _LIMITS, tenants)
     assert (verdict.fits, verdict.evict, verdict.refusal) == (False, None, None)
 
 
 def test_the_number_of_models_is_bounded() -> None:
     limits = replace(_LIMITS, max_tenants=1)
-    assert judge(1, limits, [_tenant("a")], _fit_text).evict == "a"
+    assert judge(1, limits, [_tenant("a")]).evict == "a"
     busy = [_tenant("a", is_evictable=False)]
-    verdict = judge(1, limits, busy, _fit_text)
+    verdict = judge(1, limits, busy)
     assert isinstance(verdict.refusal, TooManyModels)
     assert verdict.may_come
 
@@ -120,7 +116,7 @@ def test_exactly_one_answer_and_never_more_than_is_free(
     needed: int, tenants: list[Tenant], available: int, most: int
 ) -> None:
     limits = replace(_LIMITS, available_bytes=available, max_tenants=most)
-    verdict = judge(needed, limits, tenants, _fit_text)
+    verdict = judge(needed, limits, tenants)
     assert sum((verdict.fits, verdict.evict is not None, verdict.refusal is not None)) <= 1
     if verdict.fits:
         assert needed <= free_bytes(limits, tenants)

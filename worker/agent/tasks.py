@@ -9,13 +9,14 @@ import logging
 from shared import names, operations
 from shared.celery_app import app
 from shared.errors import InternalError
-from shared.lifecycle import OperationKind
+from shared.lifecycle import ModelSpec, OperationKind
 from shared.operations import Operation
 from worker.agent.agent import Agent
 from worker.agent.loading import Loading
-from worker.agent.unloading import unload
+from worker.agent.unloading import Unloading
 
 _log = logging.getLogger(__name__)
+_RETRY_S = 5.0
 _agent: Agent | None = None
 
 
@@ -31,12 +32,13 @@ def load_model(operation_id: str) -> None:
     agent = _serving()
     command = operations.read_load(agent.client, operation_id)
     while command is not None:
+        spec = command.spec
         operation = Operation(agent.client, OperationKind.LOAD, operation_id, command.spec.name)
         try:
             command = Loading(agent, operation, command).run()
         except Exception as exc:
             _log.exception("the load of %s failed", operation.model)
-            operation.fail(operations.failure_of(InternalError(f"The agent failed: {exc}"), 0.0))
+            _give_up(agent, operation, spec, exc)
             return
         if command is not None and command.nodes[0] != agent.node:
             operations.rewrite(agent.client, command)
@@ -49,6 +51,12 @@ def load_model(operation_id: str) -> None:
             return
 
 
+def _give_up(agent: Agent, operation: Operation, spec: ModelSpec, exc: Exception) -> None:
+    error = InternalError(f"The agent failed: {exc}")
+    agent.fleet.note_failure(spec, error, _RETRY_S)
+    operation.fail(operations.failure_of(error, _RETRY_S))
+
+
 @app.task(name=names.UNLOAD_TASK, acks_late=False)  # type: ignore[untyped-decorator]
 def unload_model(operation_id: str) -> None:
     """Stop this node's replicas of a model."""
@@ -57,7 +65,8 @@ def unload_model(operation_id: str) -> None:
     if command is None:
         _log.warning("unload %s is gone", operation_id)
         return
-    unload(agent, Operation(agent.client, OperationKind.UNLOAD, command.id, command.model), command)
+    operation = Operation(agent.client, OperationKind.UNLOAD, command.id, command.model)
+    Unloading(agent, operation, command).run()
 
 
 def _serving() -> Agent:

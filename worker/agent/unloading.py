@@ -8,43 +8,69 @@ from shared.operations import Operation
 from worker.agent.agent import Agent
 
 _POLL_S = 0.1
-_RENEW_S = 1.0
+_CHECK_S = 1.0
 _LATE_REQUESTS_S = 1.5
-"""Web processes learn within a second that a model is no longer asked for."""
+"""Web processes learn within a second that nobody may ask for a model any more."""
 
 
-def unload(agent: Agent, operation: Operation, command: UnloadCommand) -> None:
-    """Stop this node's replicas of a model; the last node ends the operation."""
-    if not operation.is_ours():
-        return  # it came too late: who waited for it was told so
-    replicas = agent.replicas_of(command.model)
-    deadline = time.monotonic() + command.grace_s
-    renewed_at = 0.0
+class Unloading:
+    def __init__(self, agent: Agent, operation: Operation, command: UnloadCommand) -> None:
+        self._agent = agent
+        self._fleet = agent.fleet
+        self._operation = operation
+        self._command = command
+        self._deadline = time.monotonic() + command.grace_s
+        self._checked_at = 0.0
 
-    def wait() -> None:
-        nonlocal renewed_at
-        if time.monotonic() - renewed_at > _RENEW_S:
-            operation.is_ours()
-            renewed_at = time.monotonic()
+    def run(self) -> None:
+        """Stop this node's replicas of the model; the last node ends the operation.
+
+        Ends without a word when another unload has taken over, or this one came too late:
+        who waited for it was told so.
+        """
+        command = self._command
+        replicas = self._fleet.replicas_of(command.model, with_leaving=True)
+        if not self._goes_on():
+            return
+        if replicas and command.is_draining and not self._serve_what_waits():
+            return
+        grace_s = max(0.0, self._deadline - time.monotonic())
+        for replica in replicas:
+            self._fleet.let_go(replica, StopOrder(grace_s, "The model was unloaded."))
+        while still := sum(self._fleet.get(replica.id) is not None for replica in replicas):
+            done = 1 - still / (len(replicas) + 1)
+            self._operation.report("stopping", done, f"{still} replicas to stop")
+            if not self._pause():
+                return
+        if operations.count_down(self._agent.client, command):
+            self._forget()
+            self._operation.finish()
+
+    def _serve_what_waits(self) -> bool:
+        self._operation.report("draining", 0.1, "requests that wait are served")
+        served_at = time.monotonic() + min(_LATE_REQUESTS_S, self._command.grace_s)
+        while time.monotonic() < self._deadline and (
+            time.monotonic() < served_at or self._fleet.queue_length(self._command.model)
+        ):
+            if not self._pause():
+                return False
+        return True
+
+    def _pause(self) -> bool:
+        """Wait a moment; False when this operation has no business any more."""
         time.sleep(_POLL_S)
+        if time.monotonic() - self._checked_at < _CHECK_S:
+            return True
+        return self._goes_on()
 
-    if replicas and command.is_draining:
-        operation.report("draining", 0.1, "requests that wait are served")
-        served_at = time.monotonic() + min(_LATE_REQUESTS_S, command.grace_s)
-        while time.monotonic() < served_at or agent.queue_length(command.model):
-            if time.monotonic() >= deadline:
-                break
-            wait()
-    grace_s = max(0.0, deadline - time.monotonic())
-    for replica in replicas:
-        agent.let_go(replica, StopOrder(grace_s, "The model was unloaded."))
-    while still := sum(agent.get(replica.id) is not None for replica in replicas):
-        operation.report("stopping", 1 - still / (len(replicas) + 1), f"{still} replicas to stop")
-        while sum(agent.get(replica.id) is not None for replica in replicas) == still:
-            wait()
-    if operations.count_down(agent.client, command):
-        if command.is_forgotten:
+    def _goes_on(self) -> bool:
+        self._checked_at = time.monotonic()
+        return not self._agent.is_stopping and self._operation.is_ours()
+
+    def _forget(self) -> None:
+        """What Redis knows of a model that nobody can ask for any more."""
+        if self._command.is_forgotten:
+            client, model = self._agent.client, self._command.model
             # The readers of what still waits are told that the model was unloaded.
-            agent.client.delete(*names.priority_lists(command.model))
-            agent.client.zrem(names.LAST_USED, command.model)
-        operation.finish()
+            client.delete(*names.priority_lists(model))
+            client.zrem(names.LAST_USED, model)
