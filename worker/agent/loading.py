@@ -213,6 +213,8 @@ class Loading:
                     raise error_class(replica.error)
                 if replica.is_stopping:
                     raise Conflict("The load was broken off: the model is being unloaded.")
+                if self._agent.is_stopping:
+                    raise Unavailable("The node is shutting down.")
                 try:
                     record = replica.record
                     self._operation.report(
