@@ -16,6 +16,8 @@ if HAS_TORCH:
         from tests.kernels.interpreter import prepare
 
         prepare()
+        # Threads that wait for one another cost more than they bring to tensors this small.
+        torch.set_num_threads(1)
 
     @pytest.fixture(scope="session")
     def device() -> torch.device:

@@ -52,8 +52,9 @@ def _attend_range(
             k_tile = tl.load(k + base + offs_k)
         scores = tl.dot(q_tile, k_tile)
         if HAS_SOFTCAP:
-            # tanh(x) = 1 - 2 / (e²ˣ + 1), which is ±1 where e²ˣ overflows or vanishes.
-            exp_2x = tl.exp2(scores * (score_scale * 2.8853900817779268))
+            # tanh(x) = 1 - 2 / (e²ˣ + 1) is ±1 in fp32 long before 2⁶⁰, and no exponential
+            # overflows on the way there.
+            exp_2x = tl.exp2(tl.minimum(scores * (score_scale * 2.8853900817779268), 60.0))
             scores = cap_log2 * (1.0 - 2.0 / (exp_2x + 1.0))
         else:
             scores = scores * score_scale

@@ -29,8 +29,8 @@ class Tile:
     """Keys of a step. Divides every page size, so that no step crosses a page."""
     num_warps: int
     num_stages: int
-    """The page number is a load of its own in Triton's pipeline, before those of keys and
-    values: five stages leave two steps of each in flight, three only one."""
+    """For keys in pages. The page number is a load of its own in Triton's pipeline, before
+    those of keys and values: five stages leave two steps of these in flight."""
     programs_per_sm: int
     """That fit beside each other on Hopper (227 KiB of shared memory, 64 Ki registers), by the
     sizes that Triton 3.6 reports for sm_90."""
@@ -46,7 +46,7 @@ _FEW_ROWS = {
 }
 _SOME_ROWS = {
     64: Tile(64, 64, 4, 5, programs_per_sm=3),
-    128: Tile(64, 64, 4, 5, programs_per_sm=1),
+    128: Tile(64, 64, 4, 5, programs_per_sm=2),
     256: Tile(64, 32, 8, 5, programs_per_sm=1),
 }
 _MANY_ROWS = {
@@ -54,6 +54,8 @@ _MANY_ROWS = {
     128: Tile(128, 64, 8, 5, programs_per_sm=1),
     256: Tile(128, 32, 8, 5, programs_per_sm=1),
 }
+PACKED_STAGES = 3
+"""Without pages the same two steps in flight take no more."""
 ROW_LIMITS = (16, 64)
 """Up to as many rows the smaller tiles are taken."""
 
