@@ -4,12 +4,11 @@ import importlib.util
 
 import pytest
 
-# Every test here needs torch, and the Triton kernels need triton: a host that serves llama.cpp
-# alone has neither.
-HAS_TORCH = importlib.util.find_spec("torch") is not None
-collect_ignore_glob = [] if HAS_TORCH else ["test_*.py"]
+# A host that serves llama.cpp alone has neither; the tools of development bring both.
+HAS_LIBRARIES = all(importlib.util.find_spec(name) for name in ("torch", "triton"))
+collect_ignore_glob = [] if HAS_LIBRARIES else ["test_*.py"]
 
-if HAS_TORCH:
+if HAS_LIBRARIES:
     import torch
 
     if not torch.cuda.is_available():

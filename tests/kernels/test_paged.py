@@ -136,14 +136,3 @@ def test_head_sizes_between_powers_of_two(
     attention: Attention, head_dim: int, device: torch.device
 ) -> None:
     check(attention, Case((200,), 2, head_dim=head_dim, num_splits=2), device)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
-@pytest.mark.parametrize("group", [1, 4, 8])
-@pytest.mark.parametrize("q_len", [1, 4, 16, 700])
-def test_long_sequences(
-    attention: Attention, q_len: int, group: int, head_dim: int, device: torch.device
-) -> None:
-    """Too long for the interpreter, which has no tensor cores and no pipeline either."""
-    check(attention, Case((3000, 17, 4100), q_len, 2 * group, 2, head_dim), device)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from worker.engines.exl2.attach import new_attention
-from worker.engines.exl2.calls import PAGE_MULTIPLE, PagedCall
+from worker.engines.exl2.calls import PAGE_MULTIPLE, PackedCall, PagedCall
 from worker.engines.exl2.tiles import (
     MAX_SPLITS,
     Tile,
@@ -66,6 +66,7 @@ def test_the_warm_up_runs(device: torch.device) -> None:
             calls.append(call)
             return new_attention("triton").paged(call)
 
-        packed = None
+        def packed(self, call: PackedCall) -> torch.Tensor:
+            raise AssertionError("a model's steps are paged")
 
-    assert warm_up(Counting(), 8, 1, 64, (-1, 5), device=device) == len(calls) == 3 * 2 * 2  # type: ignore[arg-type]
+    assert warm_up(Counting(), 8, 1, 64, (-1, 5), device=device) == len(calls) == 3 * 2 * 2

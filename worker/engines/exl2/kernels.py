@@ -80,9 +80,7 @@ def _attend_range(
     return acc, row_max, row_sum
 
 
-@triton.jit(
-    do_not_specialize=["q_len", "num_appended", "table_width", "num_splits", "window_left"]
-)
+@triton.jit(do_not_specialize=["q_len", "num_appended", "table_width", "num_splits", "window_left"])
 def attend(
     q, k, v, out, partials, logsums, block_table, cache_lens, q_starts, kv_starts,
     score_scale, cap_log2, window_left, q_len, num_appended, table_width, num_splits,
@@ -167,21 +165,20 @@ def attend(
         row_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
         IS_PADDED: tl.constexpr = BLOCK_D != HEAD_DIM
         masked_from = begin
-        if BLOCK_M >= 128:
+        if BLOCK_M >= 128 and not HAS_WINDOW:
             # A prefill computes, so it saves itself the masks where every row sees every key
             # of a tile. A decode step waits for memory: one loop keeps its loads in flight.
-            if not HAS_WINDOW:
-                first_hidden = kv_len
-                if IS_CAUSAL:
-                    first_hidden = tl.minimum(kv_len, first_position + 1)
-                masked_from = tl.maximum(first_hidden, 0) // BLOCK_N * BLOCK_N
-                masked_from = tl.minimum(tl.maximum(masked_from, begin), end)
-                acc, row_max, row_sum = _attend_range(
-                    acc, row_max, row_sum, q_tile, k, v, page_row, kv_start, begin,
-                    masked_from, kv_len, q_positions, score_scale, cap_log2, window_left,
-                    offs_k, offs_v, mask_d, KV_STRIDE, BLOCK_N, PAGE_SIZE, HAS_PAGES,
-                    IS_CAUSAL, HAS_WINDOW, HAS_SOFTCAP, IS_PADDED, False,
-                )  # fmt: skip
+            first_hidden = kv_len
+            if IS_CAUSAL:
+                first_hidden = tl.minimum(kv_len, first_position + 1)
+            masked_from = tl.maximum(first_hidden, 0) // BLOCK_N * BLOCK_N
+            masked_from = tl.minimum(tl.maximum(masked_from, begin), end)
+            acc, row_max, row_sum = _attend_range(
+                acc, row_max, row_sum, q_tile, k, v, page_row, kv_start, begin, masked_from,
+                kv_len, q_positions, score_scale, cap_log2, window_left, offs_k, offs_v, mask_d,
+                KV_STRIDE, BLOCK_N, PAGE_SIZE, HAS_PAGES, IS_CAUSAL, HAS_WINDOW, HAS_SOFTCAP,
+                IS_PADDED, False,
+            )  # fmt: skip
         acc, row_max, row_sum = _attend_range(
             acc, row_max, row_sum, q_tile, k, v, page_row, kv_start, masked_from, end, kv_len,
             q_positions, score_scale, cap_log2, window_left, offs_k, offs_v, mask_d,
@@ -227,9 +224,7 @@ def combine_splits(
     for s0 in range(0, num_splits, COMBINE_CHUNK):
         part = s0 + tl.arange(0, COMBINE_CHUNK)
         is_part = part < num_splits
-        logsum = tl.load(
-            logsums + row * num_splits + part, mask=is_part, other=float("-inf")
-        )
+        logsum = tl.load(logsums + row * num_splits + part, mask=is_part, other=float("-inf"))
         values = tl.load(
             partials + (row * num_splits + part)[:, None] * HEAD_DIM + offs_d[None, :],
             mask=is_part[:, None] & (offs_d < HEAD_DIM)[None, :],

@@ -16,7 +16,7 @@ class SdpaAttention:
     name = "sdpa"
 
     def paged(self, call: PagedCall) -> torch.Tensor:
-        sequences, q_len, heads, head_dim = call.q.shape
+        sequences, q_len, _, head_dim = call.q.shape
         _, page_size, kv_heads, _ = call.k_cache.shape
         device = call.q.device
         table = call.block_table.long()

@@ -73,7 +73,8 @@ def _attend_pages(call: PagedCall, q: torch.Tensor) -> torch.Tensor:
         q_len, call.num_appended, max_pages, splits,
         KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim, PAGE_SIZE=page_size,
         HAS_PAGES=True, IS_CAUSAL=True, HAS_WINDOW=call.window_left >= 0,
-        HAS_SOFTCAP=call.softcap > 0, IS_SPLIT=splits > 1, num_stages=tile.num_stages, **_tile_options(tile, head_dim),
+        HAS_SOFTCAP=call.softcap > 0, IS_SPLIT=splits > 1, num_stages=tile.num_stages,
+        **_tile_options(tile, head_dim),
     )  # fmt: skip
     if splits > 1:
         kernels.combine_splits[(sequences * q_len * heads,)](
@@ -97,7 +98,8 @@ def _attend_packed(call: PackedCall, q: torch.Tensor) -> torch.Tensor:
         0, 0, 0, 1,
         KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim, PAGE_SIZE=1,
         HAS_PAGES=False, IS_CAUSAL=call.is_causal, HAS_WINDOW=call.window_left >= 0,
-        HAS_SOFTCAP=call.softcap > 0, IS_SPLIT=False, num_stages=PACKED_STAGES, **_tile_options(tile, head_dim),
+        HAS_SOFTCAP=call.softcap > 0, IS_SPLIT=False, num_stages=PACKED_STAGES,
+        **_tile_options(tile, head_dim),
     )  # fmt: skip
     return out
 

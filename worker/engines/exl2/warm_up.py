@@ -27,9 +27,7 @@ def warm_up(
     `windows` holds the window of each kind of layer, -1 for those without. Blocks until the
     device is done, so it belongs in the loading of a model.
     """
-    cache = torch.zeros(
-        (1, page_size, num_kv_heads, head_dim), dtype=torch.float16, device=device
-    )
+    cache = torch.zeros((1, page_size, num_kv_heads, head_dim), dtype=torch.float16, device=device)
     index = torch.zeros((1, 1), dtype=torch.int32, device=device)
     num_calls = 0
     for q_len in warm_up_lengths(num_heads // num_kv_heads):
