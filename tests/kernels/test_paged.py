@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.kernels.reference import TOLERANCE, Case, error, make
+from worker.engines.exl2 import triton_attention
 from worker.engines.exl2.attach import new_attention
 from worker.engines.exl2.calls import Attention, check_paged
 
@@ -136,3 +137,12 @@ def test_head_sizes_between_powers_of_two(
     attention: Attention, head_dim: int, device: torch.device
 ) -> None:
     check(attention, Case((200,), 2, head_dim=head_dim, num_splits=2), device)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("q_len", [1, 20, 70])
+def test_the_tiles_of_a_small_gpu(
+    q_len: int, head_dim: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_attention, "_facts", lambda _: triton_attention._Device(4, False))
+    check(new_attention("triton"), Case((150,), q_len, 2, 1, head_dim), device)

@@ -19,11 +19,14 @@ _H100_SMS = 132
 
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 72, 128, 256])
 @pytest.mark.parametrize("num_rows", [1, 16, 17, 64, 65, 128, 4096])
-def test_a_tile_divides_the_pages_and_fits_the_tensor_cores(num_rows: int, head_dim: int) -> None:
-    tile = choose_tile(num_rows, pad_head_dim(head_dim))
+@pytest.mark.parametrize("is_large", [True, False])
+def test_a_tile_divides_the_pages_and_fits_the_tensor_cores(
+    num_rows: int, head_dim: int, is_large: bool
+) -> None:
+    tile = choose_tile(num_rows, pad_head_dim(head_dim), is_large)
     assert PAGE_MULTIPLE % tile.keys == 0
     assert tile.rows >= 16 and tile.keys >= 16
-    assert tile.rows >= min(num_rows, 128)
+    assert tile.rows >= min(num_rows, 64)
 
 
 def test_padding_goes_to_the_next_power_of_two() -> None:

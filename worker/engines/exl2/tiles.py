@@ -30,45 +30,57 @@ class Tile:
     num_warps: int
     num_stages: int
     """For keys in pages. The page number is a load of its own in Triton's pipeline, before
-    those of keys and values: five stages leave two steps of these in flight."""
+    those of keys and values: five stages leave two steps of these in flight, three one."""
     programs_per_sm: int
-    """That fit beside each other on Hopper (227 KiB of shared memory, 64 Ki registers), by the
-    sizes that Triton 3.6 reports for sm_90."""
+    """That fit beside each other, by the sizes that Triton 3.6 reports."""
+
+    @property
+    def packed_stages(self) -> int:
+        """Without pages as many steps are in flight with fewer stages."""
+        return (self.num_stages + 1) // 2
 
 
-# By padded head size. Decoding waits for memory: 16 KiB of keys and as much of values a step.
-# A prefill computes: 128 rows keep the tensor cores busy, the keys are what fits beside them
-# without spilling registers.
-_FEW_ROWS = {
-    64: Tile(16, 128, 4, 5, programs_per_sm=3),
-    128: Tile(16, 64, 4, 5, programs_per_sm=3),
-    256: Tile(16, 32, 4, 5, programs_per_sm=3),
+# By rows and padded head size. Decoding waits for memory: 16 KiB of keys and as much of values
+# a step. A prefill computes: 128 rows keep the tensor cores busy, the keys are what fits beside
+# them without spilling registers.
+_LARGE = {
+    (16, 64): Tile(16, 128, 4, 5, programs_per_sm=3),
+    (16, 128): Tile(16, 64, 4, 5, programs_per_sm=3),
+    (16, 256): Tile(16, 32, 4, 5, programs_per_sm=3),
+    (64, 64): Tile(64, 64, 4, 5, programs_per_sm=3),
+    (64, 128): Tile(64, 64, 4, 5, programs_per_sm=2),
+    (64, 256): Tile(64, 32, 8, 5, programs_per_sm=1),
+    (128, 64): Tile(128, 64, 8, 5, programs_per_sm=2),
+    (128, 128): Tile(128, 64, 8, 5, programs_per_sm=1),
+    (128, 256): Tile(128, 32, 8, 5, programs_per_sm=1),
 }
-_SOME_ROWS = {
-    64: Tile(64, 64, 4, 5, programs_per_sm=3),
-    128: Tile(64, 64, 4, 5, programs_per_sm=2),
-    256: Tile(64, 32, 8, 5, programs_per_sm=1),
+"""H100, H200 and their like: 228 KiB of shared memory, 227 of them for one program."""
+_SMALL = {
+    (16, 64): Tile(16, 128, 4, 3, programs_per_sm=2),
+    (16, 128): Tile(16, 64, 4, 3, programs_per_sm=2),
+    (16, 256): Tile(16, 32, 4, 3, programs_per_sm=2),
+    (64, 64): Tile(64, 64, 4, 3, programs_per_sm=2),
+    (64, 128): Tile(64, 32, 4, 3, programs_per_sm=2),
+    (64, 256): Tile(64, 32, 8, 3, programs_per_sm=1),
+    (128, 64): Tile(128, 64, 8, 3, programs_per_sm=1),
+    (128, 128): Tile(128, 32, 8, 3, programs_per_sm=1),
+    (128, 256): Tile(64, 32, 8, 3, programs_per_sm=1),
 }
-_MANY_ROWS = {
-    64: Tile(128, 64, 8, 5, programs_per_sm=2),
-    128: Tile(128, 64, 8, 5, programs_per_sm=1),
-    256: Tile(128, 32, 8, 5, programs_per_sm=1),
-}
-PACKED_STAGES = 3
-"""Without pages the same two steps in flight take no more."""
+"""Everything else, down to the 99 KiB of consumers' cards."""
+LARGE_SHARED_BYTES = 228 * 1024
+"""Of an SM."""
 ROW_LIMITS = (16, 64)
 """Up to as many rows the smaller tiles are taken."""
 
 
-def choose_tile(num_rows: int, padded_head_dim: int) -> Tile:
+def choose_tile(num_rows: int, padded_head_dim: int, is_large: bool = True) -> Tile:
     """The tile for `num_rows` query rows of one sequence and KV head.
 
-    Few shapes on purpose: each is a kernel of its own, compiled when it is first met.
+    `is_large`: the device has LARGE_SHARED_BYTES of shared memory. Few shapes on purpose: each
+    is a kernel of its own, compiled when it is first met.
     """
-    size = max(64, padded_head_dim)
-    if num_rows <= ROW_LIMITS[0]:
-        return _FEW_ROWS[size]
-    return (_SOME_ROWS if num_rows <= ROW_LIMITS[1] else _MANY_ROWS)[size]
+    rows = next((limit for limit in ROW_LIMITS if num_rows <= limit), 128)
+    return (_LARGE if is_large else _SMALL)[rows, max(64, padded_head_dim)]
 
 
 def pad_head_dim(head_dim: int) -> int:

@@ -5,6 +5,7 @@ Nothing waits for the device, and grids depend on shapes alone, so a step can be
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -12,8 +13,8 @@ import torch
 from worker.engines.exl2 import kernels
 from worker.engines.exl2.calls import PackedCall, PagedCall
 from worker.engines.exl2.tiles import (
+    LARGE_SHARED_BYTES,
     MAX_SPLITS,
-    PACKED_STAGES,
     Tile,
     choose_splits,
     choose_tile,
@@ -54,15 +55,16 @@ def _append(call: PagedCall, k_new: torch.Tensor, v_new: torch.Tensor) -> None:
 def _attend_pages(call: PagedCall, q: torch.Tensor) -> torch.Tensor:
     sequences, q_len, heads, head_dim = q.shape
     _, page_size, kv_heads, _ = call.k_cache.shape
+    device = _facts(q.device)
     max_pages = int(call.block_table.shape[1])
     group = heads // kv_heads
-    tile = choose_tile(q_len * group, pad_head_dim(head_dim))
+    tile = choose_tile(q_len * group, pad_head_dim(head_dim), device.is_large)
     blocks = -(-q_len * group // tile.rows)
     # From the width of the table, not from the lengths: those are on the device.
     splits = min(call.num_splits, MAX_SPLITS) or choose_splits(
         blocks * kv_heads * sequences,
         max_pages * page_size,
-        tile.programs_per_sm * _num_sms(q.device),
+        tile.programs_per_sm * device.num_sms,
     )
     out = torch.empty_like(q)
     partials, logsums = _scratch(q, splits)
@@ -86,9 +88,10 @@ def _attend_pages(call: PagedCall, q: torch.Tensor) -> torch.Tensor:
 
 def _attend_packed(call: PackedCall, q: torch.Tensor) -> torch.Tensor:
     _, heads, head_dim = q.shape
+    device = _facts(q.device)
     kv_heads = call.k.shape[1]
     group = heads // kv_heads
-    tile = choose_tile(call.max_q_len * group, pad_head_dim(head_dim))
+    tile = choose_tile(call.max_q_len * group, pad_head_dim(head_dim), device.is_large)
     blocks = -(-call.max_q_len * group // tile.rows)
     out = torch.empty_like(q)
     kernels.attend[(blocks * kv_heads, 1, call.q_starts.shape[0] - 1)](
@@ -98,7 +101,7 @@ def _attend_packed(call: PackedCall, q: torch.Tensor) -> torch.Tensor:
         0, 0, 0, 1,
         KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim, PAGE_SIZE=1,
         HAS_PAGES=False, IS_CAUSAL=call.is_causal, HAS_WINDOW=call.window_left >= 0,
-        HAS_SOFTCAP=call.softcap > 0, IS_SPLIT=False, num_stages=PACKED_STAGES,
+        HAS_SOFTCAP=call.softcap > 0, IS_SPLIT=False, num_stages=tile.packed_stages,
         **_tile_options(tile, head_dim),
     )  # fmt: skip
     return out
@@ -137,8 +140,16 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+@dataclass(frozen=True, slots=True)
+class _Device:
+    num_sms: int
+    is_large: bool
+
+
 @lru_cache(maxsize=64)
-def _num_sms(device: torch.device) -> int:
+def _facts(device: torch.device) -> _Device:
     if device.type != "cuda":
-        return _CPU_SMS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+        return _Device(_CPU_SMS, is_large=True)
+    properties = torch.cuda.get_device_properties(device)
+    shared_bytes = properties.shared_memory_per_multiprocessor
+    return _Device(properties.multi_processor_count, shared_bytes >= LARGE_SHARED_BYTES)

@@ -1,4 +1,4 @@
-"""The kernels compile for an H100, without a GPU, to what they were written to become."""
+"""The kernels compile without a GPU, for an H100 to what they were written to become."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 _SHARED_OF_PROGRAM = 227 * 1024
+_SHARED_OF_CONSUMERS_PROGRAM = 99 * 1024
 _SHARED_OF_SM = 228 * 1024
 _SHARED_OF_SYSTEM = 1024
 """Taken from each program's share."""
@@ -24,7 +25,7 @@ def builds() -> dict[str, dict[str, Any]]:
         "TRITON_CACHE_DIR": str(ROOT / "var" / "test" / "triton"),
     }
     result = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.hopper_build"],
+        [sys.executable, "-m", "tests.kernels.gpu_build"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -37,10 +38,19 @@ def builds() -> dict[str, dict[str, Any]]:
 
 
 def test_nothing_spills_and_everything_fits(builds: dict[str, dict[str, Any]]) -> None:
-    assert len(builds) == 18
-    for build in builds.values():
-        assert build["stack"] == 0, build
-        assert build["shared"] <= _SHARED_OF_PROGRAM, build
+    for name, build in builds.items():
+        if not name.startswith("small-"):
+            assert build["stack"] == 0, build
+            assert build["shared"] <= _SHARED_OF_PROGRAM, build
+
+
+def test_a_consumers_card_has_room_for_the_small_tiles(builds: dict[str, dict[str, Any]]) -> None:
+    """A few registers spill in its prefill, which is slower, not wrong."""
+    small = [build for name, build in builds.items() if name.startswith("small-")]
+    assert len(small) == 10
+    for build in small:
+        assert build["shared"] <= _SHARED_OF_CONSUMERS_PROGRAM, build
+        assert build["stack"] <= 64, build
 
 
 def test_keys_and_values_are_copied_sixteen_bytes_at_a_time(

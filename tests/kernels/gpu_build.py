@@ -1,6 +1,6 @@
-"""Compiles the kernels for sm_90 and prints what they take, one JSON object a line.
+"""Compiles the kernels for real GPUs and prints what they take, one JSON object a line.
 
-python -m tests.kernels.hopper_build
+python -m tests.kernels.gpu_build
 
 No GPU is needed: Triton's wheel has its own assembler. A process of its own, because the
 interpreter, once on, compiles nothing.
@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from worker.engines.exl2 import kernels
-from worker.engines.exl2.tiles import MAX_SPLITS, PACKED_STAGES, choose_tile, pad_head_dim
+from worker.engines.exl2.tiles import MAX_SPLITS, choose_tile, pad_head_dim
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 _TYPES = {
@@ -28,6 +28,9 @@ _TYPES = {
     **dict.fromkeys(("score_scale", "cap_log2"), "fp32"),
 }
 """Everything else is an i32."""
+_HOPPER = 90
+_CONSUMER = 86
+"""The first with 99 KiB of shared memory."""
 
 
 def main() -> None:
@@ -39,6 +42,10 @@ def main() -> None:
     _attend("window-softcap-128", 4, 128, has_window=True, has_softcap=True)
     _attend("softcap-128", 1024, 128, has_softcap=True)
     _attend("vision-72", 1024, 72, has_pages=False, is_causal=False)
+    for head_dim in (64, 128, 256):
+        for rows in (4, 64, 1024):
+            _attend(f"small-{head_dim}-{rows}", rows, head_dim, arch=_CONSUMER)
+    _attend("small-packed-256", 1024, 256, has_pages=False, arch=_CONSUMER)
     combine = {"HEAD_DIM": 128, "BLOCK_D": 128, "MAX_SPLITS": MAX_SPLITS}
     _build("combine", kernels.combine_splits, combine, {})
     append = {"KV_STRIDE": 1024, "BLOCK": 1024, "PAGE_SIZE": 256}
@@ -54,8 +61,9 @@ def _attend(
     has_window: bool = False,
     has_softcap: bool = False,
     is_split: bool = False,
+    arch: int = _HOPPER,
 ) -> None:
-    tile = choose_tile(rows, pad_head_dim(head_dim))
+    tile = choose_tile(rows, pad_head_dim(head_dim), is_large=arch == _HOPPER)
     absent = ("q_starts", "kv_starts") if has_pages else ("block_table", "cache_lens")
     absent += () if is_split else ("partials", "logsums")
     constants = {
@@ -64,13 +72,18 @@ def _attend(
         "HAS_PAGES": has_pages, "IS_CAUSAL": is_causal, "HAS_WINDOW": has_window,
         "HAS_SOFTCAP": has_softcap, "IS_SPLIT": is_split, **dict.fromkeys(absent),
     }  # fmt: skip
-    stages = tile.num_stages if has_pages else PACKED_STAGES
+    stages = tile.num_stages if has_pages else tile.packed_stages
     options = {"num_warps": tile.num_warps, "num_stages": stages}
-    _build(name, kernels.attend, constants, options, programs_per_sm=tile.programs_per_sm)
+    _build(name, kernels.attend, constants, options, arch, programs_per_sm=tile.programs_per_sm)
 
 
 def _build(
-    name: str, kernel: Any, constants: dict[str, Any], options: dict[str, int], **facts: int
+    name: str,
+    kernel: Any,
+    constants: dict[str, Any],
+    options: dict[str, int],
+    arch: int = _HOPPER,
+    **facts: int,
 ) -> None:
     names = [parameter.name for parameter in kernel.params]
     signature = {n: "constexpr" if n in constants else _TYPES.get(n, "i32") for n in names}
@@ -85,7 +98,7 @@ def _build(
             if signature[n].startswith("*")
         },
     )
-    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     facts |= {"threads": 32 * options.get("num_warps", 4), "shared": built.metadata.shared}
     print(json.dumps({"name": name, **facts, **_resources(built), **_instructions(built)}))
 
