@@ -38,6 +38,7 @@ def main() -> None:
         for rows in (4, 64, 1024):
             _attend(f"paged-{head_dim}-{rows}", rows, head_dim, is_split=rows < 1024)
         _attend(f"packed-{head_dim}", 1024, head_dim, has_pages=False)
+        _attend(f"split-{head_dim}", 1024, head_dim, is_split=True)
     _attend("window-softcap-256", 1024, 256, has_window=True, has_softcap=True)
     _attend("window-softcap-128", 4, 128, has_window=True, has_softcap=True)
     _attend("softcap-128", 1024, 128, has_softcap=True)

@@ -3,6 +3,8 @@
 Triton's interpreter has no tensor cores, no pipeline and no memory model.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -63,7 +65,9 @@ def test_a_captured_step_follows_the_lengths(device: torch.device) -> None:
     """What is replayed reads the new lengths, tables and keys, with the splits of the old."""
     attention = new_attention("triton")
     made = make(_BATCH, device)
-    other = make(_BATCH, device, seed=1)
+    # As many pages, at other places.
+    other = make(replace(_BATCH, lens=(2900, 200, 4300, 5)), device, seed=1)
+    assert other.call.k_cache.shape == made.call.k_cache.shape
     attention.paged(check_paged(made.call))
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()

@@ -134,7 +134,7 @@ def attend(
         last_token = tl.minimum((first_row + BLOCK_M - 1) // GROUP, q_len - 1)
         last_position = kv_len - q_len + last_token
 
-        # The keys that any row of this block sees: first_key…last_key - 1.
+        # What the rows of this block see begins in first_tile and ends before last_key.
         last_key = kv_len
         if IS_CAUSAL:
             last_key = tl.minimum(kv_len, last_position + 1)
