@@ -1,0 +1,122 @@
+"""What only a GPU can show: long sequences, no wait for the device, capture, other streams.
+
+Triton's interpreter has no tensor cores, no pipeline and no memory model.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.kernels.reference import TOLERANCE, Case, error, make
+from worker.engines.exl2.attach import new_attention
+from worker.engines.exl2.calls import Attention, check_paged
+from worker.engines.exl2.warm_up import warm_up
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+_BATCH = Case((3000, 17, 4100, 0), 1, 8, 2, 128)
+
+
+@pytest.fixture(params=["triton", "sdpa"])
+def attention(request: pytest.FixtureRequest) -> Attention:
+    return new_attention(request.param)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("group", [1, 4, 8])
+@pytest.mark.parametrize("q_len", [1, 4, 16, 700])
+def test_long_sequences(
+    attention: Attention, q_len: int, group: int, head_dim: int, device: torch.device
+) -> None:
+    made = make(Case((3000, 17, 4100), q_len, 2 * group, 2, head_dim), device)
+    out = attention.paged(check_paged(made.call))
+    assert error(out, made.expected) < TOLERANCE
+    assert torch.equal(made.call.k_cache.cpu().view(torch.int16), made.k_after.view(torch.int16))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((5000,), 600, 8, 2, 128, window_left=1024),
+        Case((5000, 90), 1, 8, 4, 256, window_left=512, softcap=50.0),
+        Case((2000,), 300, 8, 4, 256, softcap=50.0),
+        Case((40_000,), 1, 8, 8, 64, num_splits=64),
+        Case((4000,), 40, 14, 2, 128, num_splits=5),
+    ],
+    ids=["window", "gemma", "softcap", "long", "splits"],
+)
+def test_options_at_length(attention: Attention, case: Case, device: torch.device) -> None:
+    made = make(case, device)
+    assert error(attention.paged(check_paged(made.call)), made.expected) < TOLERANCE
+
+
+def test_a_step_never_waits_for_the_device(attention: Attention, device: torch.device) -> None:
+    made = make(_BATCH, device)
+    attention.paged(check_paged(made.call))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = attention.paged(check_paged(made.call))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert error(out, made.expected) < TOLERANCE
+
+
+def test_a_captured_step_follows_the_lengths(device: torch.device) -> None:
+    """What is replayed reads the new lengths, tables and keys, with the splits of the old."""
+    attention = new_attention("triton")
+    made = make(_BATCH, device)
+    # As many pages, at other places.
+    other = make(replace(_BATCH, lens=(2900, 200, 4300, 5)), device, seed=1)
+    assert other.call.k_cache.shape == made.call.k_cache.shape
+    attention.paged(check_paged(made.call))
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        out = attention.paged(check_paged(made.call))
+    for name in ("q", "k_new", "v_new", "k_cache", "v_cache", "cache_lens", "block_table"):
+        getattr(made.call, name).copy_(getattr(other.call, name))
+    graph.replay()
+    assert error(out, other.expected) < TOLERANCE
+
+
+def test_the_current_stream_is_the_one_that_is_used(
+    attention: Attention, device: torch.device
+) -> None:
+    """ExLlamaV2 computes on a stream of its own: what is queued there must come first."""
+    made = make(_BATCH, device)
+    q = made.call.q.clone()
+    attention.paged(check_paged(made.call))
+    made.call.q.fill_(float("nan"))
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(50_000_000)
+        made.call.q.copy_(q)
+        out = attention.paged(check_paged(made.call))
+        torch.cuda.current_stream().synchronize()
+    assert error(out, made.expected) < TOLERANCE
+
+
+def test_the_same_call_gives_the_same_bits(device: torch.device) -> None:
+    attention = new_attention("triton")
+    made = make(_BATCH, device)
+    first = attention.paged(check_paged(made.call))
+    assert all(torch.equal(attention.paged(check_paged(made.call)), first) for _ in range(20))
+
+
+def test_after_the_warm_up_nothing_is_compiled(device: torch.device) -> None:
+    from triton import knobs
+
+    heads, kv_heads, head_dim = 6, 3, 64
+    attention = new_attention("triton")
+    warm_up(attention, heads, kv_heads, head_dim, device=device)
+    compiled: list[object] = []
+    before = knobs.runtime.jit_post_compile_hook
+    knobs.runtime.jit_post_compile_hook = lambda **facts: compiled.append(facts)
+    try:
+        for q_len in (1, 2, 8, 9, 33, 256, 300):
+            for lens in ((0,), (256, 1, 40)):
+                made = make(Case(lens, q_len, heads, kv_heads, head_dim), device)
+                attention.paged(check_paged(made.call))
+    finally:
+        knobs.runtime.jit_post_compile_hook = before
+    assert not compiled
