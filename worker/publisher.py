@@ -159,6 +159,7 @@ def _events(emissions: list[Emission]) -> list[tuple[JobRun, Event]]:
             if before is not None:
                 before.text += item.text
                 before.token_ids.extend(item.token_ids)
+                before.logprobs.extend(item.logprobs)
                 before.finish_reason = item.finish_reason
                 before.prefilled_tokens = item.prefilled_tokens
                 continue

@@ -52,6 +52,7 @@ class ReplicaProcess:
         )
         versions = {"llmis": VERSION, "xllamacpp": version("xllamacpp")}
         self._vital_signs = VitalSigns(assignment, replica_id, versions)
+        self._loop: EngineLoop | None = None
         self._heartbeat = Heartbeat(
             self._client,
             self._vital_signs.record,
@@ -66,7 +67,7 @@ class ReplicaProcess:
         """Load, then serve until SIGTERM or SIGINT. Raises SettingsError, LlmisError."""
         self._heartbeat.start()
         engine = self._load()
-        loop = EngineLoop(engine, self._publisher.emit)
+        self._loop = loop = EngineLoop(engine, self._publisher.emit)
         self._vital_signs.observe(loop, lambda: _capacity(engine))
         tasks.serve(
             tasks.Replica(
@@ -158,6 +159,9 @@ class ReplicaProcess:
         the replica is gone.
         """
         _log.critical("the engine loop or the publisher is dead, the process ends")
+        if self._loop is not None and self._loop.last_words:
+            # The agent reads the reason from the last such line.
+            print(f"llmis replica: {self._loop.last_words}", file=sys.stderr, flush=True)
         try:
             self._publisher.stop(self._settings.redis_timeout_s)
             registry.withdraw(self._client, self.id)

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from shared.errors import EngineError, RequestCancelled
+from shared.errors import EngineError, InvalidRequest, RequestCancelled
 from shared.messages import Job, JobKind, Sampling
 from tests.scripted_engine import ScriptedEngine
 from worker.engine_loop import EngineLoop
-from worker.engines.protocol import Sequence, StepResult
+from worker.engines.protocol import EngineFatal, Sequence, StepResult
 from worker.job_run import Emission, JobDropped, JobEnded, JobRun, JobStarted
 
 
@@ -117,6 +117,76 @@ def test_a_failed_step_fails_the_active_jobs_and_the_next_job_runs() -> None:
     assert isinstance(dropped, JobDropped)
     assert dropped.error.message == "boom"
     assert sink.text("good") == "fine"
+
+
+def test_a_failed_step_leaves_the_jobs_that_only_wait() -> None:
+    engine = ScriptedEngine(1, [EngineError("boom")])
+    engine.scripts["waiting"] = ["fine"]
+    with _loop(engine) as (loop, sink):
+        loop.submit(_run("bad"))
+        loop.submit(_run("waiting"))
+        loop.start()
+        sink.wait_for_ends(2)
+    assert isinstance(sink.of("bad")[-1], JobDropped)
+    assert sink.text("waiting") == "fine"
+
+
+def test_a_job_that_the_engine_refuses_fails_alone_and_before_it_starts() -> None:
+    engine = ScriptedEngine(2, ["x", "y"])
+    engine.refused["bad"] = InvalidRequest("never")
+    with _loop(engine) as (loop, sink):
+        for name in ("a", "bad", "b"):
+            loop.submit(_run(name))
+        loop.start()
+        sink.wait_for_ends(3)
+    assert [type(item) for item in sink.of("bad")] == [JobDropped]
+    assert sink.text("a") == sink.text("b") == "xy"
+
+
+def test_a_sequence_that_fails_in_a_step_takes_its_job_along_and_no_other() -> None:
+    engine = ScriptedEngine(3, ["x", InvalidRequest("its own fault"), "y"])
+    with _loop(engine) as (loop, sink):
+        loop.submit(_run("bad", num_choices=2))
+        engine.scripts["good"] = ["fine"]
+        loop.submit(_run("good"))
+        loop.start()
+        sink.wait_for_ends(2)
+        assert engine.free_slots == 3
+    dropped = sink.of("bad")[-1]
+    assert isinstance(dropped, JobDropped)
+    assert dropped.error.message == "its own fault"
+    assert sink.text("bad") == "x"
+    assert sink.text("good") == "fine"
+
+
+def test_a_job_without_room_waits_and_nobody_overtakes_it() -> None:
+    engine = ScriptedEngine(2, ["x"])
+    engine.too_large = {"large"}
+    with _loop(engine) as (loop, sink):
+        for name in ("small", "large", "last"):
+            loop.submit(_run(name))
+        loop.start()
+        sink.wait_for_ends(1)
+        assert engine.submitted == [("small", 0)]
+        engine.too_large.clear()
+        loop.cancel("nobody", RequestCancelled("wakes the loop"))
+        sink.wait_for_ends(2)
+    assert engine.submitted == [("small", 0), ("large", 0), ("last", 0)]
+
+
+def test_an_engine_that_cannot_go_on_ends_the_loop_and_says_why() -> None:
+    engine = ScriptedEngine(1, [EngineFatal("CUDA error: device-side assert")])
+    with _loop(engine) as (loop, sink):
+        loop.submit(_run("running"))
+        loop.submit(_run("waiting"))
+        loop.start()
+        sink.wait_for_ends(2)
+        loop.stop()
+    assert loop.is_wedged
+    assert "device-side assert" in loop.last_words
+    dropped = sink.of("waiting")[-1]
+    assert isinstance(dropped, JobDropped)
+    assert "device-side assert" in dropped.error.message
 
 
 def test_stopping_drops_what_still_runs() -> None:
