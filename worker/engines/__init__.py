@@ -8,6 +8,7 @@ from shared.errors import SettingsError
 from worker.engines.protocol import Engine, EngineSettings
 
 ENGINES = {
+    "exllamav2": "worker.engines.exllamav2:ExLlamaV2Engine",
     "llamacpp": "worker.engines.llamacpp:LlamaCppEngine",
 }
 

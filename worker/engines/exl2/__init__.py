@@ -1,0 +1,1 @@
+"""The parts of the ExLlamaV2 engine. Imported by `worker.engines.exllamav2` alone."""
