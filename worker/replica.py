@@ -5,13 +5,14 @@ this process's own. Threads: Celery's consumer (main), one task thread a slot, t
 the publisher, the heartbeat.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import redis
@@ -50,8 +51,7 @@ class ReplicaProcess:
         self._publisher = Publisher(
             connect(settings, max_connections=2), settings.job_ttl_s, settings.request_timeout_s
         )
-        versions = {"llmis": VERSION, "xllamacpp": version("xllamacpp")}
-        self._vital_signs = VitalSigns(assignment, replica_id, versions)
+        self._vital_signs = VitalSigns(assignment, replica_id, _versions(self._spec.engine))
         self._loop: EngineLoop | None = None
         self._heartbeat = Heartbeat(
             self._client,
@@ -185,6 +185,14 @@ class _Keeper:
         except redis.RedisError:
             pass  # no Redis, no agent that could be seen
         return time.monotonic() - self._seen_at < _ORPHAN_S
+
+
+def _versions(engine: str) -> dict[str, str]:
+    found = {"llmis": VERSION}
+    for package in engines.PACKAGES.get(engine, ()):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _capacity(engine: Engine) -> Capacity:

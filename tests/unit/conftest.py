@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from shared.version import VERSION
-from tests import fake_service
+from tests import fake_exllamav2, fake_service
+from tests.fake_exllamav2 import World
 from tests.fake_service import FakeService, Reply
 from tests.unit.cli_answers import FAILED, MODEL, NODE
 
@@ -31,3 +32,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
     with fake_service.running(replies) as running:
         monkeypatch.setenv("LLMIS_URL", running.url)
         yield running
+
+
+@pytest.fixture
+def exl2(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A scripted exllamav2 in place of the real one."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with fake_exllamav2.installed() as world:
+        yield world

@@ -12,6 +12,9 @@ ENGINES = {
     "llamacpp": "worker.engines.llamacpp:LlamaCppEngine",
 }
 
+PACKAGES = {"exllamav2": ("exllamav2", "torch"), "llamacpp": ("xllamacpp",)}
+"""Whose versions matter when an engine is looked into."""
+
 
 def load(name: str, settings: EngineSettings) -> Engine:
     """Load a model with the engine of that name. Raises SettingsError or EngineError."""

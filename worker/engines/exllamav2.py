@@ -53,7 +53,7 @@ class ExLlamaV2Engine:
         self._max_batch = settings.slots
         self._chunk_tokens = plan.max_input_tokens
         self._generator = self._new_generator()
-        self._generator.warmup()  # the kernels try out their variants in their first calls
+        self._warm_up()
         self._live: dict[Key, LiveSequence] = {}
         self._ledger = PageLedger(plan.num_pages)
         self._asked: tuple[Key, Demand] | None = None
@@ -61,6 +61,14 @@ class ExLlamaV2Engine:
         every step while it waits."""
         self._quarantine = Quarantine()
         self._failures_in_a_row = 0
+
+    def _warm_up(self) -> None:
+        """The kernels try out their variants in their first calls; and what fails at all,
+        fails now. Raises EngineError."""
+        try:
+            self._generator.warmup()
+        except _ENQUEUE_ERRORS as exc:
+            raise EngineError(f"exllamav2 loaded the model and failed to run it: {exc}") from exc
 
     def close(self) -> None:
         for key in list(self._live):
