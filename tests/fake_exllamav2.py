@@ -181,6 +181,7 @@ class Sampler:
     def sample(
         logits: torch.Tensor, s: Settings, ids: list[int], point: float, blocked: list[int],
         filters: list[Any],
+        num_tokens: int,
     ) -> int:  # fmt: skip
         """Changes `logits` in place, as the real one does. `(1, 1, padded_vocab) float32`."""
         row = logits[0, 0]
@@ -198,6 +199,7 @@ class Sampler:
         for f in filters:
             assert f.can_mask_logits() and f.ready() is True
             row.copy_(f.mask_logits(row))
+        row[num_tokens:] = float("-inf")
         if s.temperature < 0.01 or s.top_k == 1:
             return int(row.argmax())
         probs = torch.softmax(row / s.temperature, -1)
@@ -255,7 +257,13 @@ class Job:
                 f.begin("")
         blocked = list(self.stop_tokens) if self.new_tokens < self.min_new_tokens else []
         token = Sampler.sample(
-            logits, self.gen_settings, self.ids, self.rng.random(), blocked, self.filters
+            logits,
+            self.gen_settings,
+            self.ids,
+            self.rng.random(),
+            blocked,
+            self.filters,
+            self.generator.tokenizer.get_vocab_size(),
         )
         return torch.tensor([[token]]), None, None, None, False
 
