@@ -1,5 +1,7 @@
 """ExLlamaV2: who is let into the batch, by slots, by pages, and by what the batch still reads."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ def _sequence(name: str, num_prompt: int, max_tokens: int = 5, index: int = 0) -
     return Sequence((name, index), prompt, max_tokens, Sampling())
 
 
-def test_a_job_that_does_not_fit_waits_and_does_not_fail(exl2: World, tmp_path) -> None:
+def test_a_job_that_does_not_fit_waits_and_does_not_fail(exl2: World, tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         exl2.texts[name] = ids(name * 900)
     engine = make_engine(tmp_path, cache_tokens=2048)  # 8 pages for 4 slots
@@ -35,7 +37,9 @@ def test_a_job_that_does_not_fit_waits_and_does_not_fail(exl2: World, tmp_path) 
     assert [sink.text(n) for n in ("a", "b", "c")] == ["a" * 900, "b" * 900, "c" * 900]
 
 
-def test_the_generator_never_holds_a_job_back_that_the_ledger_let_in(exl2: World, tmp_path) -> None:
+def test_the_generator_never_holds_a_job_back_that_the_ledger_let_in(
+    exl2: World, tmp_path: Path
+) -> None:
     engine = make_engine(tmp_path, cache_tokens=2048, slots=8)
     for i in range(30):
         sequence = _sequence(f"{i % 5}", 100 + 130 * (i % 7), max_tokens=20 + 40 * (i % 5), index=i)
@@ -44,7 +48,7 @@ def test_the_generator_never_holds_a_job_back_that_the_ledger_let_in(exl2: World
         assert not exl2.generators[0].pending_jobs
 
 
-def test_choices_share_the_pages_of_their_prompt(exl2: World, tmp_path) -> None:
+def test_choices_share_the_pages_of_their_prompt(exl2: World, tmp_path: Path) -> None:
     engine = make_engine(tmp_path, cache_tokens=2048, slots=8)
     prompt = ids("p" * 1200)
     run = make_run("j", num_choices=4, prompt=prompt, max_tokens=50)
@@ -57,7 +61,7 @@ def test_choices_share_the_pages_of_their_prompt(exl2: World, tmp_path) -> None:
     assert not engine.can_admit(Sequence(("k", 4), prompt, 50, Sampling()))
 
 
-def test_what_can_never_fit_is_a_clear_error(exl2: World, tmp_path) -> None:
+def test_what_can_never_fit_is_a_clear_error(exl2: World, tmp_path: Path) -> None:
     engine = make_engine(tmp_path)
     too_long = _sequence("a", 2000, max_tokens=100)
     with pytest.raises(InvalidRequest, match="more than the context of 2048"):
@@ -71,7 +75,7 @@ def test_what_can_never_fit_is_a_clear_error(exl2: World, tmp_path) -> None:
 
 @pytest.mark.parametrize("token", [-1, 10_000])
 def test_token_ids_outside_of_the_vocabulary_never_reach_the_generator(
-    exl2: World, tmp_path, token: int
+    exl2: World, tmp_path: Path, token: int
 ) -> None:
     engine = make_engine(tmp_path)
     for sequence in (
@@ -83,7 +87,7 @@ def test_token_ids_outside_of_the_vocabulary_never_reach_the_generator(
     assert not exl2.jobs
 
 
-def test_one_job_that_cannot_be_enqueued_fails_alone(exl2: World, tmp_path) -> None:
+def test_one_job_that_cannot_be_enqueued_fails_alone(exl2: World, tmp_path: Path) -> None:
     exl2.enqueue_errors["bad"] = AssertionError("Job requires 9 pages (only 4 available)")
     for name in ("a", "b"):
         exl2.texts[name] = ids("fine")
@@ -98,7 +102,7 @@ def test_one_job_that_cannot_be_enqueued_fails_alone(exl2: World, tmp_path) -> N
 
 
 def test_long_prompts_are_read_one_at_a_time_and_in_small_pieces_while_streams_run(
-    exl2: World, tmp_path
+    exl2: World, tmp_path: Path
 ) -> None:
     exl2.texts["s"] = ids("s" * 500)
     engine = make_engine(tmp_path, context_length=8192)
@@ -114,14 +118,14 @@ def test_long_prompts_are_read_one_at_a_time_and_in_small_pieces_while_streams_r
     assert admit(engine, _sequence("y", 3000))
 
 
-def test_nobody_streams_so_a_prompt_is_read_in_large_pieces(exl2: World, tmp_path) -> None:
+def test_nobody_streams_so_a_prompt_is_read_in_large_pieces(exl2: World, tmp_path: Path) -> None:
     engine = make_engine(tmp_path, context_length=8192)
     assert admit(engine, _sequence("x", 5000))
     step_until(engine, lambda seen: any(r.token_ids for r in seen))
     assert exl2.generators[0].chunks == [("x", 2048), ("x", 2048), ("x", 903)]
 
 
-def test_short_prompts_are_read_two_at_a_time(exl2: World, tmp_path) -> None:
+def test_short_prompts_are_read_two_at_a_time(exl2: World, tmp_path: Path) -> None:
     engine = make_engine(tmp_path)
     assert admit(engine, _sequence("a", 100))
     assert admit(engine, _sequence("b", 100))
@@ -130,7 +134,7 @@ def test_short_prompts_are_read_two_at_a_time(exl2: World, tmp_path) -> None:
     assert admit(engine, _sequence("c", 100))
 
 
-def test_cancelling_while_a_prompt_is_read_frees_its_pages(exl2: World, tmp_path) -> None:
+def test_cancelling_while_a_prompt_is_read_frees_its_pages(exl2: World, tmp_path: Path) -> None:
     engine = make_engine(tmp_path, context_length=8192, cache_tokens=8192)
     assert admit(engine, _sequence("x", 7000, max_tokens=1000))
     engine.step()
@@ -194,7 +198,7 @@ def test_the_ledger_gives_back_what_it_took(wanted: list[tuple[int, int, int]], 
     assert ledger.free_pages == 1000
 
 
-def test_with_guesses_the_context_is_shorter_by_them(exl2: World, tmp_path) -> None:
+def test_with_guesses_the_context_is_shorter_by_them(exl2: World, tmp_path: Path) -> None:
     engine = make_engine(tmp_path, context_length=1024, speculation=Speculation(num_tokens=5))
     assert engine.context_length == 1019
     exl2.texts["j"] = ids("x" * 1024)

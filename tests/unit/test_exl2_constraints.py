@@ -41,7 +41,7 @@ def _noise(job: Job) -> torch.Tensor:
 @pytest.mark.parametrize("speculation", [None, Speculation(num_tokens=3)])
 @pytest.mark.parametrize("kind", GRAMMARS)
 def test_whatever_the_model_says_the_text_matches(
-    exl2: World, tmp_path, kind: str, speculation: Speculation | None
+    exl2: World, tmp_path: Path, kind: str, speculation: Speculation | None
 ) -> None:
     exl2.logits = _noise
     engine = make_engine(tmp_path, slots=8, speculation=speculation)
@@ -71,7 +71,7 @@ def test_whatever_the_model_says_the_text_matches(
     ],
 )
 def test_a_bad_grammar_is_refused_before_the_loop(
-    exl2: World, tmp_path, grammar: Grammar, reason: str
+    exl2: World, tmp_path: Path, grammar: Grammar, reason: str
 ) -> None:
     engine = make_engine(tmp_path)
     with pytest.raises(InvalidRequest, match=reason) as caught:
@@ -80,19 +80,19 @@ def test_a_bad_grammar_is_refused_before_the_loop(
     assert "<state>" not in caught.value.message
 
 
-def test_a_grammar_cannot_end_where_end_tokens_are_ignored(exl2: World, tmp_path) -> None:
+def test_a_grammar_cannot_end_where_end_tokens_are_ignored(exl2: World, tmp_path: Path) -> None:
     sequence = Sequence(("j", 0), [5], 5, Sampling(), grammar=GRAMMARS["regex"], ignore_eos=True)
     with pytest.raises(InvalidRequest, match="ignore_eos"):
         make_engine(tmp_path).check(sequence)
 
 
-def test_jobs_that_share_a_grammar_do_not_share_its_state(exl2: World, tmp_path) -> None:
+def test_jobs_that_share_a_grammar_do_not_share_its_state(exl2: World, tmp_path: Path) -> None:
     grammar = Grammar(GrammarKind.REGEX, "abc")
     sink = run_all(make_engine(tmp_path), make_run("j", num_choices=3, grammar=grammar))
     assert [sink.text("j", i) for i in range(3)] == ["abc"] * 3
 
 
-def test_logprobs_do_not_see_the_grammar(exl2: World, tmp_path) -> None:
+def test_logprobs_do_not_see_the_grammar(exl2: World, tmp_path: Path) -> None:
     exl2.logits = lambda job: torch.zeros(VOCAB)
     engine = make_engine(tmp_path)
     run = make_run("j", grammar=Grammar(GrammarKind.REGEX, "a"), logprobs=3)
@@ -103,7 +103,7 @@ def test_logprobs_do_not_see_the_grammar(exl2: World, tmp_path) -> None:
 
 
 def test_a_grammar_that_breaks_down_fails_its_job_alone(
-    exl2: World, tmp_path, monkeypatch: pytest.MonkeyPatch
+    exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = Constraint.accept
 

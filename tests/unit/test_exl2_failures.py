@@ -1,6 +1,7 @@
 """ExLlamaV2: what fails alone, what fails the batch, what ends the process."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,7 +41,9 @@ def test_the_cause_of_an_error_counts_too() -> None:
     assert classify(error) is Failure.DEVICE_LOST
 
 
-def test_a_failed_step_fails_who_was_active_and_the_waiting_go_on(exl2: World, tmp_path) -> None:
+def test_a_failed_step_fails_who_was_active_and_the_waiting_go_on(
+    exl2: World, tmp_path: Path
+) -> None:
     exl2.texts |= {"active": ids("x" * 100), "waiting": ids("fine"), "later": ids("too")}
     exl2.errors[4] = IndexError("list index out of range")
     engine = make_engine(tmp_path, slots=1)
@@ -63,7 +66,7 @@ def test_a_failed_step_fails_who_was_active_and_the_waiting_go_on(exl2: World, t
 
 
 def test_out_of_memory_lowers_the_batch_and_says_so(
-    exl2: World, tmp_path, caplog: pytest.LogCaptureFixture
+    exl2: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = make_engine(tmp_path, slots=8)
     for i in range(8):
@@ -80,7 +83,9 @@ def test_out_of_memory_lowers_the_batch_and_says_so(
     assert run_all(engine, make_run("next", max_tokens=4)).text("next") == "fine"
 
 
-def test_out_of_memory_with_one_sequence_lowers_the_piece_of_prompt(exl2: World, tmp_path) -> None:
+def test_out_of_memory_with_one_sequence_lowers_the_piece_of_prompt(
+    exl2: World, tmp_path: Path
+) -> None:
     engine = make_engine(tmp_path, context_length=8192)
     sizes = []
     for i in range(1, 4):
@@ -94,7 +99,7 @@ def test_out_of_memory_with_one_sequence_lowers_the_piece_of_prompt(exl2: World,
     assert engine.free_slots == 4, "the batch is not to blame"
 
 
-def test_a_cuda_error_ends_the_loop_with_the_reason(exl2: World, tmp_path) -> None:
+def test_a_cuda_error_ends_the_loop_with_the_reason(exl2: World, tmp_path: Path) -> None:
     exl2.errors[3] = RuntimeError("CUDA error: device-side assert triggered\nCompile with ...")
     with running(make_engine(tmp_path, slots=1)) as (loop, sink):
         loop.submit(make_run("active", max_tokens=50, ignore_eos=True))
@@ -109,7 +114,7 @@ def test_a_cuda_error_ends_the_loop_with_the_reason(exl2: World, tmp_path) -> No
     assert len(exl2.generators) == 1
 
 
-def test_failing_again_and_again_ends_the_process(exl2: World, tmp_path) -> None:
+def test_failing_again_and_again_ends_the_process(exl2: World, tmp_path: Path) -> None:
     engine = make_engine(tmp_path)
     raised = []
     for i in range(4):
@@ -122,7 +127,7 @@ def test_failing_again_and_again_ends_the_process(exl2: World, tmp_path) -> None
 
 
 def test_who_was_active_at_two_failures_is_refused_and_bystanders_are_acquitted(
-    exl2: World, tmp_path
+    exl2: World, tmp_path: Path
 ) -> None:
     exl2.poisons["bad"] = exl2.poisons["bad-again"] = exl2.poisons["third"] = ValueError("poison")
     exl2.texts["other"] = ids("fine")
@@ -158,7 +163,7 @@ def test_quarantine_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_generator_that_cannot_be_made_again_ends_the_process(
-    exl2: World, tmp_path, monkeypatch: pytest.MonkeyPatch
+    exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(tmp_path)
     engine.submit(Sequence(("a", 0), [5], 5, Sampling()))
@@ -172,7 +177,7 @@ def test_a_generator_that_cannot_be_made_again_ends_the_process(
         engine.step()
 
 
-def test_closing_frees_all(exl2: World, tmp_path) -> None:
+def test_closing_frees_all(exl2: World, tmp_path: Path) -> None:
     engine = make_engine(tmp_path)
     engine.submit(Sequence(("a", 0), [5], 5, Sampling()))
     engine.step()

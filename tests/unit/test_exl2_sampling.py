@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,19 +53,21 @@ def test_nothing_asked_for_leaves_the_distribution_as_it_is() -> None:
     "sampling",
     [Sampling(temperature=0.0), Sampling(top_k=1), Sampling(top_p=0.0), Sampling(min_p=1.0)],
 )
-def test_what_means_the_best_token_is_greedy(exl2: World, tmp_path, sampling: Sampling) -> None:
+def test_what_means_the_best_token_is_greedy(
+    exl2: World, tmp_path: Path, sampling: Sampling
+) -> None:
     """The sampler takes top_p = 0 and min_p = 1 to be off."""
     exl2.logits = lambda job: _row(a=1.0, b=1.2, c=1.1)
     sink = run_all(make_engine(tmp_path), make_run("j", max_tokens=30, sampling=sampling))
     assert sink.text("j") == "b" * 30
 
 
-def test_each_job_has_settings_of_its_own(exl2: World, tmp_path) -> None:
+def test_each_job_has_settings_of_its_own(exl2: World, tmp_path: Path) -> None:
     run_all(make_engine(tmp_path), make_run("j", num_choices=2))
     assert exl2.jobs[0].gen_settings is not exl2.jobs[1].gen_settings
 
 
-def test_a_seed_repeats_a_text_and_another_does_not(exl2: World, tmp_path) -> None:
+def test_a_seed_repeats_a_text_and_another_does_not(exl2: World, tmp_path: Path) -> None:
     exl2.logits = lambda job: _row(a=1.0, b=1.0, c=1.0)
     engine = make_engine(tmp_path)
 
@@ -81,7 +84,7 @@ def test_truncation_and_temperature_reach_the_sampler() -> None:
     assert (made.temperature, made.top_p, made.top_k, made.min_p) == (0.7, 0.9, 40, 0.05)
 
 
-def test_logit_bias_bans_and_forces(exl2: World, tmp_path) -> None:
+def test_logit_bias_bans_and_forces(exl2: World, tmp_path: Path) -> None:
     exl2.logits = lambda job: _row(a=5.0, b=1.0, c=0.0)
     engine = make_engine(tmp_path)
     for bias, expected in (({A: -100.0}, "b"), ({C: 100.0}, "c"), ({A: -1.0}, "a")):
@@ -92,7 +95,7 @@ def test_logit_bias_bans_and_forces(exl2: World, tmp_path) -> None:
 
 @pytest.mark.parametrize("speculation", [None, Speculation(num_tokens=3)])
 def test_penalties_count_the_output_and_not_the_prompt(
-    exl2: World, tmp_path, speculation: Speculation | None
+    exl2: World, tmp_path: Path, speculation: Speculation | None
 ) -> None:
     """Also when one step draws several tokens: the range grows with each of them."""
     exl2.logits = lambda job: _row(a=1.2, b=1.1, c=1.0)
@@ -108,7 +111,7 @@ def test_penalties_count_the_output_and_not_the_prompt(
 # -- log probabilities -----------------------------------------------------------------------
 
 
-def test_logprobs_are_of_the_untouched_distribution(exl2: World, tmp_path) -> None:
+def test_logprobs_are_of_the_untouched_distribution(exl2: World, tmp_path: Path) -> None:
     """Whatever the sampler does to it: temperature, truncation, bias and penalties."""
     row = _row(a=2.0, b=1.0, c=0.0)
     exl2.logits = lambda job: row
@@ -128,7 +131,7 @@ def test_logprobs_are_of_the_untouched_distribution(exl2: World, tmp_path) -> No
         assert entry.top[0].logprob == pytest.approx(float(expected[A]), abs=1e-5)
 
 
-def test_the_padding_of_the_vocabulary_has_no_probability(exl2: World, tmp_path) -> None:
+def test_the_padding_of_the_vocabulary_has_no_probability(exl2: World, tmp_path: Path) -> None:
     exl2.logits = lambda job: torch.zeros(VOCAB)
     engine = make_engine(tmp_path)
     sink = run_all(engine, make_run("j", max_tokens=1, logprobs=0))
@@ -139,7 +142,7 @@ def test_the_padding_of_the_vocabulary_has_no_probability(exl2: World, tmp_path)
 
 @pytest.mark.parametrize("speculation", [None, Speculation(num_tokens=3)])
 def test_every_token_has_its_logprobs_whatever_is_held_back(
-    exl2: World, tmp_path, speculation: Speculation | None
+    exl2: World, tmp_path: Path, speculation: Speculation | None
 ) -> None:
     exl2.texts["j"] = [*ids("a🙂"), word("Hello"), *ids("é"), 2]
     engine = make_engine(tmp_path, speculation=speculation)
@@ -152,11 +155,11 @@ def test_every_token_has_its_logprobs_whatever_is_held_back(
     assert b"".join(entry.chosen.piece for _, entry in pairs) == "a🙂Helloé".encode()
 
 
-def test_nobody_pays_for_logprobs_that_were_not_asked_for(exl2: World, tmp_path) -> None:
+def test_nobody_pays_for_logprobs_that_were_not_asked_for(exl2: World, tmp_path: Path) -> None:
     run_all(make_engine(tmp_path), make_run("j"))
     assert exl2.jobs[0].receive_logits.__func__ is Job.receive_logits  # type: ignore[attr-defined]
 
 
-def test_too_many_alternatives_are_refused(exl2: World, tmp_path) -> None:
+def test_too_many_alternatives_are_refused(exl2: World, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="0 to 20"):
         make_engine(tmp_path).check(Sequence(("j", 0), [5], 5, Sampling(), logprobs=21))

@@ -1,5 +1,7 @@
 """ExLlamaV2: text, ends, counts, cancelling, choices, through the real engine loop."""
 
+from pathlib import Path
+
 import pytest
 
 from shared.errors import RequestCancelled
@@ -18,7 +20,9 @@ def speculation(request: pytest.FixtureRequest) -> Speculation | None:
     return found
 
 
-def test_text_streams_and_an_end_token_ends_it(exl2: World, tmp_path, speculation) -> None:
+def test_text_streams_and_an_end_token_ends_it(
+    exl2: World, tmp_path: Path, speculation: Speculation | None
+) -> None:
     exl2.texts["j"] = [word("Hello"), word("Ġworld"), *ids("!"), END]
     sink = run_all(make_engine(tmp_path, speculation=speculation), make_run("j", max_tokens=50))
     assert sink.text("j") == "Hello world!"
@@ -28,7 +32,7 @@ def test_text_streams_and_an_end_token_ends_it(exl2: World, tmp_path, speculatio
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 5])
 def test_exactly_as_many_tokens_as_asked_for(
-    exl2: World, tmp_path, speculation, max_tokens: int
+    exl2: World, tmp_path: Path, speculation: Speculation | None, max_tokens: int
 ) -> None:
     exl2.texts["j"] = ids("a" * 40)
     engine = make_engine(tmp_path, speculation=speculation)
@@ -47,7 +51,7 @@ def test_exactly_as_many_tokens_as_asked_for(
     ],
 )
 def test_a_stop_string_over_several_tokens_ends_the_text_before_it(
-    exl2: World, tmp_path, speculation, tokens: list[int]
+    exl2: World, tmp_path: Path, speculation: Speculation | None, tokens: list[int]
 ) -> None:
     exl2.texts["j"] = tokens
     engine = make_engine(tmp_path, speculation=speculation)
@@ -59,14 +63,16 @@ def test_a_stop_string_over_several_tokens_ends_the_text_before_it(
 
 
 def test_the_beginning_of_a_stop_string_is_shown_when_the_text_ends_there(
-    exl2: World, tmp_path
+    exl2: World, tmp_path: Path
 ) -> None:
     exl2.texts["j"] = [*ids("a"), word("ST"), END]
     sink = run_all(make_engine(tmp_path), make_run("j", max_tokens=60, stop=["STOP"]))
     assert sink.text("j") == "aST"
 
 
-def test_a_character_over_several_tokens_comes_whole(exl2: World, tmp_path, speculation) -> None:
+def test_a_character_over_several_tokens_comes_whole(
+    exl2: World, tmp_path: Path, speculation: Speculation | None
+) -> None:
     exl2.texts["j"] = [*ids("a🙂é"), *ids("b"), END]
     sink = run_all(make_engine(tmp_path, speculation=speculation), make_run("j", max_tokens=60))
     assert sink.text("j") == "a🙂éb"
@@ -74,28 +80,28 @@ def test_a_character_over_several_tokens_comes_whole(exl2: World, tmp_path, spec
     assert sink.tokens("j") == [*ids("a🙂éb"), END], "what was held back is counted too"
 
 
-def test_half_a_character_at_the_end_is_not_lost(exl2: World, tmp_path) -> None:
+def test_half_a_character_at_the_end_is_not_lost(exl2: World, tmp_path: Path) -> None:
     exl2.texts["j"] = [*ids("a"), *ids("🙂")[:2], IM_END]
     sink = run_all(make_engine(tmp_path), make_run("j", max_tokens=60))
     assert sink.text("j") == "a�"
     assert sink.end("j").usage.completion_tokens == 4
 
 
-def test_end_tokens_are_ignored_when_asked(exl2: World, tmp_path) -> None:
+def test_end_tokens_are_ignored_when_asked(exl2: World, tmp_path: Path) -> None:
     exl2.texts["j"] = [*ids("a"), END, *ids("b"), IM_END, *ids("cdefgh")]
     sink = run_all(make_engine(tmp_path), make_run("j", max_tokens=6, ignore_eos=True))
     assert sink.text("j") == "abcd"
     assert sink.finish_reason("j") is FinishReason.LENGTH
 
 
-def test_no_end_token_before_min_tokens(exl2: World, tmp_path) -> None:
+def test_no_end_token_before_min_tokens(exl2: World, tmp_path: Path) -> None:
     exl2.texts["j"] = [END] * 10
     sink = run_all(make_engine(tmp_path), make_run("j", max_tokens=10, min_tokens=4))
     assert len(sink.tokens("j")) == 5
     assert END not in sink.tokens("j")[:4]
 
 
-def test_prefill_is_reported_and_cached_tokens_are_counted(exl2: World, tmp_path) -> None:
+def test_prefill_is_reported_and_cached_tokens_are_counted(exl2: World, tmp_path: Path) -> None:
     engine = make_engine(tmp_path)
     prompt = ids("p" * 1000)
     first = run_all(engine, make_run("a", prompt=prompt))
@@ -106,13 +112,13 @@ def test_prefill_is_reported_and_cached_tokens_are_counted(exl2: World, tmp_path
     assert again.end("b").usage.prompt_tokens == 1000
 
 
-def test_a_prompt_of_one_token(exl2: World, tmp_path) -> None:
+def test_a_prompt_of_one_token(exl2: World, tmp_path: Path) -> None:
     exl2.texts["j"] = ids("abc")
     assert run_all(make_engine(tmp_path), make_run("j", prompt=[1])).text("j") == "abc"
 
 
 def test_choices_have_seeds_of_their_own_and_a_choice_that_ends_frees_its_slot(
-    exl2: World, tmp_path
+    exl2: World, tmp_path: Path
 ) -> None:
     exl2.texts["j"] = ids("ab")
     run = make_run("j", num_choices=3)
@@ -124,7 +130,7 @@ def test_choices_have_seeds_of_their_own_and_a_choice_that_ends_frees_its_slot(
     assert sink.end("j").usage.prompt_tokens == 3, "the prompt is counted once"
 
 
-def test_cancelling_in_every_stage(exl2: World, tmp_path) -> None:
+def test_cancelling_in_every_stage(exl2: World, tmp_path: Path) -> None:
     for job_id in ("running", "reading", "queued"):
         exl2.texts[job_id] = ids("x" * 5000)
     engine = make_engine(tmp_path, slots=2, context_length=8192)
@@ -147,7 +153,9 @@ def test_cancelling_in_every_stage(exl2: World, tmp_path) -> None:
     assert not sink.steps("queued")
 
 
-def test_many_streams_do_not_mix(exl2: World, tmp_path, speculation) -> None:
+def test_many_streams_do_not_mix(
+    exl2: World, tmp_path: Path, speculation: Speculation | None
+) -> None:
     names = [f"job{i}" for i in range(20)]
     for name in names:
         exl2.texts[name] = [*ids(f"this is {name}"), END]
