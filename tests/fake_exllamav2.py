@@ -315,7 +315,7 @@ class Generator:
         self, model: Model, cache: Cache, tokenizer: FakeTokenizer, max_batch_size: int,
         max_chunk_size: int, max_q_size: int = 8, draft_model: Model | None = None,
         draft_cache: Cache | None = None, num_draft_tokens: int = 4,
-        use_ngram_draft: bool = False, paged: bool = True,
+        use_ngram_draft: bool = False, max_ngram: int = 4, paged: bool = True,
     ) -> None:  # fmt: skip
         config = model.config
         assert cache.max_seq_len % PAGE == 0 and max_chunk_size % PAGE == 0
@@ -329,6 +329,9 @@ class Generator:
             assert draft_cache is not None and draft_cache.max_seq_len == cache.max_seq_len
             assert draft_model.config.max_seq_len >= config.max_seq_len
         self.model, self.tokenizer = model, tokenizer
+        self.draft_model, self.use_ngram_draft, self.max_ngram = (
+            draft_model, use_ngram_draft, max_ngram,
+        )  # fmt: skip
         self.max_batch_size, self.max_chunk_size = max_batch_size, max_chunk_size
         self.num_pages = cache.max_seq_len // PAGE
         self.padded_vocab = -(-config.vocab_size // 32) * 32
@@ -382,6 +385,10 @@ class Generator:
             if job.job_id in _world.poisons:
                 raise _world.poisons[job.job_id]
         decoding = [job for job in self.active_jobs if job.is_prefill_done]
+        if self.use_ngram_draft and any(len(job.ids) < self.max_ngram - 1 for job in decoding):
+            raise IndexError("list index out of range")
+        speculates = self.draft_model is not None or self.use_ngram_draft
+        num_guesses = self.num_draft_tokens if speculates else 0
         for f in self.filter_queue if decoding else []:
             assert self.filter_pool is not None
             f.background_prepare_logit_mask(self.filter_pool)
@@ -392,7 +399,7 @@ class Generator:
         ]
         done = []
         for job, first in zip(decoding, firsts, strict=True):
-            for i in range(self.num_draft_tokens + 1):
+            for i in range(num_guesses + 1):
                 drawn = (first.result() if i == 0 else job.receive_logits(self._logits(job)))[0]
                 results.append(job.receive_sample(drawn))
                 if results[-1]["eos"]:

@@ -162,8 +162,8 @@ class EngineLoop:
                 self.num_generated_tokens += num_tokens
                 if not run.first_token_at:
                     run.first_token_at = time.monotonic()
-            if result.prefilled_tokens:
-                run.cached_tokens = max(run.cached_tokens, result.cached_tokens)
+            if result.prefilled_tokens and result.key[1] % run.job.num_choices == 0:
+                run.cached_by_prompt[result.key[1]] = result.cached_tokens
             emissions.append((run, result))
             if result.finish_reason is not None:
                 run.open_sequences -= 1

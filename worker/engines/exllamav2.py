@@ -56,7 +56,7 @@ class ExLlamaV2Engine:
         self._warm_up()
         self._live: dict[Key, LiveSequence] = {}
         self._ledger = PageLedger(plan.num_pages)
-        self._asked: tuple[Key, Demand] | None = None
+        self._asked: tuple[Sequence, Demand] | None = None
         """What was worked out for the sequence at the head of the queue: it is asked for in
         every step while it waits."""
         self._quarantine = Quarantine()
@@ -160,10 +160,7 @@ class ExLlamaV2Engine:
             self._generator.cancel(live.job)
 
     def step(self) -> list[StepResult]:
-        is_streaming = any(not live.is_reading for live in self._live.values())
-        self._generator.max_chunk_size = (
-            min(_BUSY_CHUNK_TOKENS, self._chunk_tokens) if is_streaming else self._chunk_tokens
-        )
+        self._tune()
         try:
             results = self._generator.iterate()
         except Exception as exc:
@@ -175,6 +172,17 @@ class ExLlamaV2Engine:
         return steps + self._constraint_errors()
 
     # -- one step ----------------------------------------------------------------------------
+
+    def _tune(self) -> None:
+        """Set what the generator reads anew in every iteration."""
+        live = self._live.values()
+        is_streaming = any(not one.is_reading for one in live)
+        self._generator.max_chunk_size = (
+            min(_BUSY_CHUNK_TOKENS, self._chunk_tokens) if is_streaming else self._chunk_tokens
+        )
+        if self._loaded.uses_ngrams:
+            is_long_enough = all(one.num_tokens >= loading.MIN_NGRAM_CONTEXT for one in live)
+            self._generator.use_ngram_draft = is_long_enough
 
     def _map(self, result: dict[str, Any]) -> StepResult | None:
         live = self._live.get(result["identifier"])
@@ -212,10 +220,10 @@ class ExLlamaV2Engine:
     # -- admission ---------------------------------------------------------------------------
 
     def _demand(self, sequence: Sequence) -> Demand:
-        if self._asked is None or self._asked[0] != sequence.key:
+        if self._asked is None or self._asked[0] is not sequence:
             num_draft_tokens = self._loaded.plan.num_draft_tokens
             wanted = pages.demand(sequence.prompt, sequence.max_tokens, num_draft_tokens)
-            self._asked = (sequence.key, wanted)
+            self._asked = (sequence, wanted)
         return self._asked[1]
 
     def _can_read(self, wanted: Demand) -> bool:

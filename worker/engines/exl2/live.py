@@ -54,6 +54,11 @@ class LiveSequence:
         """The prompt is not computed yet."""
         return self.unread_tokens > 0
 
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and completion so far, without what is held back."""
+        return len(self.sequence.prompt) + self._num_generated
+
     def watch(self, job: Any, vocab_size: int) -> None:
         """Put the hooks around the job's sampling that the sequence needs.
 

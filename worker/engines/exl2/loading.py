@@ -23,6 +23,10 @@ from worker.engines.protocol import EngineSettings
 
 _log = logging.getLogger(__name__)
 _MIN_OUTPUT_ROWS = 16
+_MAX_NGRAM = 4
+MIN_NGRAM_CONTEXT = _MAX_NGRAM - 1
+"""Tokens that the n-gram guesser looks at: on a shorter sequence it raises IndexError
+(exllamav2@v0.3.2:generator/dynamic.py, iterate_ngram_gen)."""
 _ATTACH = "worker.engines.exl2.attach"
 
 
@@ -75,6 +79,7 @@ class Loaded:
             draft_cache=draft.cache if draft else None,
             num_draft_tokens=num_draft_tokens,
             use_ngram_draft=self.uses_ngrams,
+            max_ngram=_MAX_NGRAM,
             paged=True,
         )
 
