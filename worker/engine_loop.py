@@ -123,6 +123,8 @@ class EngineLoop:
             run = self._runs[sequence.key[0]]
             try:
                 self._engine.submit(sequence)
+            except EngineFatal:
+                raise
             except LlmisError as error:
                 _log.warning("not taken by the engine: %s", error, extra={"request_id": run.id})
                 self._drop(run.id, error)

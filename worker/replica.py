@@ -29,7 +29,7 @@ from shared.settings import Settings
 from shared.version import VERSION
 from worker import engines, tasks
 from worker.engine_loop import EngineLoop
-from worker.engines.protocol import Engine, EngineSettings, Sequence
+from worker.engines.protocol import Engine, EngineSettings, Sequence, Speculation
 from worker.heartbeat import Heartbeat
 from worker.prompt import ChatTemplate, PromptBuilder
 from worker.publisher import Publisher
@@ -113,6 +113,8 @@ class ReplicaProcess:
                 spec.device,
                 spec.quant,
                 self._vital_signs.read_weights,
+                spec.cache_tokens,
+                self._speculation(),
             ),
         )
         self._vital_signs.enter("warming up")
@@ -120,6 +122,14 @@ class ReplicaProcess:
         load_s = round(time.monotonic() - started, 2)
         _log.info("model loaded", extra={"model": spec.name, "load_s": load_s})
         return engine
+
+    def _speculation(self) -> Speculation | None:
+        spec = self._spec
+        if not spec.draft:
+            return None
+        is_ngram = spec.draft == "ngram"
+        path = None if is_ngram else self._settings.resolve_weights(spec.name, spec.draft)
+        return Speculation(path, spec.draft_tokens)
 
     def _on_ready(self, **_: Any) -> None:
         self._vital_signs.become(ReplicaState.READY)

@@ -175,6 +175,7 @@ def test_a_generator_that_cannot_be_made_again_ends_the_process(
     monkeypatch.setattr(type(engine._loaded), "new_generator", fail)
     with pytest.raises(EngineFatal, match="no more memory"):
         engine.step()
+    engine.close()
 
 
 def test_closing_frees_all(exl2: World, tmp_path: Path) -> None:

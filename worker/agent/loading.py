@@ -150,17 +150,30 @@ class Loading:
     def _estimate(self, path: Path) -> Estimate:
         spec = self._spec
         try:
-            return estimate(
-                path,
-                engine=spec.engine,
-                context_length=spec.context_length,
-                slots=spec.slots,
-                quant=spec.quant,
-            )
+            needed = self._estimate_one(path)
+            if spec.draft and spec.draft != "ngram":
+                draft = self._agent.settings.resolve_weights(spec.name, spec.draft)
+                needed = needed.with_draft(self._estimate_one(draft))
+            return needed
+        except SettingsError as exc:
+            raise InvalidModel(str(exc), param="draft") from exc
         except ModelFileError as exc:
             raise InvalidModel(f"{spec.name}: {exc.reason}", param="path") from exc
         except ValueError as exc:
             raise InvalidModel(f"{spec.name}: {exc}", param="quant") from exc
+
+    def _estimate_one(self, path: Path) -> Estimate:
+        """Raises ModelFileError, ValueError."""
+        spec, slots = self._spec, self._spec.slots
+        if spec.cache_tokens:  # fewer full contexts than slots
+            slots = max(1, min(slots, -(-spec.cache_tokens // spec.context_length)))
+        return estimate(
+            path,
+            engine=spec.engine,
+            context_length=spec.context_length,
+            slots=slots,
+            quant=spec.quant,
+        )
 
     def _judge(self, path: Path, needed: Estimate) -> Verdict:
         spec, limits, tenants = self._spec, self._agent.limits(), self._agent.tenants()

@@ -73,7 +73,8 @@ class ExLlamaV2Engine:
     def close(self) -> None:
         for key in list(self._live):
             self.cancel(key)
-        _end_threads(self._generator)
+        if self._generator is not None:
+            _end_threads(self._generator)
         self._generator = None
         self._loaded.unload()
 

@@ -337,7 +337,7 @@ def _tell(settings: EngineSettings, done: float) -> bool:
 def _check(settings: EngineSettings) -> None:
     """Raises SettingsError."""
     if settings.speculation is not None or settings.cache_tokens:
-        raise SettingsError("llamacpp has no speculation here, and a cache of its own size")
+        raise SettingsError("draft, cache_tokens: llamacpp has neither here")
     if settings.device not in ("auto", "cpu"):
         raise SettingsError(f"device = {settings.device!r}: llamacpp runs on the cpu here")
     if settings.quant not in _KV_TYPES:
