@@ -84,7 +84,7 @@ def test_token_ids_outside_of_the_vocabulary_never_reach_the_generator(
         Sequence(("a", 0), [5, token], 5, Sampling()),
         Sequence(("a", 0), [5], 5, Sampling(logit_bias={token: 1.0})),
     ):
-        with pytest.raises(InvalidRequest, match="below"):
+        with pytest.raises(InvalidRequest, match="0 to 265"):
             engine.submit(sequence)
     assert not exl2.jobs
 

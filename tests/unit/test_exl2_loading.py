@@ -9,7 +9,7 @@ import torch
 
 from shared.errors import EngineError, SettingsError
 from shared.messages import Sampling
-from tests.fake_exllamav2 import CacheQ4, World
+from tests.fake_exllamav2 import CacheQ4, Generator, World
 from tests.unit import exl2_folder
 from tests.unit.exl2_engine import make_engine, run_all
 from tests.unit.exl2_folder import ids
@@ -149,6 +149,25 @@ def test_a_draft_model(exl2: World, tmp_path: Path) -> None:
     assert exl2.generators[0].num_draft_tokens == 3
     assert done == sorted(done) and done[-1] == 1.0
     assert run_all(engine, make_run("j", max_tokens=8)).text("j") == "abcdefgh"
+
+
+def test_a_draft_model_has_as_many_positions_as_the_main_one(exl2: World, tmp_path: Path) -> None:
+    draft = exl2_folder.write(tmp_path / "draft")
+    exl2_folder.write(tmp_path / "main", max_position_embeddings=131072)
+    exl2.alt_rope_method = "su"
+    make_engine(tmp_path / "main", context_length=8192, speculation=Speculation(draft, 3))
+    assert [config.max_seq_len for config in exl2.configs] == [131072, 131072]
+
+
+def test_a_model_that_loads_and_does_not_run(
+    exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Generator) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(Generator, "warmup", fail)
+    with pytest.raises(EngineError, match="no kernel image"):
+        make_engine(tmp_path)
 
 
 def test_a_draft_model_with_another_vocabulary(exl2: World, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 
 from shared.errors import EngineError, InvalidRequest
 from worker.engines.exl2 import loading, pages, sampling
+from worker.engines.exl2.checks import check_limits
 from worker.engines.exl2.constraints import GrammarCompiler, new_filter
 from worker.engines.exl2.failures import Failure, Quarantine, classify
+from worker.engines.exl2.limits import BatchLimits
 from worker.engines.exl2.live import LiveSequence, new_job
-from worker.engines.exl2.logprobs import MAX_ALTERNATIVES
 from worker.engines.exl2.model_folder import read_folder
 from worker.engines.exl2.pages import Demand, Key, PageLedger
 from worker.engines.exl2.vocabulary import Vocabulary
@@ -50,10 +51,8 @@ class ExLlamaV2Engine:
         self.context_length = plan.context_length
         self.vocab_size = min(self._loaded.vocab_size, self._vocabulary.size)
         self._grammars = GrammarCompiler(folder.path / "tokenizer.json", self._stop_ids)
-        self._max_batch = settings.slots
-        self._chunk_tokens = plan.max_input_tokens
-        self._generator = self._new_generator()
-        self._warm_up()
+        self._limits = BatchLimits(settings.slots, plan.max_input_tokens)
+        self._generator = self._first_generator()
         self._live: dict[Key, LiveSequence] = {}
         self._ledger = PageLedger(plan.num_pages)
         self._asked: tuple[Sequence, Demand] | None = None
@@ -62,13 +61,15 @@ class ExLlamaV2Engine:
         self._quarantine = Quarantine()
         self._failures_in_a_row = 0
 
-    def _warm_up(self) -> None:
-        """The kernels try out their variants in their first calls; and what fails at all,
-        fails now. Raises EngineError."""
+    def _first_generator(self) -> Any:
+        """Warmed up: the kernels try out their variants in their first calls; and what fails at
+        all, fails now. Raises EngineError."""
         try:
-            self._generator.warmup()
+            generator = self._new_generator()
+            generator.warmup()
         except _ENQUEUE_ERRORS as exc:
             raise EngineError(f"exllamav2 loaded the model and failed to run it: {exc}") from exc
+        return generator
 
     def close(self) -> None:
         for key in list(self._live):
@@ -103,7 +104,7 @@ class ExLlamaV2Engine:
 
     @property
     def free_slots(self) -> int:
-        return max(0, self._max_batch - len(self._live))
+        return max(0, self._limits.max_batch - len(self._live))
 
     @property
     def has_work(self) -> bool:
@@ -111,26 +112,8 @@ class ExLlamaV2Engine:
 
     def check(self, sequence: Sequence) -> None:
         self._quarantine.check(sequence)
-        for ids in (sequence.prompt, sequence.sampling.logit_bias):
-            # Embeddings are looked up in a table in RAM: another id ends the whole step.
-            if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-                raise InvalidRequest(f"Token ids must be below {self.vocab_size}.")
-        # Positions beyond the prepared ones are read from whatever lies there.
-        if len(sequence.prompt) + sequence.max_tokens > self.context_length:
-            raise InvalidRequest(
-                f"{len(sequence.prompt)} prompt tokens and {sequence.max_tokens} of completion "
-                f"are more than the context of {self.context_length}."
-            )
-        if sequence.logprobs is not None and not 0 <= sequence.logprobs <= MAX_ALTERNATIVES:
-            raise InvalidRequest(
-                f"top_logprobs = {sequence.logprobs}: must be 0 to {MAX_ALTERNATIVES}.",
-                param="top_logprobs",
-            )
+        check_limits(sequence, self.vocab_size, self.context_length)
         if sequence.grammar is not None:
-            if sequence.ignore_eos:
-                raise InvalidRequest(
-                    "With ignore_eos a grammar could not end its text.", param="ignore_eos"
-                )
             self._grammars.check(sequence.grammar)
 
     def can_admit(self, sequence: Sequence) -> bool:
@@ -178,8 +161,9 @@ class ExLlamaV2Engine:
         """Set what the generator reads anew in every iteration."""
         live = self._live.values()
         is_streaming = any(not one.is_reading for one in live)
+        chunk_tokens = self._limits.chunk_tokens
         self._generator.max_chunk_size = (
-            min(_BUSY_CHUNK_TOKENS, self._chunk_tokens) if is_streaming else self._chunk_tokens
+            min(_BUSY_CHUNK_TOKENS, chunk_tokens) if is_streaming else chunk_tokens
         )
         if self._loaded.uses_ngrams:
             is_long_enough = all(one.num_tokens >= loading.MIN_NGRAM_CONTEXT for one in live)
@@ -299,7 +283,7 @@ class ExLlamaV2Engine:
         gc.collect()
         message = f"The engine failed while it ran this request ({reason})."
         if failure is Failure.OUT_OF_MEMORY:
-            self._lower_batch(num_active)
+            self._limits.lower(num_active)
             message = "The GPU ran out of memory while it ran this request. Please try again."
         try:
             self._generator = self._new_generator()
@@ -307,26 +291,8 @@ class ExLlamaV2Engine:
             return EngineFatal(f"The engine could not be made again after {reason}: {second}")
         return EngineError(message)
 
-    def _lower_batch(self, num_active: int) -> None:
-        """Halve the batch; with a single sequence the piece of prompt it reads at a time."""
-        import torch
-
-        torch.cuda.empty_cache()
-        if num_active > 1:
-            self._max_batch = max(1, min(self._max_batch, num_active) // 2)
-        else:
-            half = self._chunk_tokens // 2
-            self._chunk_tokens = max(pages.PAGE_TOKENS, half - half % pages.PAGE_TOKENS)
-        _log.error(
-            "out of GPU memory with %d sequences: from now on at most %d, and %d prompt tokens "
-            "a step. A smaller cache_tokens, context_length or slots leaves more room.",
-            num_active,
-            self._max_batch,
-            self._chunk_tokens,
-        )
-
     def _new_generator(self) -> Any:
-        return self._loaded.new_generator(self._max_batch, self._chunk_tokens)
+        return self._loaded.new_generator(self._limits.max_batch, self._limits.chunk_tokens)
 
 
 def _end_threads(generator: Any) -> None:

@@ -108,10 +108,13 @@ def load(settings: EngineSettings, folder: ModelFolder) -> Loaded:
         draft_folder = _draft_folder(folder, speculation.draft_path)
     num_parts = 2 if draft_folder else 1
     try:
-        main = _load_model(library, folder, plan, _progress(settings, 0, num_parts))
+        main = _load_model(library, folder, plan, 0, _progress(settings, 0, num_parts))
         draft = None
         if draft_folder is not None:
-            draft = _load_model(library, draft_folder, plan, _progress(settings, 1, num_parts))
+            # The generator wants no fewer positions of it than of the main model.
+            num_positions = main.config.max_seq_len
+            on_progress = _progress(settings, 1, num_parts)
+            draft = _load_model(library, draft_folder, plan, num_positions, on_progress)
     except (AssertionError, ValueError, TypeError, KeyError, OSError, RuntimeError) as exc:
         raise _explain(exc, folder.path) from exc
     device = _device_name(plan)
@@ -140,7 +143,11 @@ def _import() -> tuple[Any, Any, Any]:
 
 
 def _load_model(
-    library: Any, folder: ModelFolder, plan: Plan, on_progress: Callable[[int, int], None]
+    library: Any,
+    folder: ModelFolder,
+    plan: Plan,
+    min_positions: int,
+    on_progress: Callable[[int, int], None],
 ) -> Model:
     import torch
 
@@ -149,7 +156,7 @@ def _load_model(
         config.model_dir = str(stack.enter_context(loadable_folder(folder)))
         config.prepare()
         config.arch_compat_overrides()
-        _set_positions(config, plan)
+        _set_positions(config, plan, min_positions)
         config.max_input_len = plan.max_input_tokens
         # Logits are wanted for the last positions alone; without a limit they are made for all.
         config.max_output_len = max(_MIN_OUTPUT_ROWS, plan.num_draft_tokens + 1)
@@ -169,7 +176,7 @@ def _load_model(
     return Model(config, model, cache, tokenizer)
 
 
-def _set_positions(config: Any, plan: Plan) -> None:
+def _set_positions(config: Any, plan: Plan, min_positions: int) -> None:
     """How many positions are prepared, and which.
 
     With longrope ("su") ExLlamaV2 takes `max_seq_len` for what the model was trained on, scales
@@ -180,9 +187,9 @@ def _set_positions(config: Any, plan: Plan) -> None:
     if config.alt_rope_method == "su":
         if plan.rope_tokens <= config.original_max_seq_len:
             config.scale_long_factor = config.scale_short_factor
-        config.max_seq_len = max(config.max_seq_len, plan.rope_tokens)
+        config.max_seq_len = max(config.max_seq_len, plan.rope_tokens, min_positions)
     else:
-        config.max_seq_len = plan.rope_tokens
+        config.max_seq_len = max(plan.rope_tokens, min_positions)
 
 
 def _check_cache(config: Any, plan: Plan) -> None:

@@ -12,8 +12,6 @@ import torch
 
 from worker.engines.protocol import Logprob, TokenLogprobs
 
-MAX_ALTERNATIVES = 20
-
 
 def raw_logits(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
     """Copy the row of one position. `logits`: `(1, 1, padded_vocab) float32 cpu`; the padding,
