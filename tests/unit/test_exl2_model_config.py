@@ -34,6 +34,13 @@ def test_rope_parameters_become_what_the_loader_reads() -> None:
     assert "rope_parameters" not in config
 
 
+def test_nulls_beside_rope_parameters_do_not_count() -> None:
+    given = {"rope_theta": None, "rope_scaling": None}
+    config = normalise(_folder(given | {"rope_parameters": {"rope_theta": 5e5} | LLAMA3}))
+    assert config["rope_theta"] == 5e5
+    assert config["rope_scaling"] == LLAMA3
+
+
 def test_plain_rope_parameters_scale_nothing() -> None:
     config = normalise(_folder({"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}))
     assert config["rope_theta"] == 1e6

@@ -103,9 +103,9 @@ def _flatten_rope(part: dict[str, Any], config: dict[str, Any], path: Path) -> N
         parameters = dict(_of_full_attention(parameters, path))
         for key in ("rope_theta", "partial_rotary_factor"):
             if key in parameters:
-                part.setdefault(key, parameters.pop(key))
+                _fill(part, key, parameters.pop(key))
         if parameters.get("rope_type", parameters.get("type", "default")) != "default":
-            part.setdefault("rope_scaling", parameters)
+            _fill(part, "rope_scaling", parameters)
     scaling = part.get("rope_scaling")
     if not isinstance(scaling, dict):
         return
@@ -119,7 +119,7 @@ def _flatten_rope(part: dict[str, Any], config: dict[str, Any], path: Path) -> N
         )
     original = scaling.get("original_max_position_embeddings")
     if kind in ("su", "longrope") and original is not None:
-        config.setdefault("original_max_position_embeddings", original)
+        _fill(config, "original_max_position_embeddings", original)
     if kind == "yarn" and original is None:
         trained = part.get("max_position_embeddings")
         factor = scaling.get("factor")
@@ -128,6 +128,12 @@ def _flatten_rope(part: dict[str, Any], config: dict[str, Any], path: Path) -> N
                 f"models: rope_scaling of {path} lacks original_max_position_embeddings"
             )
         scaling["original_max_position_embeddings"] = int(trained / factor)
+
+
+def _fill(part: dict[str, Any], key: str, value: Any) -> None:
+    """Set what is missing or null; what an older transformers wrote stays."""
+    if part.get(key) is None:
+        part[key] = value
 
 
 def _of_full_attention(parameters: dict[str, Any], path: Path) -> dict[str, Any]:
