@@ -3,6 +3,7 @@
     LlmisError
     ├── InvalidRequest            400 invalid_request_error
     │   ├── ContextLengthExceeded 400 … code context_length_exceeded
+    │   ├── Quarantined           400 … code request_quarantined
     │   ├── NotFound              404 … code not_found
     │   │   ├── ModelNotFound     404 … code model_not_found
     │   │   └── UnknownRoute      404 … code unknown_url
@@ -62,6 +63,15 @@ class InvalidRequest(LlmisError):
 
 class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
+
+
+class Quarantined(InvalidRequest):
+    """The request was running at two failures of the engine: it is not run a third time.
+
+    A 400, because clients repeat by themselves what ends with a 500.
+    """
+
+    code = "request_quarantined"
 
 
 class NotFound(InvalidRequest):

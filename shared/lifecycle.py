@@ -33,6 +33,11 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     package: str | None = None
     context_length: int = 4096
     slots: int = 4
+    cache_tokens: int = 0
+    """Tokens of the KV cache, all slots together; 0 = slots × context_length."""
+    draft: str = ""
+    """Folder of a draft model, or `ngram`; empty = no speculation."""
+    draft_tokens: int = 4
     threads: int = 0
     chat_template: str | None = None
     """The Jinja text; None = the model's own."""

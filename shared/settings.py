@@ -45,13 +45,20 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     device: str = "auto"
     """The device of a node that holds the model; auto = the engine's first choice."""
     quant: str = "f16"
-    """Precision of the KV cache: f16, q8_0 or q4_0 with llamacpp."""
+    """Precision of the KV cache: f16, q8_0, q4_0 with llamacpp; f16, q8, q6, q4 with exllamav2."""
     package: str | None = None
     """Python package that carries the weights and assembles them under `path` when missing."""
     context_length: Annotated[int, Meta(ge=64, le=4_194_304)] = 4096
     """Tokens per slot, prompt and completion together."""
     slots: Annotated[int, Meta(ge=1, le=256)] = 4
     """Sequences that are generated at the same time."""
+    cache_tokens: Annotated[int, Meta(ge=0)] = 0
+    """exllamav2: tokens of the KV cache, all slots together; 0 = slots × context_length."""
+    draft: str = ""
+    """exllamav2: what guesses tokens ahead: `ngram`, or the folder of a small model with the same
+    vocabulary, relative to `models_dir`; empty = nothing."""
+    draft_tokens: Annotated[int, Meta(ge=1, le=15)] = 4
+    """Guesses a step."""
     threads: Annotated[int, Meta(ge=0)] = 0
     """Compute threads; 0 = one less than the cores, so that web and Redis keep one."""
     chat_template: str | None = None

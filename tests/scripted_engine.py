@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from shared.errors import EngineError
+from shared.errors import EngineError, InvalidRequest, LlmisError
 from shared.messages import FinishReason
 from worker.engines.protocol import Sequence, StepResult
 
@@ -19,11 +19,17 @@ class ScriptedEngine:
     bos_text = ""
     eos_text = ""
 
-    def __init__(self, slots: int, script: list[str | EngineError]) -> None:
+    def __init__(self, slots: int, script: list[str | LlmisError]) -> None:
         self._slots = slots
         self._script = script
-        self._running: dict[tuple[str, int], deque[str | EngineError]] = {}
+        self._running: dict[tuple[str, int], deque[str | LlmisError]] = {}
         self.submitted: list[tuple[str, int]] = []
+        self.scripts: dict[str, list[str | LlmisError]] = {}
+        """Job id → a script of its own."""
+        self.refused: dict[str, LlmisError] = {}
+        """Job id → what `submit` raises for it."""
+        self.too_large: set[str] = set()
+        """Job ids that there is no room for."""
 
     @property
     def free_slots(self) -> int:
@@ -36,10 +42,19 @@ class ScriptedEngine:
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return list(text.encode())
 
+    def check(self, sequence: Sequence) -> None:
+        if sequence.logprobs is not None:
+            raise InvalidRequest("no logprobs here", param="logprobs")
+
+    def can_admit(self, sequence: Sequence) -> bool:
+        return self.free_slots > 0 and sequence.key[0] not in self.too_large
+
     def submit(self, sequence: Sequence) -> None:
-        assert self.free_slots, "the loop admits into free slots only"
+        assert self.can_admit(sequence), "the loop admits what there is room for"
+        if sequence.key[0] in self.refused:
+            raise self.refused[sequence.key[0]]
         self.submitted.append(sequence.key)
-        self._running[sequence.key] = deque(self._script)
+        self._running[sequence.key] = deque(self.scripts.get(sequence.key[0], self._script))
 
     def step(self) -> list[StepResult]:
         results = []
@@ -48,9 +63,14 @@ class ScriptedEngine:
             if isinstance(item, EngineError):
                 self._running.clear()
                 raise item
+            if isinstance(item, InvalidRequest):
+                del self._running[key]
+                results.append(StepResult(key, error=item))
+                continue
             reason = None if script else FinishReason.STOP
             if reason:
                 del self._running[key]
+            assert isinstance(item, str), "a script is texts, EngineErrors and InvalidRequests"
             results.append(StepResult(key, item, [1], reason))
         return results
 

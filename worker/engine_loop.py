@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shared.errors import EngineError, LlmisError
-from worker.engines.protocol import Engine, Sequence, StepResult
+from worker.engines.protocol import Engine, EngineFatal, Sequence, StepResult
 from worker.job_run import Emission, JobDropped, JobEnded, JobRun, JobStarted
 
 _log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
         self.is_wedged = False
         """The loop itself died: the process is of no more use."""
+        self.last_words = ""
+        """Why it died, if the engine said so."""
         self.num_steps = 0
         self.num_generated_tokens = 0
         self._step_ended_at = time.monotonic()
@@ -81,6 +83,11 @@ class EngineLoop:
                     self._route(self._step())
                     self.num_steps += 1
                     self._step_ended_at = time.monotonic()
+        except EngineFatal as error:
+            _log.critical("the engine cannot go on: %s", error.message, exc_info=True)
+            self.last_words = error.message
+            self._drop_all(error)
+            self.is_wedged = True
         except Exception:
             _log.exception("engine loop died")
             self.is_wedged = True
@@ -108,37 +115,57 @@ class EngineLoop:
             is_idle = False
 
     def _admit(self) -> None:
-        """Give free slots to the sequences that have waited longest."""
-        while self._waiting and self._engine.free_slots:
+        """Give what room there is to the sequences that have waited longest.
+
+        Nobody overtakes: a long one at the head would wait for ever behind short ones."""
+        while self._waiting and self._engine.can_admit(self._waiting[0]):
             sequence = self._waiting.popleft()
             run = self._runs[sequence.key[0]]
+            try:
+                self._engine.submit(sequence)
+            except EngineFatal:
+                raise
+            except LlmisError as error:
+                _log.warning("not taken by the engine: %s", error, extra={"request_id": run.id})
+                self._drop(run.id, error)
+                continue
             if not run.started_at:
                 run.started_at = time.monotonic()
                 run.queue_s = max(0.0, time.time() - run.job.created_at)
                 run.prompt_tokens = _prompt_tokens(run)
                 self._emit([(run, JobStarted(run.prompt_tokens))])
-            self._engine.submit(sequence)
 
     def _step(self) -> list[StepResult]:
         try:
             return self._engine.step()
+        except EngineFatal:
+            raise
         except EngineError as error:
             _log.exception("engine step failed, its jobs fail with it")
-            self._drop_all(error)
+            # Who only waits has lost nothing.
+            for run in [run for run in self._runs.values() if run.started_at]:
+                self._drop(run.id, error)
             return []
 
     def _route(self, results: list[StepResult]) -> None:
         emissions: list[Emission] = []
         for result in results:
-            run = self._runs[result.key[0]]
+            run = self._runs.get(result.key[0])
+            if run is None:
+                continue  # another choice of the job has failed in this very step
+            if result.error is not None:
+                self._emit(emissions)
+                emissions = []
+                self._drop(run.id, result.error)
+                continue
             num_tokens = len(result.token_ids)
             if num_tokens:
                 run.completion_tokens += num_tokens
                 self.num_generated_tokens += num_tokens
                 if not run.first_token_at:
                     run.first_token_at = time.monotonic()
-            if result.prefilled_tokens:
-                run.cached_tokens = max(run.cached_tokens, result.cached_tokens)
+            if result.prefilled_tokens and result.key[1] % run.job.num_choices == 0:
+                run.cached_by_prompt[result.key[1]] = result.cached_tokens
             emissions.append((run, result))
             if result.finish_reason is not None:
                 run.open_sequences -= 1

@@ -19,7 +19,9 @@ class JobRun:
     # engine loop
     open_sequences: int = 0
     prompt_tokens: int = 0
-    cached_tokens: int = 0
+    cached_by_prompt: dict[int, int] = field(default_factory=dict)
+    """Index of a prompt's first choice → its prompt tokens that came from the KV cache. The
+    other choices find there what the first one has put in: that is no saving."""
     completion_tokens: int = 0
     started_at: float = 0.0
     """Monotonic seconds, 0 = not started."""
@@ -38,7 +40,8 @@ class JobRun:
         return self.job.id
 
     def usage(self) -> Usage:
-        return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
+        cached_tokens = sum(self.cached_by_prompt.values())
+        return Usage(self.prompt_tokens, self.completion_tokens, cached_tokens)
 
     def timings(self) -> Timings:
         if not self.started_at:

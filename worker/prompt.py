@@ -110,6 +110,8 @@ class PromptBuilder:
                         strip_leading_space=is_chat and self._strip_leading_space,
                     )
                 )
+        for sequence in sequences[:: job.num_choices]:
+            self._engine.check(sequence)
         return sequences
 
     def _chat_prompt(self, job: Job) -> list[int]:

@@ -159,6 +159,7 @@ def _events(emissions: list[Emission]) -> list[tuple[JobRun, Event]]:
             if before is not None:
                 before.text += item.text
                 before.token_ids.extend(item.token_ids)
+                before.logprobs.extend(item.logprobs)
                 before.finish_reason = item.finish_reason
                 before.prefilled_tokens = item.prefilled_tokens
                 continue
@@ -176,7 +177,7 @@ def _events(emissions: list[Emission]) -> list[tuple[JobRun, Event]]:
 def _event(run: JobRun, item: StepResult | JobStarted | JobEnded | JobDropped) -> Event | None:
     seq, attempt = run.next_seq, run.attempt
     if isinstance(item, StepResult):
-        if item.token_ids:
+        if item.token_ids or item.finish_reason is not None:
             return Delta(seq, attempt, item.key[1], item.text, item.token_ids, item.finish_reason)
         total = len(run.sequences[item.key[1]].prompt)
         return Progress(seq, attempt, item.prefilled_tokens, total)

@@ -5,13 +5,14 @@ this process's own. Threads: Celery's consumer (main), one task thread a slot, t
 the publisher, the heartbeat.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import redis
@@ -28,7 +29,7 @@ from shared.settings import Settings
 from shared.version import VERSION
 from worker import engines, tasks
 from worker.engine_loop import EngineLoop
-from worker.engines.protocol import Engine, EngineSettings, Sequence
+from worker.engines.protocol import Engine, EngineSettings, Sequence, Speculation
 from worker.heartbeat import Heartbeat
 from worker.prompt import ChatTemplate, PromptBuilder
 from worker.publisher import Publisher
@@ -54,8 +55,8 @@ class ReplicaProcess:
         self._publisher = Publisher(
             connect(settings, max_connections=2), settings.job_ttl_s, settings.request_timeout_s
         )
-        versions = {"llmis": VERSION, "xllamacpp": version("xllamacpp")}
-        self._vital_signs = VitalSigns(assignment, replica_id, versions)
+        self._vital_signs = VitalSigns(assignment, replica_id, _versions(self._spec.engine))
+        self._loop: EngineLoop | None = None
         self._heartbeat = Heartbeat(
             self._client,
             self._vital_signs.record,
@@ -70,7 +71,7 @@ class ReplicaProcess:
         """Load, then serve until SIGTERM or SIGINT. Raises SettingsError, LlmisError."""
         self._heartbeat.start()
         engine = self._load()
-        loop = EngineLoop(engine, self._publisher.emit)
+        self._loop = loop = EngineLoop(engine, self._publisher.emit)
         self._vital_signs.observe(loop, lambda: _capacity(engine))
         tasks.serve(
             tasks.Replica(
@@ -118,6 +119,8 @@ class ReplicaProcess:
                 spec.device,
                 spec.quant,
                 self._vital_signs.read_weights,
+                spec.cache_tokens,
+                self._speculation(),
             ),
         )
         self._vital_signs.enter("warming up")
@@ -125,6 +128,14 @@ class ReplicaProcess:
         load_s = round(time.monotonic() - started, 2)
         _log.info("model loaded", extra={"model": spec.name, "load_s": load_s})
         return engine
+
+    def _speculation(self) -> Speculation | None:
+        spec = self._spec
+        if not spec.draft:
+            return None
+        is_ngram = spec.draft == "ngram"
+        path = None if is_ngram else self._settings.resolve_weights(spec.name, spec.draft)
+        return Speculation(path, spec.draft_tokens)
 
     def _on_ready(self, **_: Any) -> None:
         self._vital_signs.become(ReplicaState.READY)
@@ -172,6 +183,9 @@ class ReplicaProcess:
         the replica is gone.
         """
         _log.critical("the engine loop or the publisher is dead, the process ends")
+        if self._loop is not None and self._loop.last_words:
+            # The agent reads the reason from the last such line.
+            print(f"llmis replica: {self._loop.last_words}", file=sys.stderr, flush=True)
         try:
             self._publisher.stop(self._settings.redis_timeout_s)
             registry.withdraw(self._client, self.id)
@@ -196,6 +210,14 @@ class _Keeper:
         except redis.RedisError:
             pass  # no Redis, no agent that could be seen
         return time.monotonic() - self._seen_at < _ORPHAN_S
+
+
+def _versions(engine: str) -> dict[str, str]:
+    found = {"llmis": VERSION}
+    for package in engines.PACKAGES.get(engine, ()):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _capacity(engine: Engine) -> Capacity:

@@ -1,6 +1,7 @@
 """Fixtures of the unit tests."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -8,6 +9,9 @@ from shared.version import VERSION
 from tests import fake_service
 from tests.fake_service import FakeService, Reply
 from tests.unit.cli_answers import FAILED, MODEL, NODE
+
+if TYPE_CHECKING:
+    from tests.fake_exllamav2 import World
 
 
 @pytest.fixture
@@ -31,3 +35,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
     with fake_service.running(replies) as running:
         monkeypatch.setenv("LLMIS_URL", running.url)
         yield running
+
+
+@pytest.fixture
+def exl2(monkeypatch: pytest.MonkeyPatch) -> Iterator["World"]:
+    """A scripted exllamav2 in place of the real one."""
+    from tests import fake_exllamav2  # torch: other tests do without
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with fake_exllamav2.installed() as world:
+        yield world

@@ -1,63 +1,21 @@
 """The engine loop: admission in order, routing, cancelling, failing."""
 
-import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from shared.errors import EngineError, RequestCancelled
-from shared.messages import Job, JobKind, Sampling
+from shared.errors import EngineError, InvalidRequest, RequestCancelled
 from tests.scripted_engine import ScriptedEngine
+from tests.unit.loop_sink import Sink, make_run
 from worker.engine_loop import EngineLoop
-from worker.engines.protocol import Sequence, StepResult
-from worker.job_run import Emission, JobDropped, JobEnded, JobRun, JobStarted
-
-
-def _run(job_id: str, num_choices: int = 1) -> JobRun:
-    job = Job(
-        id=job_id,
-        model="m",
-        kind=JobKind.COMPLETION,
-        prompts=["abc"],
-        num_choices=num_choices,
-        reply_channel="c",
-        created_at=0.0,
-        deadline_at=1e12,
-    )
-    sequences = [Sequence((job_id, i), [1, 2, 3], 5, Sampling()) for i in range(num_choices)]
-    return JobRun(job, 0, sequences)
-
-
-class _Sink:
-    """Collects what the loop emits and lets a test wait for a job's end."""
-
-    def __init__(self) -> None:
-        self._queue: queue.Queue[Emission] = queue.Queue()
-        self.seen: list[Emission] = []
-
-    def emit(self, emissions: list[Emission]) -> None:
-        for emission in emissions:
-            self._queue.put(emission)
-
-    def wait_for_ends(self, num_jobs: int) -> None:
-        ended = 0
-        while ended < num_jobs:
-            emission = self._queue.get(timeout=5)
-            self.seen.append(emission)
-            ended += isinstance(emission[1], JobEnded | JobDropped)
-
-    def of(self, job_id: str) -> list[object]:
-        return [item for run, item in self.seen if run.id == job_id]
-
-    def text(self, job_id: str, index: int = 0) -> str:
-        items = self.of(job_id)
-        return "".join(i.text for i in items if isinstance(i, StepResult) and i.key[1] == index)
+from worker.engines.protocol import EngineFatal
+from worker.job_run import JobDropped, JobEnded, JobStarted
 
 
 @contextmanager
-def _loop(engine: ScriptedEngine) -> Iterator[tuple[EngineLoop, _Sink]]:
-    sink = _Sink()
+def _loop(engine: ScriptedEngine) -> Iterator[tuple[EngineLoop, Sink]]:
+    sink = Sink()
     loop = EngineLoop(engine, sink.emit)
     yield loop, sink
     loop.stop()
@@ -66,7 +24,7 @@ def _loop(engine: ScriptedEngine) -> Iterator[tuple[EngineLoop, _Sink]]:
 def test_a_job_starts_streams_and_ends_with_its_count() -> None:
     with _loop(ScriptedEngine(2, ["a", "b", "c"])) as (loop, sink):
         loop.start()
-        run = _run("j")
+        run = make_run("j")
         loop.submit(run)
         sink.wait_for_ends(1)
         items = sink.of("j")
@@ -81,7 +39,7 @@ def test_more_sequences_than_slots_wait_in_the_order_of_their_jobs() -> None:
     engine = ScriptedEngine(2, ["x"])
     with _loop(engine) as (loop, sink):
         for name in ("a", "b"):
-            loop.submit(_run(name, num_choices=3))
+            loop.submit(make_run(name, num_choices=3))
         loop.start()
         sink.wait_for_ends(2)
     assert engine.submitted == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("b", 2)]
@@ -93,7 +51,7 @@ def test_more_sequences_than_slots_wait_in_the_order_of_their_jobs() -> None:
 def test_cancelling_frees_running_and_waiting_sequences() -> None:
     engine = ScriptedEngine(1, ["x"] * 1000)
     with _loop(engine) as (loop, sink):
-        run = _run("j", num_choices=3)
+        run = make_run("j", num_choices=3)
         loop.submit(run)
         loop.cancel("j", RequestCancelled("no"))
         loop.cancel("unknown", RequestCancelled("no"))
@@ -108,10 +66,10 @@ def test_a_failed_step_fails_the_active_jobs_and_the_next_job_runs() -> None:
     engine = ScriptedEngine(2, ["a", EngineError("boom")])
     with _loop(engine) as (loop, sink):
         loop.start()
-        loop.submit(_run("bad"))
+        loop.submit(make_run("bad"))
         sink.wait_for_ends(1)
         engine._script = ["fine"]
-        loop.submit(_run("good"))
+        loop.submit(make_run("good"))
         sink.wait_for_ends(1)
     dropped = sink.of("bad")[-1]
     assert isinstance(dropped, JobDropped)
@@ -119,10 +77,80 @@ def test_a_failed_step_fails_the_active_jobs_and_the_next_job_runs() -> None:
     assert sink.text("good") == "fine"
 
 
+def test_a_failed_step_leaves_the_jobs_that_only_wait() -> None:
+    engine = ScriptedEngine(1, [EngineError("boom")])
+    engine.scripts["waiting"] = ["fine"]
+    with _loop(engine) as (loop, sink):
+        loop.submit(make_run("bad"))
+        loop.submit(make_run("waiting"))
+        loop.start()
+        sink.wait_for_ends(2)
+    assert isinstance(sink.of("bad")[-1], JobDropped)
+    assert sink.text("waiting") == "fine"
+
+
+def test_a_job_that_the_engine_refuses_fails_alone_and_before_it_starts() -> None:
+    engine = ScriptedEngine(2, ["x", "y"])
+    engine.refused["bad"] = InvalidRequest("never")
+    with _loop(engine) as (loop, sink):
+        for name in ("a", "bad", "b"):
+            loop.submit(make_run(name))
+        loop.start()
+        sink.wait_for_ends(3)
+    assert [type(item) for item in sink.of("bad")] == [JobDropped]
+    assert sink.text("a") == sink.text("b") == "xy"
+
+
+def test_a_sequence_that_fails_in_a_step_takes_its_job_along_and_no_other() -> None:
+    engine = ScriptedEngine(3, ["x", InvalidRequest("its own fault"), "y"])
+    with _loop(engine) as (loop, sink):
+        loop.submit(make_run("bad", num_choices=2))
+        engine.scripts["good"] = ["fine"]
+        loop.submit(make_run("good"))
+        loop.start()
+        sink.wait_for_ends(2)
+        assert engine.free_slots == 3
+    dropped = sink.of("bad")[-1]
+    assert isinstance(dropped, JobDropped)
+    assert dropped.error.message == "its own fault"
+    assert sink.text("bad") == "x"
+    assert sink.text("good") == "fine"
+
+
+def test_a_job_without_room_waits_and_nobody_overtakes_it() -> None:
+    engine = ScriptedEngine(2, ["x"])
+    engine.too_large = {"large"}
+    with _loop(engine) as (loop, sink):
+        for name in ("small", "large", "last"):
+            loop.submit(make_run(name))
+        loop.start()
+        sink.wait_for_ends(1)
+        assert engine.submitted == [("small", 0)]
+        engine.too_large.clear()
+        loop.cancel("nobody", RequestCancelled("wakes the loop"))
+        sink.wait_for_ends(2)
+    assert engine.submitted == [("small", 0), ("large", 0), ("last", 0)]
+
+
+def test_an_engine_that_cannot_go_on_ends_the_loop_and_says_why() -> None:
+    engine = ScriptedEngine(1, [EngineFatal("CUDA error: device-side assert")])
+    with _loop(engine) as (loop, sink):
+        loop.submit(make_run("running"))
+        loop.submit(make_run("waiting"))
+        loop.start()
+        sink.wait_for_ends(2)
+        loop.stop()
+    assert loop.is_wedged
+    assert "device-side assert" in loop.last_words
+    dropped = sink.of("waiting")[-1]
+    assert isinstance(dropped, JobDropped)
+    assert "device-side assert" in dropped.error.message
+
+
 def test_stopping_drops_what_still_runs() -> None:
     engine = ScriptedEngine(1, ["x"] * 100000)
     with _loop(engine) as (loop, sink):
-        run = _run("j")
+        run = make_run("j")
         loop.submit(run)
         loop.start()
         loop.stop()
@@ -135,6 +163,6 @@ def test_a_loop_that_dies_says_so_and_drops_its_jobs() -> None:
     engine = ScriptedEngine(1, [])  # an empty script: IndexError, a bug of the engine
     with _loop(engine) as (loop, sink):
         loop.start()
-        loop.submit(_run("j"))
+        loop.submit(make_run("j"))
         sink.wait_for_ends(1)
         assert loop.is_wedged

@@ -320,10 +320,17 @@ def _exllamav2(
     )
 
 
-@pytest.mark.parametrize(("quant", "kib"), [("fp16", 32), ("q8", 17), ("q6", 13), ("q4", 9)])
+def test_a_draft_model_lives_in_the_same_process() -> None:
+    one = Estimate(1, 20, 300, 4000)
+    assert one.with_draft(one) == Estimate(2, 40, 600, 4000)
+
+
+@pytest.mark.parametrize(
+    ("quant", "kib"), [("f16", 32), ("fp16", 32), ("q8", 17), ("q6", 13), ("q4", 9)]
+)
 def test_the_cache_by_token(tmp_path: Path, quant: str, kib: int) -> None:
     folder = _write_folder(tmp_path, _CONFIG, _EMBEDDINGS | _HEAD)
-    unpacked = 0 if quant == "fp16" else 8 * 64 * 4
+    unpacked = 0 if quant in ("f16", "fp16") else 8 * 64 * 4
     expected = 2 * 4096 * (kib * 1024 + unpacked)
     assert _exllamav2(folder, quant).kv_cache_bytes == expected
     assert _exllamav2(folder, quant, 3841).kv_cache_bytes == expected
@@ -370,7 +377,7 @@ def test_the_right_files_for_the_engine(tmp_path: Path, counter: Path) -> None:
     with pytest.raises(ModelFileError):
         _llamacpp(_write_folder(tmp_path, _CONFIG, _EMBEDDINGS))
     with pytest.raises(ValueError, match="q6"):
-        _exllamav2(tmp_path, "f16")
+        _exllamav2(tmp_path, "q5")
 
 
 def test_what_fits_on_a_gpu(tmp_path: Path) -> None:

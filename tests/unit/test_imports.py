@@ -42,7 +42,22 @@ def test_the_web_app_loads_no_engine_and_no_worker_module() -> None:
     code = (
         "import sys, app.factory, app.gunicorn_conf\n"
         "bad = [m for m in sys.modules if m.split('.')[0] in "
-        "('torch', 'exllamav2', 'xllamacpp', 'numpy', 'worker')]\n"
+        "('torch', 'exllamav2', 'xllamacpp', 'numpy', 'llguidance', 'tokenizers', 'worker')]\n"
+        "sys.exit(', '.join(bad) or 0)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_engine_is_loaded_only_where_one_runs() -> None:
+    """Importing torch takes seconds and exllamav2 initialises CUDA: not in the agent, and not
+    in a replica of another engine."""
+    code = (
+        "import sys, worker.replica, worker.agent.__main__, worker.agent.tasks\n"
+        "bad = [m for m in sys.modules if m.split('.')[0] in "
+        "('torch', 'exllamav2', 'xllamacpp', 'llguidance', 'tokenizers')]\n"
         "sys.exit(', '.join(bad) or 0)"
     )
     result = subprocess.run(

@@ -19,7 +19,9 @@ _PREFILL_TOKENS = 2048
 """max_input_len and the largest prefill chunk."""
 _MAX_BATCH = 256
 _HALF_BYTES = 2
-_KV_BYTES = {"fp16": 4.0, "q8": 2.125, "q6": 1.625, "q4": 1.125}
+_KV_BYTES = {
+    "f16": 4.0, "fp16": 4.0, "q8": 2.125, "q8_0": 2.125, "q6": 1.625, "q4": 1.125, "q4_0": 1.125,
+}  # fmt: skip
 """One value of K and one of V, with the scale of each 32."""
 _MAX_HEAD_SCRATCH_BYTES = 2 * (512 << 20)
 _PROCESS_BYTES = (1000 + 256) * MIB
@@ -85,7 +87,7 @@ class ExLlamaV2Footprint:
         tokens = round_up(context_length, _PAGE_TOKENS) * slots
         layer_values = tokens * config.kv_heads * config.head_size
         kv_cache_bytes = int(config.num_hidden_layers * layer_values * _KV_BYTES[quant])
-        if quant != "fp16":
+        if quant not in ("f16", "fp16"):
             # K and V of one layer, unpacked for the attention kernel.
             kv_cache_bytes += layer_values * 2 * _HALF_BYTES
         scratch_bytes = int(_WEIGHTS_SLACK * self.weights_bytes)

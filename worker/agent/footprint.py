@@ -23,6 +23,15 @@ class Estimate:
     def total_bytes(self) -> int:
         return self.weights_bytes + self.kv_cache_bytes + self.scratch_bytes + self.process_bytes
 
+    def with_draft(self, draft: "Estimate") -> "Estimate":
+        """A second model in the same process."""
+        return Estimate(
+            self.weights_bytes + draft.weights_bytes,
+            self.kv_cache_bytes + draft.kv_cache_bytes,
+            self.scratch_bytes + draft.scratch_bytes,
+            self.process_bytes,
+        )
+
 
 class Footprint(Protocol):
     """A model's facts, read once from its headers."""

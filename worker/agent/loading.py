@@ -6,7 +6,6 @@ to the next node of its list.
 
 import logging
 import time
-from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -26,9 +25,8 @@ from shared.errors import (
 from shared.lifecycle import STAGES, LoadCommand, ModelSpec, StopOrder
 from shared.messages import ReplicaState
 from shared.operations import Operation
-from worker.agent import packaged_weights
+from worker.agent import needs, packaged_weights
 from worker.agent.agent import Agent
-from worker.agent.estimate import Estimate, estimate, what_fits
 from worker.agent.managed_replica import ManagedReplica
 from worker.agent.model_file import ModelFileError
 from worker.agent.room import judge
@@ -124,7 +122,7 @@ class Loading:
         if self._command.refusal is None:
             self._operation.report("checking")
         path = self._weights()
-        needed = self._estimate(path)
+        needed = needs.estimate_of(self._agent.settings, self._spec, path)
         while True:
             self._go_on_or_raise()
             # Who has become busy a moment ago must not be taken for idle.
@@ -135,8 +133,10 @@ class Loading:
                     return self._fleet.take_in(self._spec, needed.total_bytes)
             if verdict.refusal is not None:
                 verdict.refusal.may_come = verdict.may_come
-                if isinstance(verdict.refusal, InsufficientMemory):
-                    verdict.refusal.message += self._fit_text(path, needed, verdict.free_bytes)
+                is_choice = not self._command.is_on_demand  # a request cannot choose a size
+                if is_choice and isinstance(verdict.refusal, InsufficientMemory):
+                    advice = needs.advice(self._spec, path, needed, verdict.free_bytes)
+                    verdict.refusal.message += f" {advice}"
                 raise verdict.refusal
             victim = self._fleet.get(verdict.evict) if verdict.evict else None
             if victim is not None and not victim.is_stopping:
@@ -169,34 +169,6 @@ class Loading:
                 param="path",
             )
         return path
-
-    def _estimate(self, path: Path) -> Estimate:
-        """Raises InvalidModel."""
-        spec = self._spec
-        try:
-            changed_at_ns = path.stat().st_mtime_ns
-            return _estimated(
-                path, changed_at_ns, spec.engine, spec.context_length, spec.slots, spec.quant
-            )
-        except ModelFileError as exc:
-            raise InvalidModel(f"{spec.name}: {exc.reason}", param="path") from exc
-        except (ValueError, OSError) as exc:
-            raise InvalidModel(f"{spec.name}: {exc}", param="quant") from exc
-
-    def _fit_text(self, path: Path, needed: Estimate, free_bytes: int) -> str:
-        """What the memory is for, and what would fit."""
-        spec = self._spec
-        if self._command.is_on_demand:
-            return ""  # a request cannot choose another size
-        fit = what_fits(
-            path,
-            engine=spec.engine,
-            context_length=spec.context_length,
-            slots=spec.slots,
-            quant=spec.quant,
-            free_bytes=free_bytes,
-        )
-        return " " + _fit_text(spec, needed, fit.context_length, fit.slots)
 
     # -- until it is ready -------------------------------------------------------------------
 
@@ -268,31 +240,3 @@ class Loading:
             # What broke the load off from outside says nothing of the model.
             self._fleet.note_failure(self._spec, error, retry_s)
         self._operation.fail(operations.failure_of(error, retry_s))
-
-
-@lru_cache(maxsize=64)
-def _estimated(
-    path: Path, _changed_at_ns: int, engine: str, context_length: int, slots: int, quant: str
-) -> Estimate:
-    """The estimate of a file as it is now: a load that waits for room asks again and again."""
-    return estimate(path, engine=engine, context_length=context_length, slots=slots, quant=quant)
-
-
-def _fit_text(
-    spec: ModelSpec, needed: Estimate, context_length: int | None, slots: int | None
-) -> str:
-    parts = (
-        f"weights {_mib(needed.weights_bytes)}, KV cache {_mib(needed.kv_cache_bytes)} for "
-        f"{spec.slots} slots of {spec.context_length} tokens"
-    )
-    choices = []
-    if context_length is not None:
-        choices.append(f"context_length {context_length} with {spec.slots} slots")
-    if slots is not None:
-        choices.append(f"{slots} slots with context_length {spec.context_length}")
-    fits = f"What would fit: {', or '.join(choices)}." if choices else "No smaller context fits."
-    return f"({parts}.) {fits}"
-
-
-def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.0f} MiB"

@@ -8,8 +8,12 @@ from shared.errors import SettingsError
 from worker.engines.protocol import Engine, EngineSettings
 
 ENGINES = {
+    "exllamav2": "worker.engines.exllamav2:ExLlamaV2Engine",
     "llamacpp": "worker.engines.llamacpp:LlamaCppEngine",
 }
+
+PACKAGES = {"exllamav2": ("exllamav2", "torch"), "llamacpp": ("xllamacpp",)}
+"""Whose versions matter when an engine is looked into."""
 
 
 def load(name: str, settings: EngineSettings) -> Engine:

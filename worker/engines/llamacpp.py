@@ -14,7 +14,7 @@ from itertools import count
 
 import numpy as np
 
-from shared.errors import EngineError, SettingsError
+from shared.errors import EngineError, InvalidRequest, SettingsError
 from shared.messages import FinishReason
 from worker.engines import llama_abi
 from worker.engines.llama_batch import BatchBuffer, Part
@@ -158,6 +158,19 @@ class LlamaCppEngine:
     @property
     def has_work(self) -> bool:
         return bool(self._by_key)
+
+    def check(self, sequence: Sequence) -> None:
+        for param, is_asked in (
+            ("logprobs", sequence.logprobs is not None),
+            ("response_format", sequence.grammar is not None),
+            ("min_tokens", sequence.min_tokens > 0),
+            ("ignore_eos", sequence.ignore_eos),
+        ):
+            if is_asked:
+                raise InvalidRequest(f"This model's engine does not do {param}.", param=param)
+
+    def can_admit(self, sequence: Sequence) -> bool:
+        return self.free_slots > 0
 
     def submit(self, sequence: Sequence) -> None:
         assert sequence.prompt, "a sequence begins with at least one token"
@@ -324,6 +337,8 @@ def _tell(settings: EngineSettings, done: float) -> bool:
 
 def _check(settings: EngineSettings) -> None:
     """Raises SettingsError."""
+    if settings.speculation is not None or settings.cache_tokens:
+        raise SettingsError("draft, cache_tokens: llamacpp has neither here")
     if settings.device not in ("auto", "cpu"):
         raise SettingsError(f"device = {settings.device!r}: llamacpp runs on the cpu here")
     if settings.quant not in _KV_TYPES:

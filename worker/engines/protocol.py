@@ -6,10 +6,30 @@ Thread rule: one thread, the engine loop, owns an engine and calls all its metho
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from shared.errors import EngineError, LlmisError
 from shared.messages import FinishReason, Sampling
+
+
+class EngineFatal(EngineError):
+    """The engine cannot go on in this process: it has to end, and another one to start.
+
+    Clients see an `EngineError`; that the process ends is between engine, loop and replica.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """Guess tokens ahead and let the model check several of them in one step."""
+
+    draft_path: Path | None = None
+    """Folder of a small model with the same vocabulary that guesses; None = n-grams of the
+    text so far."""
+    num_tokens: int = 4
+    """Guesses a step, at least 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +48,43 @@ class EngineSettings:
     """Precision of the KV cache, in the engine's own words."""
     on_progress: Callable[[float], None] = lambda _: None
     """Told how much of the weights is read, 0 to 1. Called by the loading thread, often."""
+    cache_tokens: int = 0
+    """Tokens of the KV cache, all sequences together; 0 = slots × context_length."""
+    speculation: Speculation | None = None
+
+
+class GrammarKind(StrEnum):
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a completion has to match as a whole."""
+
+    kind: GrammarKind
+    source: str
+    """JSON text of the schema, the regular expression, or the Lark grammar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    token_id: int
+    logprob: float
+    """Natural logarithm of the probability."""
+    piece: bytes
+    """The bytes that the token adds to the text; they may be part of a character."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A drawn token in the model's own distribution: before temperature, penalties, bias,
+    truncation and grammar."""
+
+    chosen: Logprob
+    top: list[Logprob]
+    """The most probable tokens, best first; the chosen one need not be among them."""
 
 
 @dataclass(slots=True)
@@ -44,6 +101,13 @@ class Sequence:
     stop: list[str] = field(default_factory=list)
     strip_leading_space: bool = False
     """Drop one space at the start of the text: the one that a chat template leaves off."""
+    logprobs: int | None = None
+    """Number of alternatives to report for each token; None = no log probabilities at all."""
+    grammar: Grammar | None = None
+    min_tokens: int = 0
+    """No end token is drawn before so many tokens; stop strings still end the text."""
+    ignore_eos: bool = False
+    """Go on to `max_tokens` whatever end token is drawn."""
 
 
 @dataclass(slots=True)
@@ -59,6 +123,10 @@ class StepResult:
     """While the prompt is read: how many of its tokens are done. 0 = nothing new."""
     cached_tokens: int = 0
     """With `prefilled_tokens`: how many of these came from the KV cache."""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """One for each of `token_ids`, if the sequence asked for them."""
+    error: LlmisError | None = None
+    """The sequence failed, alone, and is not in the batch any more. Its job ends with this."""
 
 
 class Engine(Protocol):
@@ -76,7 +144,7 @@ class Engine(Protocol):
 
     @property
     def free_slots(self) -> int:
-        """Sequences that could be submitted now."""
+        """Slots that are not taken. Thread-safe."""
 
     @property
     def chat_template(self) -> str | None:
@@ -100,11 +168,24 @@ class Engine(Protocol):
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Turn text into token ids. Thread-safe."""
 
+    def check(self, sequence: Sequence) -> None:
+        """Raise InvalidRequest for what this engine cannot do, or what is wrong with the
+        sequence. May take time: it runs before the sequence reaches the loop. Thread-safe."""
+
+    def can_admit(self, sequence: Sequence) -> bool:
+        """Whether `submit` would take the sequence now: a slot is free, and whatever else it
+        needs. True when nothing runs, also for one that can never be taken: `submit` says
+        why."""
+
     def submit(self, sequence: Sequence) -> None:
-        """Take a sequence into the batch. Needs a free slot."""
+        """Take a sequence into the batch. Needs `can_admit`. Raises LlmisError when this one
+        cannot be run; the others are not touched by that."""
 
     def step(self) -> list[StepResult]:
-        """Advance all sequences by one step: a piece of prefill, one token for each other."""
+        """Advance all sequences by one step: a piece of prefill, one token for each other.
+
+        Raises EngineError when the step failed: no sequence is in the batch any more, but the
+        engine takes new ones. Raises EngineFatal when it will not."""
 
     def cancel(self, key: tuple[str, int]) -> None:
         """Free the sequence's slot at once. An unknown key is ignored. No result follows."""

@@ -1,0 +1,188 @@
+"""ExLlamaV2: what fails alone, what fails the batch, what ends the process."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.errors import EngineError, Quarantined, rebuild
+from shared.messages import Sampling
+from tests.fake_exllamav2 import World
+from tests.unit.exl2_engine import admit, make_engine, run_all, running
+from tests.unit.exl2_folder import ids
+from tests.unit.loop_sink import make_run
+from worker.engines.exl2.failures import Failure, Quarantine, classify
+from worker.engines.protocol import EngineFatal, Sequence
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), Failure.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: out of memory"), Failure.OUT_OF_MEMORY),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"), Failure.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: device-side assert triggered"), Failure.DEVICE_LOST),
+        (RuntimeError("CUDA error: an illegal memory access"), Failure.DEVICE_LOST),
+        (torch.AcceleratorError("CUDA error: unknown error", 1), Failure.DEVICE_LOST),
+        (RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"), Failure.DEVICE_LOST),
+        (RuntimeError("shape mismatch"), Failure.OTHER),
+        (AssertionError(), Failure.OTHER),
+        (KeyError("x"), Failure.OTHER),
+    ],
+)
+def test_errors_are_told_apart(error: Exception, expected: Failure) -> None:
+    assert classify(error) is expected
+
+
+def test_the_cause_of_an_error_counts_too() -> None:
+    error = RuntimeError("sampling failed")
+    error.__cause__ = RuntimeError("CUDA error: device-side assert triggered")
+    assert classify(error) is Failure.DEVICE_LOST
+
+
+def test_a_failed_step_fails_who_was_active_and_the_waiting_go_on(
+    exl2: World, tmp_path: Path
+) -> None:
+    exl2.texts |= {"active": ids("x" * 100), "waiting": ids("fine"), "later": ids("too")}
+    exl2.errors[4] = IndexError("list index out of range")
+    engine = make_engine(tmp_path, slots=1)
+    first = exl2.generators[0]
+    with running(engine) as (loop, sink):
+        loop.submit(make_run("active", max_tokens=50))
+        loop.submit(make_run("waiting", max_tokens=4))
+        loop.start()
+        sink.wait_for_ends(2)
+        loop.submit(make_run("later", max_tokens=3))
+        sink.wait_for_ends(1)
+        assert not loop.is_wedged
+    assert isinstance(sink.error("active"), EngineError)
+    assert "list index out of range" in sink.error("active").message
+    assert sink.text("waiting") == "fine"
+    assert sink.text("later") == "too"
+    assert len(exl2.generators) == 2, "a new generator on the loaded model"
+    assert exl2.loads == ["one"]
+    assert first.sampling_pool._shutdown and first.filter_pool._shutdown, "no thread is left"
+
+
+def test_out_of_memory_lowers_the_batch_and_says_so(
+    exl2: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(tmp_path, slots=8)
+    for i in range(8):
+        engine.submit(Sequence((f"j{i}", 0), ids("abc"), 50, Sampling(), ignore_eos=True))
+    engine.step()
+    exl2.errors[2] = torch.OutOfMemoryError("CUDA out of memory.")
+    with caplog.at_level(logging.ERROR), pytest.raises(EngineError, match="out of memory"):
+        engine.step()
+    assert "from now on at most 4" in caplog.text
+    assert not engine.has_work
+    assert engine.free_slots == 4
+    assert exl2.generators[-1].max_batch_size == 4
+    exl2.texts["next"] = ids("fine")
+    assert run_all(engine, make_run("next", max_tokens=4)).text("next") == "fine"
+
+
+def test_out_of_memory_with_one_sequence_lowers_the_piece_of_prompt(
+    exl2: World, tmp_path: Path
+) -> None:
+    engine = make_engine(tmp_path, context_length=8192)
+    sizes = []
+    for i in range(1, 4):
+        exl2.errors[exl2.num_iterations + 1] = RuntimeError("CUDA out of memory")
+        engine.submit(Sequence((f"j{i}", 0), ids(f"{i}" * 5000), 5, Sampling()))
+        with pytest.raises(EngineError) as caught:
+            engine.step()
+        assert not isinstance(caught.value, EngineFatal)
+        sizes.append(exl2.generators[-1].max_chunk_size)
+    assert sizes == [1024, 512, 256]
+    assert engine.free_slots == 4, "the batch is not to blame"
+
+
+def test_a_cuda_error_ends_the_loop_with_the_reason(exl2: World, tmp_path: Path) -> None:
+    exl2.errors[3] = RuntimeError("CUDA error: device-side assert triggered\nCompile with ...")
+    with running(make_engine(tmp_path, slots=1)) as (loop, sink):
+        loop.submit(make_run("active", max_tokens=50, ignore_eos=True))
+        loop.submit(make_run("waiting"))
+        loop.start()
+        sink.wait_for_ends(2)
+        loop.stop()
+        assert loop.is_wedged
+    assert "device-side assert triggered" in loop.last_words
+    assert "\n" not in loop.last_words, "the agent reads a line"
+    assert sink.error("waiting").code == "engine_error"
+    assert len(exl2.generators) == 1
+
+
+def test_failing_again_and_again_ends_the_process(exl2: World, tmp_path: Path) -> None:
+    engine = make_engine(tmp_path)
+    raised = []
+    for i in range(4):
+        exl2.errors[exl2.num_iterations + 1] = RuntimeError(f"odd {i}")
+        engine.submit(Sequence((f"j{i}", 0), ids(f"{i}"), 5, Sampling()))
+        with pytest.raises(EngineError) as caught:
+            engine.step()
+        raised.append(type(caught.value))
+    assert raised == [EngineError, EngineError, EngineError, EngineFatal]
+
+
+def test_who_was_active_at_two_failures_is_refused_and_bystanders_are_acquitted(
+    exl2: World, tmp_path: Path
+) -> None:
+    exl2.poisons["bad"] = exl2.poisons["bad-again"] = exl2.poisons["third"] = ValueError("poison")
+    exl2.texts["other"] = ids("fine")
+    engine = make_engine(tmp_path)
+    poison = ids("drop table")
+    bystander = Sequence(("other", 0), ids("hello"), 4, Sampling())
+    for name in ("bad", "bad-again"):
+        assert admit(engine, Sequence((name, 0), poison, 5, Sampling(seed=1)))
+        assert admit(engine, bystander)
+        with pytest.raises(EngineError, match="poison"):
+            engine.step()
+        if name == "bad":
+            assert admit(engine, bystander)
+            while engine.has_work:
+                engine.step()
+    with pytest.raises(Quarantined, match="2 times"):
+        engine.submit(Sequence(("third", 0), poison, 5, Sampling(seed=2)))
+    engine.submit(bystander)
+    assert isinstance(rebuild(400, "request_quarantined", "m", None), Quarantined)
+
+
+def test_quarantine_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("worker.engines.exl2.failures.time.monotonic", lambda: now)
+    quarantine, sequence = Quarantine(), Sequence(("a", 0), [1], 5, Sampling())
+    quarantine.strike(sequence)
+    quarantine.check(sequence)
+    quarantine.strike(sequence)
+    with pytest.raises(Quarantined):
+        quarantine.check(sequence)
+    now += 601
+    quarantine.check(sequence)
+
+
+def test_a_generator_that_cannot_be_made_again_ends_the_process(
+    exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(tmp_path)
+    engine.submit(Sequence(("a", 0), [5], 5, Sampling()))
+    exl2.errors[1] = ValueError("odd")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no more memory")
+
+    monkeypatch.setattr(type(engine._loaded), "new_generator", fail)
+    with pytest.raises(EngineFatal, match="no more memory"):
+        engine.step()
+    engine.close()
+
+
+def test_closing_frees_all(exl2: World, tmp_path: Path) -> None:
+    engine = make_engine(tmp_path)
+    engine.submit(Sequence(("a", 0), [5], 5, Sampling()))
+    engine.step()
+    model = exl2.generators[0].model
+    engine.close()
+    assert not model.is_loaded
+    assert exl2.generators[0].sampling_pool._shutdown

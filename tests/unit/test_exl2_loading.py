@@ -1,0 +1,202 @@
+"""ExLlamaV2: what is loaded where, and how large."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.errors import EngineError, SettingsError
+from shared.messages import Sampling
+from tests.fake_exllamav2 import CacheQ4, Generator, World
+from tests.unit import exl2_folder
+from tests.unit.exl2_engine import make_engine, run_all
+from tests.unit.exl2_folder import ids
+from tests.unit.loop_sink import make_run
+from worker.engines.exl2.plan import make_plan, parse_devices, visible_devices
+from worker.engines.protocol import EngineSettings, Sequence, Speculation
+
+
+def _settings(path: Path = Path("m"), **options: object) -> EngineSettings:
+    values = {"path": path, "context_length": 4096, "slots": 4, "threads": 1} | options
+    return EngineSettings(**values)  # type: ignore[arg-type]
+
+
+def test_the_engine_says_what_it_is(exl2: World, tmp_path: Path) -> None:
+    done: list[float] = []
+    engine = make_engine(tmp_path, on_progress=done.append)
+    assert engine.name == "exllamav2"
+    assert engine.device == "cuda:0"
+    assert engine.context_length == 2048
+    assert engine.chat_template == "T"
+    assert engine.adds_bos and engine.bos_text == "<s>" and engine.eos_text == "</s>"
+    assert engine.free_slots == 4
+    assert done == sorted(done) and done[-1] == 1.0
+    assert exl2.attached == 1
+    assert exl2.generators[0].num_warmups == 1
+    assert exl2.caches[0].max_seq_len == 4 * 2048
+    assert exl2.configs[0].max_output_len == 16
+
+
+def test_the_warm_up_of_a_replica_runs(exl2: World, tmp_path: Path) -> None:
+    engine = make_engine(tmp_path)
+    engine.submit(Sequence(("warm-up", 0), [0], 1, Sampling(temperature=0.0)))
+    while engine.has_work:
+        engine.step()
+    assert engine.free_slots == 4
+
+
+@pytest.mark.parametrize(("quant", "is_quantised"), [("f16", 0), ("fp16", 0), ("q8", 1), ("q4", 1)])
+def test_the_precision_of_the_cache(
+    exl2: World, tmp_path: Path, quant: str, is_quantised: int
+) -> None:
+    make_engine(tmp_path, quant=quant)
+    assert isinstance(exl2.caches[0], CacheQ4) == bool(is_quantised)
+
+
+def test_heads_that_cannot_be_quantised(exl2: World, tmp_path: Path) -> None:
+    exl2.head_dim = 80
+    with pytest.raises(SettingsError, match="multiple of 32"):
+        make_engine(tmp_path, quant="q4")
+
+
+def test_several_devices_share_the_layers(
+    exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    engine = make_engine(tmp_path)
+    assert exl2.loads == ["split"]
+    assert exl2.caches[0].lazy
+    assert engine.device == "cuda:0,cuda:1"
+
+
+def test_a_chosen_device_is_the_only_one_that_is_seen(exl2: World, tmp_path: Path) -> None:
+    engine = make_engine(tmp_path, device="cuda:3")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+    assert engine.device == "cuda:3"
+    assert exl2.loads == ["one"]
+
+
+def test_devices() -> None:
+    assert parse_devices("auto") is None
+    assert parse_devices("cuda:0, cuda:2") == [0, 2]
+    for bad in ("cpu", "cuda:x", "cuda:1,cuda:1", "1"):
+        with pytest.raises(SettingsError, match="device"):
+            parse_devices(bad)
+    assert visible_devices([1, 2], None) == "1,2"
+    assert visible_devices([1], "GPU-a,GPU-b") == "GPU-b"
+    with pytest.raises(SettingsError, match="no cuda:2"):
+        visible_devices([2], "4,5")
+
+
+def test_what_the_plan_comes_to() -> None:
+    plan = make_plan(_settings(context_length=1000, slots=3), is_quantised=False)
+    assert (plan.context_length, plan.rope_tokens) == (1000, 1000)
+    assert plan.cache_tokens == 3 * 1024
+    assert plan.max_input_tokens == 768
+    plan = make_plan(_settings(context_length=64, slots=16), is_quantised=False)
+    assert (plan.rope_tokens, plan.max_input_tokens, plan.cache_tokens) == (256, 256, 4096)
+    assert make_plan(_settings(slots=64, cache_tokens=9000), is_quantised=False).num_pages == 36
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"quant": "q5"}, "q5"),
+        ({"slots": 300, "context_length": 256}, "at most 256"),
+        ({"slots": 256, "speculation": Speculation(num_tokens=8)}, "at most 227"),
+        ({"speculation": Speculation(num_tokens=0)}, "1 to 15"),
+        ({"cache_tokens": 1024}, "needs 4096"),
+    ],
+)
+def test_what_cannot_be_is_said(options: dict[str, object], reason: str) -> None:
+    with pytest.raises(SettingsError, match=reason):
+        make_plan(_settings(**options), is_quantised=False)
+
+
+def test_the_cliff_of_quantised_weights_is_mentioned(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        make_plan(_settings(slots=32), is_quantised=True)
+        make_plan(_settings(slots=64), is_quantised=False)
+        assert not caplog.text
+        make_plan(_settings(slots=33), is_quantised=True)
+    assert "more than 32 rows" in caplog.text
+
+
+def test_longrope_keeps_the_length_that_it_was_trained_for(exl2: World, tmp_path: Path) -> None:
+    """ExLlamaV2 scales by `max_seq_len`, which is the context everywhere else."""
+    exl2.alt_rope_method = "su"
+    exl2_folder.write(
+        tmp_path, max_position_embeddings=131072, original_max_position_embeddings=4096
+    )
+    make_engine(tmp_path, context_length=8192)
+    assert exl2.configs[0].max_seq_len == 131072
+    assert exl2.configs[0].scale_long_factor == [4.0]
+    make_engine(tmp_path, context_length=4096)
+    assert exl2.configs[1].scale_long_factor == [1.0], "short texts have factors of their own"
+
+
+def test_a_draft_model(exl2: World, tmp_path: Path) -> None:
+    exl2.texts["j"] = ids("abcdefgh")
+    draft = exl2_folder.write(tmp_path / "draft")
+    done: list[float] = []
+    engine = make_engine(
+        tmp_path / "main", speculation=Speculation(draft, 3), on_progress=done.append
+    )
+    assert len(exl2.caches) == 2
+    assert exl2.caches[0].max_seq_len == exl2.caches[1].max_seq_len
+    assert exl2.generators[0].num_draft_tokens == 3
+    assert done == sorted(done) and done[-1] == 1.0
+    assert run_all(engine, make_run("j", max_tokens=8)).text("j") == "abcdefgh"
+
+
+def test_a_draft_model_has_as_many_positions_as_the_main_one(exl2: World, tmp_path: Path) -> None:
+    draft = exl2_folder.write(tmp_path / "draft")
+    exl2_folder.write(tmp_path / "main", max_position_embeddings=131072)
+    exl2.alt_rope_method = "su"
+    make_engine(tmp_path / "main", context_length=8192, speculation=Speculation(draft, 3))
+    assert [config.max_seq_len for config in exl2.configs] == [131072, 131072]
+
+
+def test_a_model_that_loads_and_does_not_run(
+    exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Generator) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(Generator, "warmup", fail)
+    with pytest.raises(EngineError, match="no kernel image"):
+        make_engine(tmp_path)
+
+
+def test_a_draft_model_with_another_vocabulary(exl2: World, tmp_path: Path) -> None:
+    draft = exl2_folder.write(tmp_path / "draft")
+    text = (draft / "tokenizer.json").read_text().replace('"Hello"', '"Howdy"')
+    (draft / "tokenizer.json").write_text(text)
+    with pytest.raises(SettingsError, match="another vocabulary"):
+        make_engine(tmp_path / "main", speculation=Speculation(draft, 3))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), EngineError, "too little GPU memory"),
+        (RuntimeError("Insufficient VRAM"), EngineError, "Insufficient VRAM"),
+        (ValueError(" ## Could not find lm_head.* in model"), SettingsError, "lm_head"),
+    ],
+)
+def test_a_load_that_fails_says_why(
+    exl2: World, tmp_path: Path, error: Exception, expected: type[Exception], reason: str
+) -> None:
+    exl2.load_error = error
+    with pytest.raises(expected, match=reason):
+        make_engine(tmp_path)
+
+
+def test_without_exllamav2_the_engine_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "exllamav2", None)
+    with pytest.raises(EngineError, match="needs torch with CUDA"):
+        make_engine(tmp_path)

@@ -1,0 +1,172 @@
+"""A sequence while ExLlamaV2 generates it: from the generator's results to ours.
+
+Engine loop only, but for the two hooks around the sampler, which run in the generator's
+sampling threads while the loop waits for them.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from shared.messages import FinishReason
+from worker.engines.exl2 import logprobs, sampling
+from worker.engines.exl2.constraints import Constraint
+from worker.engines.exl2.pages import PAGE_TOKENS
+from worker.engines.exl2.vocabulary import Vocabulary
+from worker.engines.protocol import Sequence, StepResult, TokenLogprobs
+from worker.text import TextAssembler
+
+
+class LiveSequence:
+    """Text comes from the token ids, by way of our own assembler, as with every engine.
+
+    The generator holds tokens back while their text ends in half a character; `take` gets them
+    late then, but it gets all of them.
+    """
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        vocabulary: Vocabulary,
+        stop_ids: frozenset[int],
+        constraint: Constraint | None,
+        unread_tokens: int,
+    ) -> None:
+        self.sequence = sequence
+        self.constraint = constraint
+        self.unread_tokens = unread_tokens
+        """Prompt tokens not computed yet, as far as is known; 0 once tokens come."""
+        self.job: Any = None
+        """The ExLlamaV2DynamicJob."""
+        self._vocabulary = vocabulary
+        self._stop_ids = frozenset() if sequence.ignore_eos else stop_ids
+        self._assembler = TextAssembler(
+            sequence.stop, strip_leading_space=sequence.strip_leading_space
+        )
+        self._num_generated = 0
+        self._logprobs: deque[TokenLogprobs] = deque()
+        """Of the tokens drawn and not yet taken, in order."""
+
+    @property
+    def is_reading(self) -> bool:
+        """The prompt is not computed yet."""
+        return self.unread_tokens > 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and completion so far, without what is held back."""
+        return len(self.sequence.prompt) + self._num_generated
+
+    def watch(self, job: Any, vocab_size: int) -> None:
+        """Put the hooks around the job's sampling that the sequence needs.
+
+        `receive_logits(logits)` is called once for each position that is sampled, with logits
+        nobody has touched, and returns the drawn token first.
+        """
+        self.job = job
+        sequence, draw = self.sequence, job.receive_logits
+        follows = sampling.has_penalty(sequence.sampling)
+        num_alternatives = sequence.logprobs
+        if not follows and num_alternatives is None:
+            return
+
+        def receive_logits(logits: torch.Tensor) -> Any:
+            if follows:
+                sampling.follow_output(job.gen_settings, job.new_tokens)
+            if num_alternatives is None:
+                return draw(logits)
+            raw = logprobs.raw_logits(logits, vocab_size)
+            drawn = draw(logits)
+            self._logprobs.append(
+                logprobs.token_logprobs(
+                    raw, int(drawn[0].item()), num_alternatives, self._vocabulary.piece
+                )
+            )
+            return drawn
+
+        job.receive_logits = receive_logits
+
+    # -- results -----------------------------------------------------------------------------
+
+    def read(self, result: dict[str, Any]) -> StepResult:
+        """From a result of the stage "prefill"."""
+        done: int = result["curr_progress"]
+        self.unread_tokens = max(0, result["max_progress"] - done)
+        return StepResult(
+            self.sequence.key, prefilled_tokens=done, cached_tokens=self._cached_tokens()
+        )
+
+    def take(self, result: dict[str, Any]) -> StepResult | None:
+        """From a result of the stage "streaming"; None while its text is held back."""
+        self.unread_tokens = 0
+        drawn = _token_ids(result)
+        if result["eos"]:
+            drawn += _token_ids(result.get("held", {}))
+        taken = StepResult(self.sequence.key)
+        for token in drawn:
+            if taken.finish_reason is None:
+                self._accept(token, taken)
+        if result["eos"] and taken.finish_reason is None:
+            # Not by a token that we count as an end: the generator knows why.
+            taken.finish_reason = FinishReason.STOP
+            taken.text += self._assembler.finish()
+        if not taken.token_ids and taken.finish_reason is None:
+            return None
+        return taken
+
+    def _accept(self, token: int, taken: StepResult) -> None:
+        self._num_generated += 1
+        taken.token_ids.append(token)
+        if self._logprobs:
+            taken.logprobs.append(self._logprobs.popleft())
+        if self._num_generated == 1:
+            taken.prefilled_tokens = len(self.sequence.prompt)
+            taken.cached_tokens = self._cached_tokens()
+        if token in self._stop_ids:
+            taken.text += self._assembler.finish()
+            taken.finish_reason = FinishReason.STOP
+            return
+        taken.text += self._assembler.push(self._vocabulary.piece(token))
+        if self._assembler.is_stopped:
+            taken.finish_reason = FinishReason.STOP
+        elif self._num_generated >= self.sequence.max_tokens:
+            taken.text += self._assembler.finish()
+            taken.finish_reason = FinishReason.LENGTH
+
+    def _cached_tokens(self) -> int:
+        """As the generator reports it at the end of a job; ours may end before."""
+        return int(self.job.cached_pages) * PAGE_TOKENS + int(self.job.cached_tokens)
+
+
+def _token_ids(result: dict[str, Any]) -> list[int]:
+    """`token_ids` is `(1, n) int64 cpu`, or absent."""
+    ids = result.get("token_ids")
+    return [] if ids is None else ids[0].tolist()
+
+
+def new_job(
+    job_class: Callable[..., Any],
+    live: LiveSequence,
+    settings: Any,
+    stop_ids: list[int],
+    filters: list[Any],
+    num_draft_tokens: int,
+) -> Any:
+    """Make the ExLlamaV2DynamicJob of a sequence.
+
+    With speculation the generator ends `num_draft_tokens` before `max_new_tokens`.
+    """
+    sequence = live.sequence
+    return job_class(
+        input_ids=torch.tensor([sequence.prompt], dtype=torch.long),
+        max_new_tokens=sequence.max_tokens + num_draft_tokens,
+        min_new_tokens=sequence.min_tokens,
+        gen_settings=settings,
+        seed=sequence.sampling.seed,
+        stop_conditions=[] if sequence.ignore_eos else list(stop_ids),
+        decode_special_tokens=False,
+        filters=filters,
+        identifier=sequence.key,
+    )

@@ -1,0 +1,229 @@
+"""Loads a model with exllamav2: devices, weights, KV cache, draft model, generator.
+
+Runs in the process's main thread, once. Importing exllamav2 builds its extension where it is
+not built yet (minutes) and initialises CUDA: nothing else in the project may do it.
+"""
+
+import gc
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import EngineError, SettingsError
+from worker.engines.exl2.failures import Failure, classify
+from worker.engines.exl2.model_config import is_quantised, loadable_folder
+from worker.engines.exl2.model_folder import ModelFolder, read_folder
+from worker.engines.exl2.plan import Plan, make_plan, visible_devices
+from worker.engines.protocol import EngineSettings
+
+_log = logging.getLogger(__name__)
+_MIN_OUTPUT_ROWS = 16
+_MAX_NGRAM = 4
+MIN_NGRAM_CONTEXT = _MAX_NGRAM - 1
+"""Tokens that the n-gram guesser looks at: on a shorter sequence it raises IndexError
+(exllamav2@v0.3.2:generator/dynamic.py, iterate_ngram_gen)."""
+_ATTACH = "worker.engines.exl2.attach"
+
+
+@dataclass(slots=True)
+class Model:
+    """A model on its devices with its KV cache."""
+
+    config: Any
+    model: Any
+    cache: Any
+    tokenizer: Any
+
+
+@dataclass(slots=True)
+class Loaded:
+    library: Any
+    """The module exllamav2."""
+    generators: Any
+    """The module exllamav2.generator."""
+    filters: Any
+    """The module exllamav2.generator.filters."""
+    plan: Plan
+    main: Model
+    draft: Model | None
+    uses_ngrams: bool
+    device: str
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that can be drawn, and that have an embedding."""
+        return int(min(self.main.tokenizer.get_vocab_size(), self.main.config.vocab_size))
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-int(self.main.config.vocab_size) // 32) * 32
+
+    def new_generator(self, max_batch_size: int, max_chunk_tokens: int) -> Any:
+        """Make a generator with an empty page table on the loaded model."""
+        draft, num_draft_tokens = self.draft, self.plan.num_draft_tokens
+        return self.generators.ExLlamaV2DynamicGenerator(
+            model=self.main.model,
+            cache=self.main.cache,
+            tokenizer=self.main.tokenizer,
+            max_batch_size=max_batch_size,
+            max_chunk_size=max_chunk_tokens,
+            # Its buffer of logits has so many rows a sequence: the token and the guesses. Its
+            # own check of num_draft_tokens against it is off by one.
+            max_q_size=num_draft_tokens + 1,
+            draft_model=draft.model if draft else None,
+            draft_cache=draft.cache if draft else None,
+            num_draft_tokens=num_draft_tokens,
+            use_ngram_draft=self.uses_ngrams,
+            max_ngram=_MAX_NGRAM,
+            paged=True,
+        )
+
+    def unload(self) -> None:
+        """Free the weights. Some hundred MiB stay with the process until it ends."""
+        for part in (self.main, self.draft):
+            if part is not None:
+                part.model.unload()
+                part.cache = part.model = None
+        gc.collect()
+
+
+def load(settings: EngineSettings, folder: ModelFolder) -> Loaded:
+    """Raises SettingsError for what the user can mend, EngineError for the rest."""
+    plan = make_plan(settings, is_quantised=is_quantised(folder.config))
+    if plan.devices is not None:
+        # Before CUDA starts: no context is made on the others, and they are numbered from 0.
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices(
+            plan.devices, os.environ.get("CUDA_VISIBLE_DEVICES")
+        )
+    library, generators, filters = _import()
+    attention = importlib.import_module(_ATTACH).attach()
+    speculation = settings.speculation
+    draft_folder = None
+    if speculation is not None and speculation.draft_path is not None:
+        draft_folder = _draft_folder(folder, speculation.draft_path)
+    num_parts = 2 if draft_folder else 1
+    try:
+        main = _load_model(library, folder, plan, 0, _progress(settings, 0, num_parts))
+        draft = None
+        if draft_folder is not None:
+            # The generator wants no fewer positions of it than of the main model.
+            num_positions = main.config.max_seq_len
+            on_progress = _progress(settings, 1, num_parts)
+            draft = _load_model(library, draft_folder, plan, num_positions, on_progress)
+    except (AssertionError, ValueError, TypeError, KeyError, OSError, RuntimeError) as exc:
+        raise _explain(exc, folder.path) from exc
+    device = _device_name(plan)
+    _log.info(
+        "exllamav2 %s: %d tokens of KV cache, attention: %s",
+        library.__version__,
+        plan.cache_tokens,
+        attention,
+        extra={"device": device},
+    )
+    uses_ngrams = speculation is not None and draft is None
+    return Loaded(library, generators, filters, plan, main, draft, uses_ngrams, device)
+
+
+def _import() -> tuple[Any, Any, Any]:
+    try:
+        library = importlib.import_module("exllamav2")
+        generators = importlib.import_module("exllamav2.generator")
+        filters = importlib.import_module("exllamav2.generator.filters")
+    except (ImportError, OSError, RuntimeError) as exc:
+        raise EngineError(
+            f"exllamav2 cannot be imported: {exc}. It needs torch with CUDA, and nvcc or a built "
+            "extension (docs/operations.md)."
+        ) from exc
+    return library, generators, filters
+
+
+def _load_model(
+    library: Any,
+    folder: ModelFolder,
+    plan: Plan,
+    min_positions: int,
+    on_progress: Callable[[int, int], None],
+) -> Model:
+    import torch
+
+    with ExitStack() as stack:
+        config = library.ExLlamaV2Config()
+        config.model_dir = str(stack.enter_context(loadable_folder(folder)))
+        config.prepare()
+        config.arch_compat_overrides()
+        _set_positions(config, plan, min_positions)
+        config.max_input_len = plan.max_input_tokens
+        # Logits are wanted for the last positions alone; without a limit they are made for all.
+        config.max_output_len = max(_MIN_OUTPUT_ROWS, plan.num_draft_tokens + 1)
+        _check_cache(config, plan)
+        model = library.ExLlamaV2(config)
+        cache_class = getattr(library, plan.cache_class)
+        if torch.cuda.device_count() > 1:
+            # Layers and their part of the cache go to one device after the other.
+            cache = cache_class(model, max_seq_len=plan.cache_tokens, lazy=True)
+            model.load_autosplit(cache, last_id_only=True, callback=on_progress)
+        else:
+            model.load(callback=on_progress)
+            cache = cache_class(model, max_seq_len=plan.cache_tokens)
+        tokenizer = library.ExLlamaV2Tokenizer(config, lazy_init=True)
+        # Made at the first token otherwise, in the middle of the batch.
+        tokenizer.get_id_to_piece_list(True)
+    return Model(config, model, cache, tokenizer)
+
+
+def _set_positions(config: Any, plan: Plan, min_positions: int) -> None:
+    """How many positions are prepared, and which.
+
+    With longrope ("su") ExLlamaV2 takes `max_seq_len` for what the model was trained on, scales
+    by it, and does not scale at all where it is short. transformers and vLLM scale by the
+    config's length whatever the context: so that length stays, and the factors are chosen here.
+    Source: exllamav2@v0.3.2:exllamav2/rope.py, get_rope_params_su.
+    """
+    if config.alt_rope_method == "su":
+        if plan.rope_tokens <= config.original_max_seq_len:
+            config.scale_long_factor = config.scale_short_factor
+        config.max_seq_len = max(config.max_seq_len, plan.rope_tokens, min_positions)
+    else:
+        config.max_seq_len = max(plan.rope_tokens, min_positions)
+
+
+def _check_cache(config: Any, plan: Plan) -> None:
+    if plan.cache_class != "ExLlamaV2Cache" and config.head_dim % 32:
+        raise SettingsError(
+            f"quant: heads of {config.head_dim} values cannot be quantised, it takes a multiple "
+            "of 32. Use f16."
+        )
+
+
+def _draft_folder(folder: ModelFolder, path: Path) -> ModelFolder:
+    """Raises SettingsError where the two do not speak of the same tokens."""
+    draft = read_folder(path)
+    if draft.tokenizer.get("model") != folder.tokenizer.get("model"):
+        raise SettingsError(f"draft: {path.name} has another vocabulary than {folder.path.name}")
+    return draft
+
+
+def _progress(settings: EngineSettings, part: int, num_parts: int) -> Callable[[int, int], None]:
+    return lambda done, total: settings.on_progress((part + done / max(1, total)) / num_parts)
+
+
+def _explain(exc: Exception, path: Path) -> Exception:
+    if isinstance(exc, SettingsError):
+        return exc
+    if classify(exc) is Failure.OUT_OF_MEMORY:
+        return EngineError(f"There is too little GPU memory for {path.name}: {exc}")
+    if isinstance(exc, RuntimeError):
+        return EngineError(f"exllamav2 could not load {path.name}: {exc}")
+    return SettingsError(f"models: exllamav2 cannot load {path}: {type(exc).__name__}: {exc}")
+
+
+def _device_name(plan: Plan) -> str:
+    import torch
+
+    numbers = plan.devices or range(max(1, torch.cuda.device_count()))
+    return ",".join(f"cuda:{number}" for number in numbers)

@@ -1,0 +1,140 @@
+"""A tokenizer.json vocabulary: text to token ids, and token ids to bytes.
+
+ExLlamaV2's own tokenizer gives texts, where half a character is U+FFFD and lost; streaming
+needs the bytes. They follow from the decoder that the file declares: byte-level BPE (GPT-2's
+table), or pieces with byte fallback (SentencePiece). All architectures of
+`model_config.ARCHITECTURES` come with one of the two.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from shared.errors import SettingsError
+from worker.engines.exl2.model_folder import ModelFolder, text_of
+from worker.engines.exl2.stop_tokens import special_tokens, stop_tokens
+
+_FALLBACK_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
+_NORMALISER_SHRINKS = 3
+"""Composing characters makes a text shorter by no more than this, in bytes of UTF-8."""
+
+
+class Vocabulary:
+    """All methods are thread-safe: nothing changes after the constructor."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        """Raises SettingsError."""
+        path = folder.path / "tokenizer.json"
+        # Two of them: whether control tokens in a text are read as such is a property.
+        self._parsing = _load(path.as_posix())
+        self._plain = _load(path.as_posix())
+        self._plain.encode_special_tokens = True
+        token_id_of: dict[str, int] = self._parsing.get_vocab(with_added_tokens=True)
+        self.size = 1 + max(token_id_of.values(), default=-1)
+        if not self.size:
+            raise SettingsError(f"models: the vocabulary in {path} is empty")
+        specials = set(special_tokens(folder).values())
+        to_bytes = _Decoder(folder.tokenizer)
+        self._pieces = [b""] * self.size
+        for text, token_id in token_id_of.items():
+            if token_id not in specials:
+                self._pieces[token_id] = to_bytes(text)
+        longest = max(len(text.encode("utf-8", "replace")) for text in token_id_of)
+        shrinks = _NORMALISER_SHRINKS if folder.tokenizer.get("normalizer") else 1
+        self.max_token_bytes = shrinks * longest
+        self.stop_ids = stop_tokens(folder, token_id_of)
+        self._bos = _begin_token(folder, token_id_of)
+        self.bos_text = self._parsing.id_to_token(self._bos) if self._bos is not None else ""
+        self.eos_text = text_of(folder.tokenizer_config.get("eos_token"))
+        if not self.eos_text and self.stop_ids:
+            self.eos_text = self._parsing.id_to_token(self.stop_ids[0])
+        self.adds_bos = self._bos is not None and self._wants_bos(folder)
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        tokenizer = self._parsing if parse_special else self._plain
+        # A lone surrogate, which JSON can carry, is no text that could be encoded.
+        clean = text.encode("utf-8", "replace").decode()
+        tokens: list[int] = tokenizer.encode(clean, add_special_tokens=False).ids
+        if add_special and self.adds_bos:
+            assert self._bos is not None, "adds_bos says that there is one"
+            tokens.insert(0, self._bos)
+        return tokens
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token adds to the text; control tokens and unknown ids add none."""
+        return self._pieces[token] if 0 <= token < self.size else b""
+
+    def _wants_bos(self, folder: ModelFolder) -> bool:
+        """What the tokenizer's class is told counts; else what the file's own post-processor
+        does with an empty text."""
+        declared = folder.tokenizer_config.get("add_bos_token")
+        if isinstance(declared, bool):
+            return declared
+        return self._bos in self._parsing.encode("", add_special_tokens=True).ids
+
+
+def _load(path: str) -> Any:
+    try:
+        tokenizer = Tokenizer.from_file(path)
+    except Exception as exc:  # the Rust side raises this very class
+        raise SettingsError(f"models: {path} cannot be loaded: {exc}") from exc
+    # What a file says of lengths is for training; a prompt is never cut or filled up.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _begin_token(folder: ModelFolder, token_id_of: dict[str, int]) -> int | None:
+    text = text_of(folder.tokenizer_config.get("bos_token"))
+    if text in token_id_of:
+        return token_id_of[text]
+    declared = folder.config.get("bos_token_id")
+    is_id = isinstance(declared, int) and declared in token_id_of.values()
+    return declared if is_id and "bos_token" not in folder.tokenizer_config else None
+
+
+class _Decoder:
+    """Turns the text of a token in tokenizer.json into the bytes it stands for."""
+
+    def __init__(self, tokenizer: dict[str, Any]) -> None:
+        stages = list(_stages(tokenizer.get("decoder")))
+        kinds = {stage.get("type") for stage in stages}
+        self._byte_of = _byte_table() if "ByteLevel" in kinds else {}
+        self._has_fallback = "ByteFallback" in kinds
+        self._replaced: list[tuple[str, str]] = []
+        for stage in stages:
+            if stage.get("type") == "Metaspace":
+                self._replaced.append((str(stage.get("replacement", "▁")), " "))
+            pattern = stage.get("pattern")
+            if stage.get("type") == "Replace" and isinstance(pattern, dict):
+                self._replaced.append((str(pattern.get("String")), str(stage.get("content"))))
+
+    def __call__(self, text: str) -> bytes:
+        if self._byte_of and all(char in self._byte_of for char in text):
+            return bytes(self._byte_of[char] for char in text)
+        if self._has_fallback and (match := _FALLBACK_BYTE.match(text)):
+            return bytes([int(match[1], 16)])
+        for old, new in self._replaced:
+            text = text.replace(old, new)
+        return text.encode("utf-8", "replace")
+
+
+def _stages(decoder: Any) -> Iterator[dict[str, Any]]:
+    if not isinstance(decoder, dict):
+        return
+    if decoder.get("type") == "Sequence":
+        for stage in decoder.get("decoders") or []:
+            yield from _stages(stage)
+    else:
+        yield decoder
+
+
+def _byte_table() -> dict[str, int]:
+    """GPT-2's table: printable characters stand for themselves, the other bytes for the
+    characters from U+0100 on. Source: openai/gpt-2@master:src/encoder.py, bytes_to_unicode."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(256) if byte not in printable)
+    return table | {chr(0x100 + i): byte for i, byte in enumerate(others)}
