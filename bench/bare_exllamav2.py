@@ -47,6 +47,7 @@ class Bare:
     def __init__(self, settings: BareSettings) -> None:
         from exllamav2 import ExLlamaV2, ExLlamaV2Cache, ExLlamaV2Config, ExLlamaV2Tokenizer
         from exllamav2.generator import ExLlamaV2DynamicGenerator
+
         from worker.engines.exl2.attach import attach
 
         self.attention = attach(settings.attention).name
