@@ -60,9 +60,12 @@ def main() -> int:
             # The next one may still work, and a machine may not come a second time.
             traceback.print_exc()
             failed.append(name)
-            session.content[name] = {"error": traceback.format_exc()}
-        _PARTIAL.parent.mkdir(parents=True, exist_ok=True)
-        _PARTIAL.write_bytes(msgspec.json.format(msgspec.json.encode(session.content), indent=1))
+            session.content[f"{name} error"] = traceback.format_exc()
+        finally:
+            # Also when time is up: SIGTERM ends this process by SystemExit.
+            _PARTIAL.parent.mkdir(parents=True, exist_ok=True)
+            encoded = msgspec.json.encode(session.content)
+            _PARTIAL.write_bytes(msgspec.json.format(encoded, indent=1))
     print("\n" + "\n\n".join(session.tables))
     if not session.is_quick:
         everything = len(names) == len(_BENCHMARKS)

@@ -16,15 +16,16 @@ _READY_S = 90.0
 
 
 def _text(service: Service, start: int, num_tokens: int, model: str = "counter") -> str:
-    chunks = service.openai().completions.create(
-        model=model,
-        prompt=str(start),
-        max_tokens=num_tokens,
-        temperature=0,
-        stream=True,
-        timeout=120,
-    )
-    return "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
+    with service.openai() as client:
+        chunks = client.completions.create(
+            model=model,
+            prompt=str(start),
+            max_tokens=num_tokens,
+            temperature=0,
+            stream=True,
+            timeout=120,
+        )
+        return "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
 
 
 def _stream(service: Service, num_tokens: int) -> http.client.HTTPResponse:
