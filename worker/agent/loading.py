@@ -22,7 +22,7 @@ from shared.errors import (
     SettingsError,
     Unavailable,
 )
-from shared.lifecycle import STAGES, LoadCommand, ModelSpec, StopOrder
+from shared.lifecycle import STAGES, LoadCommand, StopOrder
 from shared.messages import ReplicaState
 from shared.operations import Operation
 from worker.agent import needs, packaged_weights

@@ -1,0 +1,191 @@
+"""`python -m bench.gpu`: llmis with ExLlamaV2 on a GPU; prints tables, writes bench/results.
+
+python -m bench.gpu                 everything (about 15 minutes on an H100)
+python -m bench.gpu served          the whole service against ExLlamaV2's bare generator, at 1, 8,
+                                    32, 33 and 64 streams; 33 is where the quantised path changes
+python -m bench.gpu sdpa            the service with its Triton attention against torch's SDPA
+python -m bench.gpu attention       bandwidth of the attention kernels (bench/attention.py)
+python -m bench.gpu memory          estimates of worker/agent/estimate.py against memory used
+python -m bench.gpu cancel          closed connection → free slot
+"""
+
+import argparse
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from bench import gpu_cancel, gpu_machine, gpu_memory, gpu_served, report
+from bench.gpu_servers import GpuModel
+from bench.measure import Numbers, medians
+from bench.processes import ROOT, machine_facts
+
+_KINDS = ("1b-gptq", "1b")
+_STREAMS = (1, 8, 32, 33, 64)
+_SERVED_TARGET = 0.97
+_PARTIAL = ROOT / "var" / "bench" / "gpu-partial.json"
+"""What there is after each benchmark: a machine that is taken away leaves it behind."""
+
+
+@dataclass
+class Session:
+    """What is asked for, and what has been found."""
+
+    kinds: tuple[str, ...]
+    streams: tuple[int, ...]
+    rounds: int
+    is_quick: bool
+    content: dict[str, object] = field(default_factory=dict)
+    tables: list[str] = field(default_factory=list)
+
+
+def main() -> int:
+    names, session = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    session.content |= {"machine": machine_facts(), "gpu": gpu_machine.device_facts()}
+    session.content["rounds"] = session.rounds
+    failed = []
+    for name in names:
+        _say(f"{name} ...")
+        try:
+            _BENCHMARKS[name](session)
+        except Exception:
+            # The next one may still work, and a machine may not come a second time.
+            traceback.print_exc()
+            failed.append(name)
+            session.content[f"{name} error"] = traceback.format_exc()
+        finally:
+            # Also when time is up: SIGTERM ends this process by SystemExit.
+            _PARTIAL.parent.mkdir(parents=True, exist_ok=True)
+            encoded = msgspec.json.encode(session.content)
+            _PARTIAL.write_bytes(msgspec.json.format(encoded, indent=1))
+    print("\n" + "\n\n".join(session.tables))
+    if not session.is_quick:
+        everything = len(names) == len(_BENCHMARKS)
+        path = report.write("gpu" if everything else "gpu-" + "-".join(names), session.content)
+        print(f"\nwritten: {path}")
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _arguments() -> tuple[list[str], Session]:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(_BENCHMARKS)}")
+    parser.add_argument("--kinds", nargs="+", default=_KINDS, help="models (default both)")
+    parser.add_argument("--streams", type=int, nargs="+", default=_STREAMS)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default 3)")
+    parser.add_argument("--quick", action="store_true", help="one short round; writes no file")
+    given = parser.parse_args()
+    unknown = set(given.names) - set(_BENCHMARKS)
+    if unknown:
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    rounds = 1 if given.quick else given.rounds
+    session = Session(tuple(given.kinds), tuple(given.streams), rounds, given.quick)
+    return given.names or list(_BENCHMARKS), session
+
+
+def _served(session: Session) -> None:
+    found_all: dict[str, object] = {}
+    for kind in session.kinds:
+        model = GpuModel(kind, slots=max(session.streams))
+        loads = [
+            gpu_served.token_load(model, n, is_short=session.is_quick) for n in session.streams
+        ]
+        found = gpu_served.against_bare(model, loads, session.rounds, _say)
+        results = _medians(found)
+        ratios = {
+            label: by_side["llmis"].tokens_per_s / by_side["bare"].tokens_per_s
+            for label, by_side in results.items()
+        }
+        found_all[kind] = {
+            "medians": results,
+            "rounds": found,
+            "served_over_bare": ratios,
+            "target": _SERVED_TARGET,
+            "meets_target": min(ratios.values()) >= _SERVED_TARGET,
+        }
+        session.content["served"] = found_all
+        title = f"{kind}: {model.slots} slots of {model.context_length} tokens; times in ms"
+        session.tables.append(f"{title}\n{report.side_by_side_table(results, 'bare')}")
+
+
+def _sdpa(session: Session) -> None:
+    """The service with both kinds of attention, in turns."""
+    model = GpuModel(session.kinds[0], slots=max(session.streams), context_length=4096)
+    streams = (min(session.streams), max(session.streams))
+    loads = [gpu_served.token_load(model, n, is_short=session.is_quick) for n in streams]
+    loads.append(gpu_served.long_load(model, min(32, model.slots)))
+    found = gpu_served.attentions(model, loads, session.rounds, _say)
+    results = _medians(found)
+    session.content["sdpa"] = {"kind": model.kind, "medians": results, "rounds": found}
+    table = report.side_by_side_table(results, theirs="llmis sdpa", ours="llmis triton")
+    session.tables.append(f"{model.kind}: Triton attention against SDPA; times in ms\n{table}")
+
+
+def _attention(session: Session) -> None:
+    """In a process of its own, or this one would hold a CUDA context beside what comes after."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+        command = [sys.executable, "-m", "bench.attention", "--json", out.name]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"bench.attention failed:\n{done.stderr[-3000:]}")
+        session.content["attention"] = msgspec.json.decode(Path(out.name).read_bytes())
+    session.tables.append(f"attention kernels\n{done.stdout.strip()}")
+
+
+def _memory(session: Session) -> None:
+    rows = gpu_memory.run(session.is_quick, _say)
+    session.content["memory"] = rows
+    session.tables.append(gpu_memory.table(rows))
+
+
+def _cancel(session: Session) -> None:
+    model = GpuModel(session.kinds[0], slots=32, context_length=8192)
+    found = gpu_cancel.run(model, 3 if session.is_quick else 12)
+    session.content["cancel"] = found
+    lines = [
+        f"{where}: median {statistics.median(of_where):.0f} ms, worst {max(of_where):.0f} ms"
+        for where, of_where in found.items()
+    ]
+    session.tables.append("closed connection → free slot\n" + "\n".join(lines))
+
+
+def _medians(
+    found: dict[str, dict[str, list[Numbers]]],
+) -> dict[str, dict[str, Numbers]]:
+    return {
+        label: {side: medians(of_rounds) for side, of_rounds in by_side.items()}
+        for label, by_side in found.items()
+    }
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+_BENCHMARKS: dict[str, Callable[[Session], None]] = {
+    "served": _served,
+    "sdpa": _sdpa,
+    "memory": _memory,
+    "cancel": _cancel,
+    "attention": _attention,
+}
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
