@@ -12,6 +12,10 @@ from shared.lifecycle import ModelSpec
 ModelName = Annotated[str, Meta(pattern=names.MODEL_NAME_PATTERN)]
 
 
+_SPEC_FIELDS = (
+    *("path", "engine", "device", "quant", "context_length", "slots", "threads"),
+    *("cache_tokens", "draft", "draft_tokens", "pin", "ttl_s"),
+)
 ShortText = Annotated[str, Meta(max_length=64)]
 
 
@@ -26,6 +30,9 @@ class LoadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     quant: ShortText | None = None
     context_length: Annotated[int, Meta(ge=64, le=4_194_304)] | None = None
     slots: Annotated[int, Meta(ge=1, le=256)] | None = None
+    cache_tokens: Annotated[int, Meta(ge=0, le=2**40)] | None = None
+    draft: Annotated[str, Meta(max_length=1024)] | None = None
+    draft_tokens: Annotated[int, Meta(ge=1, le=15)] | None = None
     threads: Annotated[int, Meta(ge=0, le=1024)] | None = None
     pin: bool | None = None
     ttl_s: Annotated[float, Meta(ge=0)] | None = None
@@ -40,9 +47,7 @@ class LoadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
         Raises InvalidRequest, Conflict.
         """
-        fields = ("path", "engine", "device", "quant", "context_length", "slots", "threads",
-                  "pin", "ttl_s")  # fmt: skip
-        given = {f: getattr(self, f) for f in fields if getattr(self, f) is not None}
+        given = {f: getattr(self, f) for f in _SPEC_FIELDS if getattr(self, f) is not None}
         if "\0" in given.get("path", ""):
             raise InvalidRequest("path must not hold a null character.", param="path")
         if known is not None:

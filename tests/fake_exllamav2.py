@@ -390,7 +390,7 @@ def installed() -> Iterator[World]:
     generator.ExLlamaV2Sampler = Sampler  # type: ignore[attr-defined]
     filters.ExLlamaV2Filter = Filter  # type: ignore[attr-defined]
 
-    def attach_attention() -> str:
+    def attach_attention(_choice: str) -> str:
         _world.attached += 1
         return "fake"
 

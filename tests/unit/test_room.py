@@ -56,6 +56,25 @@ def test_the_least_recently_used_goes_first() -> None:
     assert (verdict.fits, verdict.evict, verdict.refusal) == (False, "old", None)
 
 
+def test_one_goes_rather_than_two() -> None:
+    small = _tenant("small", estimated_bytes=10, resident_bytes=10, used_at=1.0)
+    large = _tenant("large", used_at=9.0)
+    assert (
+        judge(
+            1090,
+            _LIMITS,
+            [small, large],
+        ).evict
+        == "large"
+    )
+
+
+def test_who_takes_room_elsewhere_does_not_go_for_memory() -> None:
+    elsewhere = _tenant("elsewhere", estimated_bytes=0, resident_bytes=0, used_at=1.0)
+    both = [_tenant("a", used_at=2.0), _tenant("b", used_at=3.0)]
+    assert judge(1150, _LIMITS, [elsewhere, *both]).evict == "a"
+
+
 def test_nobody_goes_when_that_would_not_help() -> None:
     verdict = judge(1201, _LIMITS, [_tenant("a"), _tenant("b")])
     assert verdict.evict is None

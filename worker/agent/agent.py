@@ -21,9 +21,9 @@ from shared.lifecycle import Device, ModelSpec, NodeRecord
 from shared.settings import Settings
 from shared.version import VERSION
 from worker.agent import packaged_weights
+from worker.agent.devices import GPU_ENGINES, RAM, DeviceMemory, devices
 from worker.agent.fleet import Fleet
 from worker.agent.managed_replica import ManagedReplica
-from worker.agent.memory import host_memory
 from worker.agent.room import free_bytes
 
 _log = logging.getLogger(__name__)
@@ -182,8 +182,6 @@ class Agent:
 
     def _record(self) -> NodeRecord:
         replicas = self.fleet.all()
-        free = free_bytes(self.fleet.limits(), self.fleet.tenants())
-        device = Device("cpu", platform.machine(), host_memory().total_bytes, free)
         return NodeRecord(
             id=self.node,
             agent_id=self._id,
@@ -192,14 +190,21 @@ class Agent:
                 "llmis": VERSION,
                 "python": platform.python_version(),
                 "celery": version("celery"),
-                "xllamacpp": version("xllamacpp"),
             },
             started_at=self._started_at,
             cpus=os.cpu_count() or 1,
-            devices=[device],
+            devices=[self._device(device) for device in devices()],
             promised_bytes=sum(replica.promised_bytes for replica in replicas),
             models=sorted({r.model for r in replicas if not r.is_stopping}),
         )
+
+    def _device(self, device: DeviceMemory) -> Device:
+        """A device with what another replica could take on it."""
+        engine = "llamacpp" if device.id == RAM else GPU_ENGINES[0]
+        probe = ModelSpec(name="probe", path="", engine=engine, device=device.id)
+        tenants = self.fleet.tenants_beside(probe, devices())
+        free = free_bytes(self.fleet.limits([device]), tenants)
+        return Device(device.id, device.name, device.total_bytes, free)
 
     def _unload_idle(self) -> None:
         """Let models go whose time to live is over."""

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -19,8 +20,8 @@ from shared.errors import LlmisError, ModelFailed
 from shared.lifecycle import Assignment, ModelSpec, StopOrder
 from shared.messages import DecodeError
 from shared.settings import Settings
+from worker.agent.devices import RAM, DeviceMemory, overlap
 from worker.agent.managed_replica import ManagedReplica, find_processes
-from worker.agent.memory import host_memory
 from worker.agent.room import Limits, Tenant
 
 _log = logging.getLogger(__name__)
@@ -208,19 +209,31 @@ class Fleet:
 
     # -- room --------------------------------------------------------------------------------
 
-    def limits(self) -> Limits:
+    def limits(self, on: list[DeviceMemory]) -> Limits:
+        """What binds a replica on these devices."""
         settings = self.settings
+        is_ram = any(device.id == RAM for device in on)
         return Limits(
-            host_memory().available_bytes,
-            settings.memory_limit_bytes,
-            settings.memory_reserve_bytes,
+            sum(device.available_bytes for device in on),
+            settings.memory_limit_bytes if is_ram else 0,
+            settings.memory_reserve_bytes * len(on),
             settings.max_loaded_models,
         )
 
     def tenants(self) -> list[Tenant]:
-        """Who takes room here. Raises redis.RedisError."""
+        """Who is here. Raises redis.RedisError."""
         used_at = registry.read_used_at(self.client)
         return [self._tenant(replica, used_at.get(replica.model, 0.0)) for replica in self.all()]
+
+    def tenants_beside(self, spec: ModelSpec, there: list[DeviceMemory]) -> list[Tenant]:
+        """Who is here, as seen by a model: who takes room elsewhere counts as a head only."""
+        specs = {replica.id: replica.assignment.spec for replica in self.all()}
+        return [
+            tenant
+            if tenant.id in specs and overlap(spec, specs[tenant.id], there)
+            else replace(tenant, estimated_bytes=0, resident_bytes=0, mapped_bytes=0)
+            for tenant in self.tenants()
+        ]
 
     def _tenant(self, replica: ManagedReplica, used_at: float) -> Tenant:
         resident_s = time.monotonic() - (replica.ready_at or time.monotonic())
@@ -228,7 +241,7 @@ class Fleet:
             id=replica.id,
             path=replica.assignment.spec.path,
             estimated_bytes=replica.assignment.memory_bytes,
-            resident_bytes=replica.resident_bytes,
+            resident_bytes=replica.held_bytes,
             mapped_bytes=replica.mapped_bytes,
             is_leaving=replica.is_stopping,
             is_evictable=(

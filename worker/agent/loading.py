@@ -27,6 +27,7 @@ from shared.messages import ReplicaState
 from shared.operations import Operation
 from worker.agent import needs, packaged_weights
 from worker.agent.agent import Agent
+from worker.agent.devices import devices, devices_of
 from worker.agent.managed_replica import ManagedReplica
 from worker.agent.model_file import ModelFileError
 from worker.agent.room import judge
@@ -37,7 +38,6 @@ _POLL_S = 0.1
 _CHECK_S = 1.0
 """How often a load looks whether it is still wanted."""
 _ROOM_WAIT_S = 0.5
-DEVICES = ("auto", "cpu")
 _INSUFFICIENT_RETRY_S = 5.0
 _FAILED_RETRY_S = 30.0
 
@@ -128,7 +128,10 @@ class Loading:
             # Who has become busy a moment ago must not be taken for idle.
             self._fleet.refresh()
             with self._fleet.lock:
-                verdict = judge(needed.total_bytes, self._fleet.limits(), self._fleet.tenants())
+                there = devices()
+                limits = self._fleet.limits(devices_of(self._spec, there))
+                tenants = self._fleet.tenants_beside(self._spec, there)
+                verdict = judge(needed.total_bytes, limits, tenants)
                 if verdict.fits:
                     return self._fleet.take_in(self._spec, needed.total_bytes)
             if verdict.refusal is not None:
@@ -147,10 +150,7 @@ class Loading:
     def _weights(self) -> Path:
         """Raises InvalidModel."""
         spec = self._spec
-        if spec.device not in DEVICES:
-            raise InvalidModel(
-                f"device = {spec.device!r}: this node has {', '.join(DEVICES)}.", param="device"
-            )
+        devices_of(spec, devices())
         if spec.engine not in ENGINES:
             raise InvalidModel(
                 f"engine = {spec.engine!r}: must be one of {', '.join(sorted(ENGINES))}.",

@@ -16,6 +16,7 @@ import psutil
 
 from shared.lifecycle import Assignment
 from shared.messages import ReplicaRecord, ReplicaState
+from worker.agent.devices import GPU_ENGINES
 
 _log = logging.getLogger(__name__)
 MAX_FAILURES = 3
@@ -96,7 +97,22 @@ class ManagedReplica:
     @property
     def mapped_bytes(self) -> int:
         """Resident pages with files behind them: the system counts them as free."""
-        return self._memory("shared")
+        return 0 if self._is_on_gpu else self._memory("shared")
+
+    @property
+    def held_bytes(self) -> int:
+        """What it has by now of the memory that its estimate is about.
+
+        A GPU's driver does not say reliably how much of it a process holds; weights and cache
+        are allocated when the replica is ready.
+        """
+        if self._is_on_gpu:
+            return self.assignment.memory_bytes if self.ready_at is not None else 0
+        return self.resident_bytes
+
+    @property
+    def _is_on_gpu(self) -> bool:
+        return self.assignment.spec.engine in GPU_ENGINES
 
     def _memory(self, kind: str) -> int:
         with contextlib.suppress(psutil.Error):
@@ -107,7 +123,7 @@ class ManagedReplica:
     @property
     def promised_bytes(self) -> int:
         """What the estimate says it will still take."""
-        return max(0, self.assignment.memory_bytes - self.resident_bytes)
+        return max(0, self.assignment.memory_bytes - self.held_bytes)
 
     def observe(self, record: ReplicaRecord | None) -> None:
         """Take note of what it says of itself."""

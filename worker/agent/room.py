@@ -74,7 +74,8 @@ class Verdict:
 def judge(needed_bytes: int, limits: Limits, tenants: list[Tenant]) -> Verdict:
     """Say whether `needed_bytes` fit, who has to go, or why they do not.
 
-    The least recently used one goes first, and nobody goes when that would not help.
+    One goes rather than several, the least recently used one first; nobody goes when that
+    would not help.
     """
     if _fits(needed_bytes, limits, tenants):
         return Verdict(fits=True)
@@ -84,9 +85,13 @@ def judge(needed_bytes: int, limits: Limits, tenants: list[Tenant]) -> Verdict:
     evictable = sorted(
         (t for t in tenants if t.is_evictable and not t.is_leaving), key=lambda t: t.used_at
     )
-    for count in range(1, len(evictable) + 1):
-        if _fits_without(needed_bytes, limits, tenants, [*leaving, *evictable[:count]]):
-            return Verdict(evict=evictable[0].id)
+    for tenant in evictable:
+        if _fits_without(needed_bytes, limits, tenants, [*leaving, tenant]):
+            return Verdict(evict=tenant.id)
+    helpful = [tenant for tenant in evictable if tenant.needed_bytes] or evictable
+    for count in range(1, len(helpful) + 1):
+        if _fits_without(needed_bytes, limits, tenants, [*leaving, *helpful[:count]]):
+            return Verdict(evict=helpful[0].id)
     unpinned = [tenant for tenant in tenants if not tenant.is_pinned]
     return Verdict(
         refusal=_refusal(needed_bytes, limits, tenants),

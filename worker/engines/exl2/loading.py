@@ -101,7 +101,9 @@ def load(settings: EngineSettings, folder: ModelFolder) -> Loaded:
             plan.devices, os.environ.get("CUDA_VISIBLE_DEVICES")
         )
     library, generators, filters = _import()
-    attention = importlib.import_module(_ATTACH).attach()
+    attention = importlib.import_module(_ATTACH).attach(
+        os.environ.get("LLMIS_EXL2_ATTENTION", "auto")
+    )
     speculation = settings.speculation
     draft_folder = None
     if speculation is not None and speculation.draft_path is not None:
