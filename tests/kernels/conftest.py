@@ -15,6 +15,8 @@ if HAS_LIBRARIES:
         from tests.kernels.interpreter import prepare
 
         prepare()
+        # What needs other hardware is not collected, not skipped: `make test-gpu` runs it.
+        collect_ignore_glob = ["test_on_gpu.py"]
         # Threads that wait for one another cost more than they bring to tensors this small.
         torch.set_num_threads(1)
 
