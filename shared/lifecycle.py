@@ -26,7 +26,7 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     name: Annotated[str, Meta(pattern=names.MODEL_NAME_PATTERN)]
     path: str
     """Relative to the model folder of the node."""
-    engine: str = "llamacpp"
+    engine: str = "auto"
     device: str = "auto"
     quant: str = "f16"
     """Precision of the KV cache."""

@@ -41,7 +41,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     name: Annotated[str, Meta(pattern=names.MODEL_NAME_PATTERN)]
     path: str
     """The weights, relative to `models_dir`. A path outside of it is refused."""
-    engine: str = "llamacpp"
+    engine: str = "auto"
+    """llamacpp, exllamav2, or auto: the one for the files at `path`."""
     device: str = "auto"
     """The device of a node that holds the model; auto = the engine's first choice."""
     quant: str = "f16"

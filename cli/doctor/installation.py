@@ -118,7 +118,7 @@ def _is_installed(package: str) -> bool:
 
 def _check_file(subject: str, model: ModelSettings, path: Path) -> Finding:
     """Raises OSError when the weights cannot be read."""
-    if model.engine == "llamacpp":
+    if path.is_file() and model.engine in ("auto", "llamacpp"):
         with path.open("rb") as file:
             if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
                 mend = "get the file again; a download that broke off looks like this"

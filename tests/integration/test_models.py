@@ -95,6 +95,8 @@ def test_loading_what_is_loaded_is_done_at_once_and_otherwise_a_conflict(
         ({"name": "x", "path": None}, 400, "path"),
         ({"name": "x", "engine": "other"}, 422, "engine"),
         ({"name": "x", "quant": "q1"}, 422, "quant"),
+        ({"name": "x", "device": "cuda:0"}, 422, "device"),
+        ({"name": "x", "path": "."}, 422, "device"),  # a folder is for the GPU's engine
         ({"name": "x", "slots": 0}, 400, "slots"),
         ({"name": "x", "package": "os"}, 400, None),
         ({"name": "x", "node": "nowhere"}, 503, None),

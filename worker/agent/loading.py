@@ -31,7 +31,7 @@ from worker.agent.devices import devices, devices_of
 from worker.agent.managed_replica import ManagedReplica
 from worker.agent.model_file import ModelFileError
 from worker.agent.room import judge
-from worker.engines import ENGINES
+from worker.engines import ENGINES, engine_for
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1
@@ -148,12 +148,11 @@ class Loading:
             time.sleep(_POLL_S)
 
     def _weights(self) -> Path:
-        """Raises InvalidModel."""
+        """Find the weights, and the engine for them. Raises InvalidModel."""
         spec = self._spec
-        devices_of(spec, devices())
-        if spec.engine not in ENGINES:
+        if spec.engine not in ("auto", *ENGINES):
             raise InvalidModel(
-                f"engine = {spec.engine!r}: must be one of {', '.join(sorted(ENGINES))}.",
+                f"engine = {spec.engine!r}: must be auto, {' or '.join(sorted(ENGINES))}.",
                 param="engine",
             )
         try:
@@ -168,6 +167,9 @@ class Loading:
                 f"{self._agent.node}. Put them there or correct the path.",
                 param="path",
             )
+        if spec.engine == "auto":
+            self._spec = msgspec.structs.replace(spec, engine=engine_for(path))
+        devices_of(self._spec, devices())
         return path
 
     # -- until it is ready -------------------------------------------------------------------
@@ -220,7 +222,7 @@ class Loading:
 
     def _finish(self) -> None:
         """Raises Conflict when the load was broken off at the last moment."""
-        spec = self._spec
+        spec = self._command.spec  # as it was asked for, with `auto` where that was said
         remember = None if spec.is_configured else spec
         if not self._operation.finish_load(remember):
             for replica in self._fleet.replicas_of(spec.name):
@@ -235,7 +237,7 @@ class Loading:
         if isinstance(error, InvalidModel | ModelFailed):
             retry_s = _FAILED_RETRY_S
         if ready and not self._spec.is_configured:
-            self._operation.remember(self._spec)
+            self._operation.remember(self._command.spec)
         if not ready and isinstance(error, InvalidModel | ModelFailed | InsufficientResources):
             # What broke the load off from outside says nothing of the model.
             self._fleet.note_failure(self._spec, error, retry_s)

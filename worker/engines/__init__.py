@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 from shared.errors import SettingsError
@@ -14,6 +15,11 @@ ENGINES = {
 
 PACKAGES = {"exllamav2": ("exllamav2", "torch"), "llamacpp": ("xllamacpp",)}
 """Whose versions matter when an engine is looked into."""
+
+
+def engine_for(path: Path) -> str:
+    """The engine for the weights at a path: a folder is Hugging Face's, a file is GGUF."""
+    return "exllamav2" if path.is_dir() else "llamacpp"
 
 
 def load(name: str, settings: EngineSettings) -> Engine:
