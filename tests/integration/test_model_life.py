@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -321,3 +322,29 @@ def test_a_service_starts_although_a_model_has_no_room(tmp_path: Path) -> None:
     with running_service(tmp_path, extra=extra, counters_more="pin = true") as service:
         served = [name for name in ("counter", "counter-small") if model(service, name)["replicas"]]
         assert len(served) == 1
+
+
+def test_what_was_loaded_comes_back_after_a_restart(tmp_path: Path) -> None:
+    with running_service(tmp_path) as service:
+        assert load(service, "kept", pin=True)[0] == 200
+    with running_service(tmp_path) as service:
+        view = wait_for_state(service, "kept", "ready")
+        assert view["pin"]
+        assert Completion(service, "kept", 5).read().text == expected_text(5, 5)
+
+
+def test_room_is_made_within_the_memory_limit(tmp_path: Path) -> None:
+    """Two pinned counters and one more fit into the limit: the other two take turns."""
+    extra = "memory_limit_bytes = 400_000_000\nmin_residence_s = 0\n" + _lazy("a", "b")
+    with running_service(tmp_path, extra=extra, counters_more="pin = true") as service:
+        for name in ("a", "b", "a"):
+            assert Completion(service, name, 20).read().text == expected_text(5, 20)
+            taken = [r["memory_estimated_bytes"] for r in replicas_of_all(service)]
+            assert sum(taken) <= 400_000_000
+        assert len(replicas_of_all(service)) == 3
+
+
+def replicas_of_all(service: Service) -> list[Any]:
+    """The admin views of the replicas that are not on their way out."""
+    models = admin(service, "/models")[1]["data"]
+    return [r for view in models for r in view["replicas"] if r["state"] != "draining"]

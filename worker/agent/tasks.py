@@ -5,6 +5,9 @@ itself, its lock expires and who waits for it is told.
 """
 
 import logging
+from typing import Any
+
+from celery.worker.control import control_command, ok
 
 from shared import names, operations
 from shared.celery_app import app
@@ -24,6 +27,12 @@ def serve(agent: Agent) -> None:
     """Make the tasks of this process run on `agent`."""
     global _agent
     _agent = agent
+
+
+@control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
+def revoke(state: Any, task_id: Any, **_: Any) -> Any:
+    """Replace Celery's command: cancellations reach every worker, and an agent has no jobs."""
+    return ok("an agent has no jobs")
 
 
 @app.task(name=names.LOAD_TASK, acks_late=False)  # type: ignore[untyped-decorator]
