@@ -15,6 +15,7 @@ ModelName = Annotated[str, Meta(pattern=names.MODEL_NAME_PATTERN)]
 _SPEC_FIELDS = (
     *("path", "engine", "device", "quant", "context_length", "slots", "threads"),
     *("cache_tokens", "draft", "draft_tokens", "pin", "ttl_s"),
+    *("chat_template", "stop", "strip_leading_space"),
 )
 ShortText = Annotated[str, Meta(max_length=64)]
 
@@ -34,6 +35,11 @@ class LoadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     draft: Annotated[str, Meta(max_length=1024)] | None = None
     draft_tokens: Annotated[int, Meta(ge=1, le=15)] | None = None
     threads: Annotated[int, Meta(ge=0, le=1024)] | None = None
+    chat_template: Annotated[str, Meta(max_length=200_000)] | None = None
+    """The Jinja text itself."""
+    stop: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]],
+                    Meta(max_length=16)] | None = None  # fmt: skip
+    strip_leading_space: bool | None = None
     pin: bool | None = None
     ttl_s: Annotated[float, Meta(ge=0)] | None = None
     replicas: Annotated[int, Meta(ge=1, le=64)] = 1

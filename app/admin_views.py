@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from shared import operations
 from shared.lifecycle import ModelSpec, NodeRecord, OperationKind, Progress
 from shared.messages import ReplicaRecord
 from shared.registry import Directory
@@ -34,7 +35,7 @@ def model(shared: "Services", name: str) -> dict[str, Any]:
         "object": "model",
         "state": shared.catalog.state(name),
         "is_configured": shared.catalog.is_configured(name),
-        **_spec(shared.catalog.spec(name)),
+        **_settings(_spec(shared, name, load), records),
         "slots": sum(record.slots for record in records),
         "busy_slots": sum(record.busy_slots for record in records),
         "queue_length": shared.relay.queues.all().get(name, 0),
@@ -46,9 +47,23 @@ def model(shared: "Services", name: str) -> dict[str, Any]:
     }
 
 
-def _spec(spec: ModelSpec | None) -> dict[str, Any]:
+def _spec(shared: "Services", name: str, load: Progress | None) -> ModelSpec | None:
+    """What is known of a model, or asked for by the load that is under way."""
+    spec = shared.catalog.spec(name)
+    if spec is not None or load is None:
+        return spec
+    command = operations.read_load(shared.client, load.id)
+    return command.spec if command else None
+
+
+def _settings(spec: ModelSpec | None, records: list[ReplicaRecord]) -> dict[str, Any]:
+    """As asked for; engine and device as they are, once a replica has chosen."""
     fields = ("path", "engine", "device", "quant", "context_length", "pin", "ttl_s")
-    return {field: getattr(spec, field) if spec else None for field in fields}
+    settings = {field: getattr(spec, field) if spec else None for field in fields}
+    if records:
+        settings["engine"] = records[0].engine
+        settings["device"] = ",".join(sorted({record.device for record in records}))
+    return settings
 
 
 def _replica(record: ReplicaRecord) -> dict[str, Any]:

@@ -27,8 +27,9 @@ class Catalog:
     def names(self) -> list[str]:
         """Models that can be asked for, the configured ones first."""
         configured = [model.name for model in self._settings.models]
-        served = {record.model for record in self._directory.replicas()}
-        return configured + sorted((served | set(self._directory.specs())) - set(configured))
+        others = {record.model for record in self._directory.replicas()}
+        others |= set(self._directory.specs()) | self._directory.loading()
+        return configured + sorted(others - set(configured))
 
     def is_known(self, name: str) -> bool:
         """Whether a model can be asked for. One that was loaded a moment ago is found, too."""
@@ -41,6 +42,7 @@ class Catalog:
         return (
             self._settings.model(name) is not None
             or name in self._directory.specs()
+            or name in self._directory.loading()
             or bool(self._directory.replicas(name))
         )
 

@@ -8,8 +8,10 @@ import msgspec
 import redis
 from flask import Blueprint, Flask, Response
 
+from app.catalog import Catalog, ModelState
 from app.services import services
 from shared.messages import ReplicaRecord, ReplicaState
+from shared.registry import Directory
 from shared.version import VERSION
 
 blueprint = Blueprint("health", __name__)
@@ -32,7 +34,8 @@ def healthz() -> Response:
 
 @blueprint.get("/readyz")
 def readyz() -> Response:
-    """Ready when Redis answers and a replica is ready whose engine makes progress."""
+    """Ready when Redis answers and a replica is ready whose engine makes progress, or none is
+    loaded and the first request would load one."""
     shared = services()
     reasons = []
     try:
@@ -41,11 +44,18 @@ def readyz() -> Response:
         reasons.append("Redis does not answer")
     if not shared.hub.is_connected:
         reasons.append("the pub/sub connection is down")
-    if not any(_is_healthy(record) for record in shared.directory.replicas()):
+    is_served = any(_is_healthy(record) for record in shared.directory.replicas())
+    if not is_served and not _waits_for_demand(shared.catalog, shared.directory):
         reasons.append("no replica is ready")
     if reasons:
         return _json({"status": "not ready", "reasons": reasons}, 503)
     return _json({"status": "ready"})
+
+
+def _waits_for_demand(catalog: Catalog, directory: Directory) -> bool:
+    """Whether nothing is loaded because nobody asked: the first request loads its model."""
+    states = {catalog.state(name) for name in catalog.names()}
+    return states == {ModelState.UNLOADED} and bool(directory.nodes())
 
 
 def _is_healthy(record: ReplicaRecord) -> bool:

@@ -55,8 +55,13 @@ def state(model: ModelView) -> Text:
         progress = output.progress_text(model.load.stage, model.load.fraction)
         return output.state_text(model.state, progress)
     if model.error is not None:
-        return output.state_text(model.state, f"({model.error.message})")
+        return output.state_text(model.state, f"({_shortened(model.error.message)})")
     return output.state_text(model.state)
+
+
+def _shortened(text: str) -> str:
+    """For a column; `--json` has all of it."""
+    return text if len(text) <= _ERROR_CHARS else f"{text[: _ERROR_CHARS - 1]}…"
 
 
 def _kept(model: ModelView) -> str:
@@ -66,6 +71,7 @@ def _kept(model: ModelView) -> str:
     return f"{model.ttl_s:g} s" if model.ttl_s else "-"
 
 
+_ERROR_CHARS = 48
 _COUNT = click.IntRange(min=1)
 
 
@@ -74,11 +80,13 @@ _COUNT = click.IntRange(min=1)
 @click.option("--path", help="Weights, under the model folder.  [default: those of llmis.toml]")
 @click.option("--engine")
 @click.option("--device", help="cpu, cuda:0, …")
-@click.option("--quant", help="Which of several quantizations.")
+@click.option("--quant", help="Precision of the KV cache: f16, q8_0, …")
 @click.option("--context-length", type=_COUNT, metavar="TOKENS", help="Tokens a slot.")
 @click.option("--slots", type=_COUNT, help="Requests at the same time.")
 @click.option("--threads", type=click.IntRange(min=0), help="Compute threads; 0 = automatic.")
 @click.option("--replicas", type=_COUNT)
+@click.option("--chat-template", type=click.File(), help="A Jinja file.")
+@click.option("--stop", multiple=True, help="A stop string of the template; may be repeated.")
 @click.option("--pin/--no-pin", default=None, help="Never unload it to make room.")
 @click.option("--ttl-s", type=click.FloatRange(min=0), help="Unload it when unused for so long.")
 @click.option("--node", help="The machine to load it on.")
@@ -91,6 +99,11 @@ def load(client: Client, is_json: bool, no_wait: bool, name: str, **given: Any) 
     Ctrl-C ends the waiting, not the load. With --json the load's last state.
     """
     body = {"name": name} | {key: value for key, value in given.items() if value is not None}
+    if "chat_template" in body:
+        body["chat_template"] = given["chat_template"].read()
+    body["stop"] = list(given["stop"])
+    if not body["stop"]:
+        del body["stop"]
     _run(client, "/admin/models/load", body, is_json=is_json, no_wait=no_wait)
 
 

@@ -187,6 +187,11 @@ class Directory:
         """Where the load or unload of a model stands, while one is under way."""
         return self._current.operations.get((kind, model))
 
+    def loading(self) -> set[str]:
+        """Models whose load is under way."""
+        kinds = self._current.operations
+        return {model for kind, model in kinds if kind is OperationKind.LOAD}
+
     def used_at(self, model: str) -> float | None:
         """Unix time of the model's last request."""
         return self._current.used_at.get(model)

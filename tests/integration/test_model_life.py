@@ -1,5 +1,6 @@
 """Models come by demand and go by themselves; replicas and agents die and come back."""
 
+import http.client
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from shared import names
 from tests.admin_client import Completion, admin, load, model, unload, wait_for_state
 from tests.conftest import TEST_FILES, Service, running_service, wait_for
 from tests.counter_model import expected_text
@@ -108,6 +110,8 @@ def test_a_request_for_a_model_that_can_never_fit_fails_with_507(tmp_path: Path)
         assert completion.response.status == 507
         assert completion.error["code"] == "too_many_models"
         assert completion.response.headers["Retry-After"]
+        queue = names.model_queue("late")
+        wait_for(lambda: not service.redis.exists(queue), "no request without a reader is left")
         # And the others have not been touched.
         assert Completion(service, "counter", 5).read().text == expected_text(5, 5)
 
@@ -348,3 +352,19 @@ def replicas_of_all(service: Service) -> list[Any]:
     """The admin views of the replicas that are not on their way out."""
     models = admin(service, "/models")[1]["data"]
     return [r for view in models for r in view["replicas"] if r["state"] != "draining"]
+
+
+def test_a_service_whose_models_wait_for_their_first_request_is_ready(
+    own_service: Service,
+) -> None:
+    for name in ("counter", "counter-small"):
+        assert unload(own_service, name)[0] == 200
+    wait_for(lambda: _readyz(own_service) == 200, "it is ready to load one")
+    assert Completion(own_service, "counter-small", 5).read().text == expected_text(5, 5)
+    assert _readyz(own_service) == 200
+
+
+def _readyz(service: Service) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+    connection.request("GET", "/readyz")
+    return connection.getresponse().status

@@ -314,3 +314,20 @@ def test_a_path_that_cannot_be_followed_is_refused_at_once(service: Service, pat
     assert (status, answer["error"]["param"]) == (422, "path")
     for link in ("loop-a.gguf", "loop-b.gguf"):
         (models / link).unlink()
+
+
+def test_a_load_that_is_under_way_is_listed_with_its_settings(service: Service, name: str) -> None:
+    body = {"name": name, "path": "counter.gguf", "context_length": 512, "slots": 2, "pin": True}
+    assert admin(service, "/models/load", body)[0] == 202
+    view = model(service, name)
+    assert (view["path"], view["pin"]) == ("counter.gguf", True)
+    wait_for_state(service, name, "ready")
+
+
+def test_a_chat_template_comes_with_the_load(service: Service, name: str) -> None:
+    template = "{{ messages[-1].content }} 7"
+    assert load(service, name, chat_template=template, strip_leading_space=True)[0] == 200
+    answer = service.openai().chat.completions.create(
+        model=name, messages=[{"role": "user", "content": "5"}], max_tokens=2, temperature=0
+    )
+    assert answer.choices[0].message.content == "8 9"

@@ -211,7 +211,7 @@ class Agent:
         now = time.time()
         for tenant in self.fleet.tenants():
             replica = self.fleet.get(tenant.id)
-            if replica is None or not tenant.is_evictable:
+            if replica is None or not self.fleet.is_idle(replica):
                 continue
             ttl_s = replica.assignment.spec.ttl_s
             if ttl_s and now - tenant.used_at > ttl_s:

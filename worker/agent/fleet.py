@@ -244,16 +244,20 @@ class Fleet:
             resident_bytes=replica.held_bytes,
             mapped_bytes=replica.mapped_bytes,
             is_leaving=replica.is_stopping,
-            is_evictable=(
-                replica.is_ready
-                and not replica.assignment.spec.pin
-                and resident_s >= self.settings.min_residence_s
-                and not replica.is_busy
-                and self.queue_length(replica.model) == 0
-            ),
+            is_evictable=resident_s >= self.settings.min_residence_s and self.is_idle(replica),
             is_pinned=replica.assignment.spec.pin,
             # Who has just come was wanted just now; a long answer is use to its end.
             used_at=max(used_at, time.time() - resident_s, replica.busy_at),
+        )
+
+    def is_idle(self, replica: ManagedReplica) -> bool:
+        """Whether it could go without anybody noticing."""
+        return (
+            replica.is_ready
+            and not replica.is_stopping
+            and not replica.assignment.spec.pin
+            and not replica.is_busy
+            and self.queue_length(replica.model) == 0
         )
 
     def queue_length(self, model: str) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import redis
 
-from shared import operations, registry
+from shared import names, operations, registry
 from shared.errors import (
     Conflict,
     InsufficientMemory,
@@ -241,4 +241,6 @@ class Loading:
         if not ready and isinstance(error, InvalidModel | ModelFailed | InsufficientResources):
             # What broke the load off from outside says nothing of the model.
             self._fleet.note_failure(self._spec, error, retry_s)
+            # Who waits is told so now: what is left of their requests has no reader.
+            self._agent.client.delete(*names.priority_lists(self._spec.name))
         self._operation.fail(operations.failure_of(error, retry_s))
