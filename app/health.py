@@ -15,6 +15,7 @@ from shared.registry import Directory
 from shared.version import VERSION
 
 blueprint = Blueprint("health", __name__)
+_FRESH_S = 0.1
 _STALLED_S = 30.0
 """An engine that has jobs and made no step for this long makes no progress."""
 
@@ -44,12 +45,20 @@ def readyz() -> Response:
         reasons.append("Redis does not answer")
     if not shared.hub.is_connected:
         reasons.append("the pub/sub connection is down")
-    is_served = any(_is_healthy(record) for record in shared.directory.replicas())
+    is_served = _is_served(shared.directory)
+    if not is_served and not reasons:
+        # The copy of the registry is up to a second old.
+        shared.directory.refresh_if_older(_FRESH_S)
+        is_served = _is_served(shared.directory)
     if not is_served and not _waits_for_demand(shared.catalog, shared.directory):
         reasons.append("no replica is ready")
     if reasons:
         return _json({"status": "not ready", "reasons": reasons}, 503)
     return _json({"status": "ready"})
+
+
+def _is_served(directory: Directory) -> bool:
+    return any(_is_healthy(record) for record in directory.replicas())
 
 
 def _waits_for_demand(catalog: Catalog, directory: Directory) -> bool:
