@@ -49,7 +49,7 @@ def model(shared: "Services", name: str) -> dict[str, Any]:
 
 def _spec(shared: "Services", name: str, load: Progress | None) -> ModelSpec | None:
     """What is known of a model, or asked for by the load that is under way."""
-    spec = shared.catalog.spec(name)
+    spec = shared.catalog.outline(name)
     if spec is not None or load is None:
         return spec
     command = operations.read_load(shared.client, load.id)

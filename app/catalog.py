@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from shared.lifecycle import ModelSpec, OperationKind, spec_of
+from shared.lifecycle import ModelSpec, OperationKind, outline_of, spec_of
 from shared.messages import ReplicaState
 from shared.registry import Directory
 from shared.settings import Settings
@@ -57,11 +57,16 @@ class Catalog:
         return self._settings.model(name) is not None
 
     def spec(self, name: str) -> ModelSpec | None:
-        """How to load a model. None = nobody says. Raises OSError for an unreadable template."""
+        """How to load a model. None = nobody says. Raises InvalidModel: unreadable template."""
         configured = self._settings.model(name)
         if configured is not None:
             return spec_of(self._settings, configured)
         return self._directory.specs().get(name)
+
+    def outline(self, name: str) -> ModelSpec | None:
+        """How a model is set up, as far as that is known without reading a file."""
+        configured = self._settings.model(name)
+        return outline_of(configured) if configured else self._directory.specs().get(name)
 
     def state(self, name: str) -> ModelState:
         directory = self._directory

@@ -13,6 +13,7 @@ from shared import names, operations, registry
 from shared.errors import (
     Conflict,
     InsufficientResources,
+    InvalidModel,
     LlmisError,
     ModelFailed,
     ModelUnloaded,
@@ -136,8 +137,9 @@ class Loader:
             return None
         try:
             spec = self._catalog.spec(model)
-        except (OSError, UnicodeDecodeError) as exc:
-            raise NoNode(f"The chat template of {model!r} cannot be read: {exc}") from exc
+        except InvalidModel as exc:
+            _log.error("%s is not loaded: %s", model, exc)
+            raise _unloadable(model) from exc
         if spec is None:
             raise ModelUnloaded(f"The model {model!r} was unloaded.")
         try:
@@ -165,9 +167,9 @@ class Loader:
         """Whether the model needs no more attention."""
         if self._directory.is_coming(name) or self._directory.is_assigned(name):
             return True
-        spec = self._catalog.spec(name)
-        assert spec is not None, "it is configured"
         try:
+            spec = self._catalog.spec(name)
+            assert spec is not None, "it is configured"
             self.load(spec)
         except NoNode:
             return False
@@ -181,9 +183,13 @@ def _for_clients(model: str, failure: Failure) -> LlmisError:
     parameters of the load are its operator's."""
     error = failure.error()
     if not isinstance(error, InsufficientResources):
-        error = ModelFailed(f"The model {model!r} cannot be loaded; GET /admin/models says why.")
+        error = _unloadable(model)
     error.retry_after_s = max(1, round(failure.retry_at - time.time()))
     return error
+
+
+def _unloadable(model: str) -> ModelFailed:
+    return ModelFailed(f"The model {model!r} cannot be loaded; GET /admin/models says why.")
 
 
 def _order(nodes: list[NodeRecord], wanted: str | None) -> list[str]:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shared import names
-from shared.errors import LlmisError, rebuild
+from shared.errors import InvalidModel, LlmisError, rebuild
 from shared.messages import DecodeError
 from shared.settings import ModelSettings, SamplingDefaults, Settings
 
@@ -53,10 +53,21 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
 
 
 def spec_of(settings: Settings, model: ModelSettings) -> ModelSpec:
-    """Make a spec of a configured model. Raises OSError, UnicodeDecodeError."""
-    values = {f: getattr(model, f) for f in ModelSettings.__struct_fields__ if f != "preload"}
+    """Make a spec of a configured model. Raises InvalidModel when its template is unreadable."""
     template = settings.template_path(model)
-    values["chat_template"] = template.read_text("utf-8") if template else None
+    try:
+        text = template.read_text("utf-8") if template else None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InvalidModel(
+            f"The chat template of {model.name!r} cannot be read: {exc}", param="chat_template"
+        ) from exc
+    return msgspec.structs.replace(outline_of(model), chat_template=text)
+
+
+def outline_of(model: ModelSettings) -> ModelSpec:
+    """The spec of a configured model but for its chat template, which is in a file."""
+    files = ("preload", "chat_template")
+    values = {f: getattr(model, f) for f in ModelSettings.__struct_fields__ if f not in files}
     return ModelSpec(**values, is_configured=True)
 
 
@@ -92,8 +103,6 @@ class NodeRecord(Struct, frozen=True, kw_only=True):
     """What an agent says of its node, about once a second."""
 
     id: str
-    agent_id: str
-    """Another one for each start of the agent."""
     pid: int
     versions: dict[str, str]
     started_at: float

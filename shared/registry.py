@@ -138,7 +138,6 @@ class Directory:
         self._copy = _Copy()
         self._refreshed_at = 0.0
         self._refreshing = threading.Lock()
-        self._lock = threading.Lock()
 
     def refresh(self) -> None:
         """Raises redis.RedisError; the old copy stays then."""
@@ -154,9 +153,8 @@ class Directory:
             operations.in_flight(self._client),
             read_used_at(self._client),
         )
-        with self._lock:
-            self._copy = copy
-            self._refreshed_at = time.monotonic()
+        self._copy = copy
+        self._refreshed_at = time.monotonic()
 
     def refresh_if_older(self, age_s: float) -> None:
         """For a question that the copy cannot answer. Raises redis.RedisError."""
@@ -164,37 +162,32 @@ class Directory:
             if time.monotonic() - self._refreshed_at > age_s:
                 self.refresh()
 
-    @property
-    def _current(self) -> _Copy:
-        with self._lock:
-            return self._copy
-
     def replicas(self, model: str | None = None) -> list[ReplicaRecord]:
-        records = self._current.replicas
+        records = self._copy.replicas
         return [record for record in records if model is None or record.model == model]
 
     def nodes(self) -> list[NodeRecord]:
-        return self._current.nodes
+        return self._copy.nodes
 
     def specs(self) -> dict[str, ModelSpec]:
         """Models that were loaded at run time, by name."""
-        return self._current.specs
+        return self._copy.specs
 
     def failure(self, model: str) -> Failure | None:
-        return self._current.failures.get(model)
+        return self._copy.failures.get(model)
 
     def operation(self, kind: OperationKind, model: str) -> Progress | None:
         """Where the load or unload of a model stands, while one is under way."""
-        return self._current.operations.get((kind, model))
+        return self._copy.operations.get((kind, model))
 
     def loading(self) -> set[str]:
         """Models whose load is under way."""
-        kinds = self._current.operations
+        kinds = self._copy.operations
         return {model for kind, model in kinds if kind is OperationKind.LOAD}
 
     def used_at(self, model: str) -> float | None:
         """Unix time of the model's last request."""
-        return self._current.used_at.get(model)
+        return self._copy.used_at.get(model)
 
     def has(self, replica_id: str) -> bool:
         return any(record.id == replica_id for record in self.replicas())

@@ -93,3 +93,18 @@ class Completion:
     def close(self) -> None:
         self.response.close()
         self.connection.close()
+
+
+_LAZY = """
+[[models]]
+name = "{name}"
+path = "counter.gguf"
+context_length = 16384
+slots = 2
+preload = false
+{more}
+"""
+
+
+def lazy_models(*names: str, more: str = "") -> str:
+    return "".join(_LAZY.format(name=name, more=more) for name in names)

@@ -4,6 +4,7 @@ Written by the main thread while it loads, read by the heartbeat.
 """
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -42,6 +43,7 @@ class VitalSigns:
         self._capacity: Callable[[], Capacity] = lambda: Capacity(
             spec.slots, spec.context_length, spec.device
         )
+        self._sampling = threading.Lock()  # the heartbeat samples, and a job that comes first
         self._samples: deque[tuple[float, int]] = deque()
         """(monotonic time, tokens generated until then) of the last seconds."""
 
@@ -94,8 +96,9 @@ class VitalSigns:
 
     def _tokens_per_s(self, generated: int) -> float:
         now = time.monotonic()
-        self._samples.append((now, generated))
-        while now - self._samples[0][0] > _RATE_WINDOW_S:
-            self._samples.popleft()
-        first_at, first = self._samples[0]
+        with self._sampling:
+            self._samples.append((now, generated))
+            while now - self._samples[0][0] > _RATE_WINDOW_S:
+                self._samples.popleft()
+            first_at, first = self._samples[0]
         return round((generated - first) / (now - first_at), 1) if now > first_at else 0.0

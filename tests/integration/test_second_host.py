@@ -146,6 +146,8 @@ def test_a_second_host_joins_serves_and_leaves(hosts: tuple[Service, SecondHost]
     streams = [Completion(service, "both", 300, start) for start in range(6)]
     assert [s.read().text for s in streams] == [expected_text(n, 300) for n in range(6)]
 
+    _refused_elsewhere(service)
+
     second.leave()
     wait_for(lambda: _nodes(service) == ["first"], "it has left")
     # What was loaded there alone comes here with the next request for it.
@@ -154,6 +156,20 @@ def test_a_second_host_joins_serves_and_leaves(hosts: tuple[Service, SecondHost]
     assert _where(service, "both") == ["first"]
     for name in ("there", "both"):
         assert unload(service, name)[0] == 200
+
+
+def _refused_elsewhere(service: Service) -> None:
+    """A load that one node refuses is no failure of a model that another one serves."""
+    models = TEST_FILES / "models"
+    shutil.copy(models / "counter.gguf", models / "roaming.gguf")
+    assert load(service, "roaming", path="roaming.gguf", node="second")[0] == 200
+    (models / "roaming.gguf").unlink()
+    stream = Completion(service, "roaming", 400)
+    assert load(service, "roaming", path="roaming.gguf", node="first")[0] == 422
+    assert stream.read().text == expected_text(5, 400)
+    view: Any = model(service, "roaming")
+    assert (view["state"], view["error"]) == ("ready", None)
+    assert unload(service, "roaming")[0] == 200
 
 
 def test_a_host_that_is_cut_off_is_replaced(hosts: tuple[Service, SecondHost]) -> None:

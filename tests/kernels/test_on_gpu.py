@@ -13,7 +13,6 @@ from worker.engines.exl2.attach import new_attention
 from worker.engines.exl2.calls import Attention, check_paged
 from worker.engines.exl2.warm_up import warm_up
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 _BATCH = Case((3000, 17, 4100, 0), 1, 8, 2, 128)
 
 

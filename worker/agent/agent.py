@@ -10,7 +10,6 @@ import platform
 import signal
 import threading
 import time
-import uuid
 from importlib.metadata import version
 
 import redis
@@ -21,7 +20,7 @@ from shared.lifecycle import Device, ModelSpec, NodeRecord
 from shared.settings import Settings
 from shared.version import VERSION
 from worker.agent import packaged_weights
-from worker.agent.devices import GPU_ENGINES, RAM, DeviceMemory, devices
+from worker.agent.devices import GPU_ENGINES, RAM, devices
 from worker.agent.fleet import Fleet
 from worker.agent.managed_replica import ManagedReplica
 from worker.agent.room import free_bytes
@@ -42,7 +41,6 @@ class Agent:
         self.client = client
         self.node = settings.node
         self.fleet = Fleet(settings, client)
-        self._id = f"{self.node}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._started_at = time.time()
         self._dead: list[ModelSpec] = []
         """Models of replicas that died with the agent before this one, an entry each."""
@@ -184,7 +182,6 @@ class Agent:
         replicas = self.fleet.all()
         return NodeRecord(
             id=self.node,
-            agent_id=self._id,
             pid=os.getpid(),
             versions={
                 "llmis": VERSION,
@@ -193,27 +190,30 @@ class Agent:
             },
             started_at=self._started_at,
             cpus=os.cpu_count() or 1,
-            devices=[self._device(device) for device in devices()],
+            devices=self._devices(),
             promised_bytes=sum(replica.promised_bytes for replica in replicas),
             models=sorted({r.model for r in replicas if not r.is_stopping}),
         )
 
-    def _device(self, device: DeviceMemory) -> Device:
-        """A device with what another replica could take on it."""
-        engine = "llamacpp" if device.id == RAM else GPU_ENGINES[0]
-        probe = ModelSpec(name="probe", path="", engine=engine, device=device.id)
-        tenants = self.fleet.tenants_beside(probe, devices())
-        free = free_bytes(self.fleet.limits([device]), tenants)
-        return Device(device.id, device.name, device.total_bytes, free)
+    def _devices(self) -> list[Device]:
+        """The node's devices with what another replica could take on each."""
+        there = devices()
+        tenants = self.fleet.tenants()
+        found = []
+        for device in there:
+            engine = "llamacpp" if device.id == RAM else GPU_ENGINES[0]
+            probe = ModelSpec(name="probe", path="", engine=engine, device=device.id)
+            beside = self.fleet.beside(probe, tenants, there)
+            free = free_bytes(self.fleet.limits([device]), beside)
+            found.append(Device(device.id, device.name, device.total_bytes, free))
+        return found
 
     def _unload_idle(self) -> None:
         """Let models go whose time to live is over."""
-        now = time.time()
-        for tenant in self.fleet.tenants():
-            replica = self.fleet.get(tenant.id)
-            if replica is None or not self.fleet.is_idle(replica):
-                continue
-            ttl_s = replica.assignment.spec.ttl_s
-            if ttl_s and now - tenant.used_at > ttl_s:
+        mortal = [replica for replica in self.fleet.all() if replica.assignment.spec.ttl_s]
+        used_at = registry.read_used_at(self.client) if mortal else {}
+        for replica in mortal:
+            idle_s = time.time() - self.fleet.used_at(replica, used_at)
+            if idle_s > replica.assignment.spec.ttl_s and self.fleet.is_idle(replica):
                 _log.info("model unloaded, it was idle", extra={"model": replica.model})
                 self.fleet.evict(replica)

@@ -223,20 +223,21 @@ class Fleet:
     def tenants(self) -> list[Tenant]:
         """Who is here. Raises redis.RedisError."""
         used_at = registry.read_used_at(self.client)
-        return [self._tenant(replica, used_at.get(replica.model, 0.0)) for replica in self.all()]
+        return [self._tenant(replica, self.used_at(replica, used_at)) for replica in self.all()]
 
-    def tenants_beside(self, spec: ModelSpec, there: list[DeviceMemory]) -> list[Tenant]:
-        """Who is here, as seen by a model: who takes room elsewhere counts as a head only."""
+    def beside(
+        self, spec: ModelSpec, tenants: list[Tenant], there: list[DeviceMemory]
+    ) -> list[Tenant]:
+        """The tenants as seen by a model: who takes room elsewhere counts as a head only."""
         specs = {replica.id: replica.assignment.spec for replica in self.all()}
         return [
             tenant
             if tenant.id in specs and overlap(spec, specs[tenant.id], there)
             else replace(tenant, estimated_bytes=0, resident_bytes=0, mapped_bytes=0)
-            for tenant in self.tenants()
+            for tenant in tenants
         ]
 
     def _tenant(self, replica: ManagedReplica, used_at: float) -> Tenant:
-        resident_s = time.monotonic() - (replica.ready_at or time.monotonic())
         return Tenant(
             id=replica.id,
             path=replica.assignment.spec.path,
@@ -244,11 +245,19 @@ class Fleet:
             resident_bytes=replica.held_bytes,
             mapped_bytes=replica.mapped_bytes,
             is_leaving=replica.is_stopping,
-            is_evictable=resident_s >= self.settings.min_residence_s and self.is_idle(replica),
+            is_evictable=_resident_s(replica) >= self.settings.min_residence_s
+            and self.is_idle(replica),
             is_pinned=replica.assignment.spec.pin,
-            # Who has just come was wanted just now; a long answer is use to its end.
-            used_at=max(used_at, time.time() - resident_s, replica.busy_at),
+            used_at=used_at,
         )
+
+    def used_at(self, replica: ManagedReplica, used_at: dict[str, float]) -> float:
+        """Unix time at which a replica was of use last, by the last requests of the models.
+
+        Who has just come was wanted just now; a long answer is use to its end.
+        """
+        came_at = time.time() - _resident_s(replica)
+        return max(used_at.get(replica.model, 0.0), came_at, replica.busy_at)
 
     def is_idle(self, replica: ManagedReplica) -> bool:
         """Whether it could go without anybody noticing."""
@@ -275,3 +284,8 @@ class Fleet:
             count += 1
             path = path.with_name(f"replica-{model}-{count}.log")
         return path
+
+
+def _resident_s(replica: ManagedReplica) -> float:
+    now = time.monotonic()
+    return now - (replica.ready_at or now)

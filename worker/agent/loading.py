@@ -83,14 +83,18 @@ class Loading:
 
     def _num_ready(self) -> int:
         """Replicas that serve, on the node that was asked for or on any."""
+        return sum(self._command.node in (None, node) for node in self._serving_nodes())
+
+    def _serving_nodes(self) -> list[str]:
+        """The node of each replica that serves."""
         leaving = {r.assignment.replica_id for r in self._fleet.all() if r.is_stopping}
-        return sum(
-            record.model == self._spec.name
+        return [
+            record.node
+            for record in registry.read(self._agent.client)
+            if record.model == self._spec.name
             and record.state is ReplicaState.READY
             and record.id not in leaving
-            and self._command.node in (None, record.node)
-            for record in registry.read(self._agent.client)
-        )
+        ]
 
     def _pass_on(self, refusal: LlmisError) -> LoadCommand | None:
         """Let the next node try. Raises the refusal that says most when there is none."""
@@ -130,7 +134,7 @@ class Loading:
             with self._fleet.lock:
                 there = devices()
                 limits = self._fleet.limits(devices_of(self._spec, there))
-                tenants = self._fleet.tenants_beside(self._spec, there)
+                tenants = self._fleet.beside(self._spec, self._fleet.tenants(), there)
                 verdict = judge(needed.total_bytes, limits, tenants)
                 if verdict.fits:
                     return self._fleet.take_in(self._spec, needed.total_bytes)
@@ -230,15 +234,15 @@ class Loading:
             raise Conflict("The load was broken off: the model is being unloaded.")
 
     def _fail(self, error: LlmisError) -> None:
-        ready = self._num_ready()
-        if ready:
+        if ready := self._num_ready():
             error.message = f"{ready} of {self._command.replicas} replicas run. {error.message}"
+        is_served = bool(self._serving_nodes())
         retry_s = _INSUFFICIENT_RETRY_S
         if isinstance(error, InvalidModel | ModelFailed):
             retry_s = _FAILED_RETRY_S
-        if ready and not self._spec.is_configured:
+        if is_served and not self._spec.is_configured:
             self._operation.remember(self._command.spec)
-        if not ready and isinstance(error, InvalidModel | ModelFailed | InsufficientResources):
+        if not is_served and isinstance(error, InvalidModel | ModelFailed | InsufficientResources):
             # What broke the load off from outside says nothing of the model.
             self._fleet.note_failure(self._spec, error, retry_s)
             # Who waits is told so now: what is left of their requests has no reader.
