@@ -7,7 +7,7 @@ from gevent.queue import Empty, SimpleQueue
 
 from shared import messages, names
 from shared.connections import payload_bytes
-from shared.messages import Delta, Event, Failed, Finished
+from shared.messages import Delta, Event, Failed, Finished, ToolCallDelta
 
 
 class ClientGone(Exception):
@@ -113,7 +113,23 @@ def _join(events: list[Event]) -> list[Event]:
                 last.text + event.text,
                 last.token_ids + event.token_ids,
                 event.finish_reason,
+                last.reasoning + event.reasoning,
+                _join_calls(last.tool_calls, event.tool_calls),
+                last.logprobs + event.logprobs,
             )
         else:
             joined.append(event)
     return list(joined)
+
+
+def _join_calls(left: list[ToolCallDelta], right: list[ToolCallDelta]) -> list[ToolCallDelta]:
+    """Join neighbouring pieces of the same tool call."""
+    joined = list(left)
+    for piece in right:
+        last = joined[-1] if joined else None
+        if last is not None and last.index == piece.index:
+            arguments = last.arguments + piece.arguments
+            joined[-1] = ToolCallDelta(last.index, last.id, last.name, arguments)
+        else:
+            joined.append(piece)
+    return joined

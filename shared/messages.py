@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-VERSION = 2
+VERSION = 3
 
 
 class DecodeError(ValueError):
@@ -25,17 +25,66 @@ class DecodeError(ValueError):
 class JobKind(StrEnum):
     CHAT = "chat"
     COMPLETION = "completion"
+    EMBEDDING = "embedding"
+    TOKENIZE = "tokenize"
+    DETOKENIZE = "detokenize"
 
 
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+
+
+class ToolCall(Struct, frozen=True):
+    """A call that the assistant made earlier in the conversation."""
+
+    id: str
+    name: str
+    arguments: str
+    """JSON text, as the model wrote it."""
 
 
 class ChatMessage(Struct, frozen=True):
     role: str
+    """system, user, assistant or tool."""
     content: str
     name: str | None = None
+    tool_calls: list[ToolCall] = []
+    """For the role assistant."""
+    tool_call_id: str | None = None
+    """For the role tool: the call that it answers."""
+    reasoning: str | None = None
+    """For the role assistant: what it thought before it spoke."""
+
+
+class Tool(Struct, frozen=True):
+    """A function that the model may call."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+    """JSON schema of the arguments; empty = any object."""
+
+
+class ToolChoice(StrEnum):
+    AUTO = "auto"
+    NONE = "none"
+    REQUIRED = "required"
+
+
+class GrammarKind(StrEnum):
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+class Grammar(Struct, frozen=True):
+    """What a completion has to match as a whole."""
+
+    kind: GrammarKind
+    source: str
+    """JSON text of the schema, the regular expression, or the Lark grammar."""
 
 
 class Sampling(Struct, frozen=True):
@@ -48,6 +97,9 @@ class Sampling(Struct, frozen=True):
     min_p: float = 0.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of tokens of the completion so far, multiplies the negative
+    ones; 1 = off."""
     seed: int | None = None
     """Choice i of a job draws with seed + i. None = a seed of its own each time."""
     logit_bias: dict[int, float] = {}
@@ -65,11 +117,29 @@ class Job(Struct, frozen=True, kw_only=True):
     messages: list[ChatMessage] = []
     """For `JobKind.CHAT`."""
     prompts: list[str | list[int]] = []
-    """For `JobKind.COMPLETION`: texts or token ids."""
+    """For the other kinds: texts or token ids."""
+    tools: list[Tool] = []
+    tool_choice: ToolChoice = ToolChoice.AUTO
+    tool_name: str | None = None
+    """With `ToolChoice.REQUIRED`: it has to be this one."""
+    parallel_tool_calls: bool = True
+    template_arguments: dict[str, Any] = {}
+    """Further variables of the chat template, such as `enable_thinking`."""
+    suffix: str | None = None
+    """For `JobKind.COMPLETION`: the text that comes after the completion."""
+    echo: bool = False
+    """For `JobKind.COMPLETION`: the text of the prompt comes first."""
     num_choices: int = 1
     """Choices per prompt. Choice index = prompt index * num_choices + i."""
     max_tokens: int | None = None
-    """None = up to the end of the context."""
+    """None = up to the end of the context. 0 = read the prompt only."""
+    min_tokens: int = 0
+    """No end token is drawn before so many tokens; stop strings still end the text."""
+    ignore_eos: bool = False
+    """Go on to `max_tokens` whatever end token is drawn."""
+    logprobs: int | None = None
+    """Number of alternatives to report for each token; None = no log probabilities at all."""
+    grammar: Grammar | None = None
     stop: list[str] = []
     sampling: Sampling = Sampling()
     reply_channel: str
@@ -114,8 +184,34 @@ class Progress(Struct, frozen=True, tag="prefill", array_like=True):
     total: int
 
 
+class ToolCallDelta(Struct, frozen=True, array_like=True):
+    """A piece of a tool call: id and name come once, with the first one of that index."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+class Logprob(Struct, frozen=True, array_like=True):
+    token_id: int
+    logprob: float
+    """Natural logarithm of the probability."""
+    piece: bytes
+    """The bytes that the token adds to the text; they may be part of a character."""
+
+
+class TokenLogprobs(Struct, frozen=True, array_like=True):
+    """A token in the model's own distribution: before temperature, penalties, bias, truncation
+    and grammar."""
+
+    chosen: Logprob
+    top: list[Logprob]
+    """The most probable tokens, best first; the chosen one need not be among them."""
+
+
 class Delta(Struct, frozen=True, tag="delta", array_like=True):
-    """Text that a choice has gained. It never ends inside a UTF-8 character."""
+    """What a choice has gained. Its texts never end inside a UTF-8 character."""
 
     seq: int
     attempt: int
@@ -125,6 +221,34 @@ class Delta(Struct, frozen=True, tag="delta", array_like=True):
     token_ids: list[int]
     finish_reason: FinishReason | None = None
     """Set in the last delta of the choice."""
+    reasoning: str = ""
+    """What the model thinks before it speaks; it comes before the text."""
+    tool_calls: list[ToolCallDelta] = []
+    logprobs: list[TokenLogprobs] = []
+    """One for each token, if the job asked for them."""
+
+
+class Echo(Struct, frozen=True, tag="echo", array_like=True):
+    """A prompt, for a job with `echo`: comes before the deltas of its choices."""
+
+    seq: int
+    attempt: int
+    index: int
+    """Index of the prompt's first choice."""
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] = []
+    """Of all tokens but the first, if the job asked for them."""
+
+
+class Embedding(Struct, frozen=True, tag="embedding", array_like=True):
+    """The vector of one input."""
+
+    seq: int
+    attempt: int
+    index: int
+    vector: bytes
+    """float32, little-endian."""
 
 
 class Finished(Struct, frozen=True, tag="end", array_like=True):
@@ -147,7 +271,7 @@ class Failed(Struct, frozen=True, tag="fail", array_like=True):
     param: str | None = None
 
 
-Event = Started | Progress | Delta | Finished | Failed
+Event = Started | Progress | Delta | Echo | Embedding | Finished | Failed
 
 
 class JobEvent(Struct, frozen=True, array_like=True):

@@ -24,20 +24,14 @@ from unittest import mock
 
 import torch
 
-from shared.messages import FinishReason, Sampling
+from shared.messages import FinishReason, Grammar, GrammarKind, Sampling
 from tests.unit import exl2_folder
 from tests.unit.exl2_engine import make_engine, run_all
 from tests.unit.exl2_folder import END, VOCAB, ids
 from tests.unit.loop_sink import make_run
 from worker.engines.exl2 import loading
 from worker.engines.exl2.plan import make_plan
-from worker.engines.protocol import (
-    EngineSettings,
-    Grammar,
-    GrammarKind,
-    Sequence,
-    Speculation,
-)
+from worker.engines.protocol import EngineSettings, Sequence, Speculation
 
 CIRCLE = ids("abcdefghij")
 GREEDY = Sampling(temperature=0.0)

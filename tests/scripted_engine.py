@@ -1,10 +1,38 @@
 """An engine that does what a test tells it: for what a real one cannot do on demand."""
 
+import re
 from collections import deque
 
 from shared.errors import EngineError, InvalidRequest, LlmisError
 from shared.messages import FinishReason
 from worker.engines.protocol import Sequence, StepResult
+
+
+class ByteVocabulary:
+    """A token a byte."""
+
+    max_token_bytes = 1
+    adds_bos = False
+    bos_text = ""
+    eos_text = ""
+    fill_in_middle = None
+
+    def __init__(self, control_tokens: dict[str, int] | None = None) -> None:
+        self.control_tokens = control_tokens or {}
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """A control token is read as such where `parse_special` says so."""
+        if not (parse_special and self.control_tokens):
+            return list(text.encode())
+        parts = re.split("(" + "|".join(map(re.escape, self.control_tokens)) + ")", text)
+        tokens: list[int] = []
+        for part in parts:
+            known = self.control_tokens.get(part)
+            tokens += list(part.encode()) if known is None else [known]
+        return tokens
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else b""
 
 
 class ScriptedEngine:
@@ -14,10 +42,7 @@ class ScriptedEngine:
     context_length = 100
     vocab_size = 256
     chat_template = None
-    max_token_bytes = 1
-    adds_bos = False
-    bos_text = ""
-    eos_text = ""
+    vocabulary = ByteVocabulary()
 
     def __init__(self, slots: int, script: list[str | LlmisError]) -> None:
         self._slots = slots
@@ -38,9 +63,6 @@ class ScriptedEngine:
     @property
     def has_work(self) -> bool:
         return bool(self._running)
-
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        return list(text.encode())
 
     def check(self, sequence: Sequence) -> None:
         if sequence.logprobs is not None:

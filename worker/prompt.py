@@ -133,10 +133,14 @@ class PromptBuilder:
     def _tokenize(self, text: str, param: str) -> list[int]:
         """Raises InvalidRequest for what gives no token, ContextLengthExceeded for what is too
         long by its bytes alone: tokenizing can take time that grows with their square."""
-        fewest_tokens = len(text.encode("utf-8", "replace")) // self._engine.max_token_bytes
+        fewest_tokens = (
+            len(text.encode("utf-8", "replace")) // self._engine.vocabulary.max_token_bytes
+        )
         if fewest_tokens >= self._engine.context_length:
             raise self._too_long(f"more than {fewest_tokens}", param)
-        tokens = self._engine.tokenize(text, add_special=True, parse_special=param == "messages")
+        tokens = self._engine.vocabulary.tokenize(
+            text, add_special=True, parse_special=param == "messages"
+        )
         if not tokens:
             raise InvalidRequest(f"The {param} are empty for this model.", param=param)
         return tokens

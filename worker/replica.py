@@ -242,7 +242,10 @@ def _chat_template(configured: str | None, engine: Engine) -> ChatTemplate | Non
     if not source:
         return None
     try:
-        return ChatTemplate(source, engine.bos_text, engine.eos_text, strip_bos=engine.adds_bos)
+        vocabulary = engine.vocabulary
+        return ChatTemplate(
+            source, vocabulary.bos_text, vocabulary.eos_text, strip_bos=vocabulary.adds_bos
+        )
     except SettingsError as exc:
         if configured:
             raise

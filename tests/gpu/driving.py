@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from shared.errors import LlmisError
-from shared.messages import FinishReason, Sampling
-from worker.engines.protocol import Engine, Sequence, StepResult, TokenLogprobs
+from shared.messages import FinishReason, Sampling, TokenLogprobs
+from worker.engines.protocol import Engine, Sequence, StepResult
 
 GREEDY = Sampling(temperature=0.0)
 _MAX_STEPS = 20_000
@@ -57,4 +57,4 @@ def run(
 
 
 def tokens_of(engine: Engine, text: str) -> list[int]:
-    return engine.tokenize(text, add_special=True, parse_special=True)
+    return engine.vocabulary.tokenize(text, add_special=True, parse_special=True)

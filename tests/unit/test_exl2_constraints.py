@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from shared.errors import EngineError, InvalidRequest
-from shared.messages import FinishReason, Sampling
+from shared.messages import FinishReason, Grammar, GrammarKind, Sampling
 from tests.fake_exllamav2 import Job, World
 from tests.unit import exl2_folder
 from tests.unit.exl2_engine import make_engine, run_all
 from tests.unit.exl2_folder import VOCAB, ids
 from tests.unit.loop_sink import make_run
 from worker.engines.exl2.constraints import Constraint, GrammarCompiler
-from worker.engines.protocol import Grammar, GrammarKind, Sequence, Speculation
+from worker.engines.protocol import Sequence, Speculation
 
 SCHEMA = json.dumps(
     {

@@ -30,7 +30,8 @@ def test_the_engine_says_what_it_is(exl2: World, tmp_path: Path) -> None:
     assert engine.device == "cuda:0"
     assert engine.context_length == 2048
     assert engine.chat_template == "T"
-    assert engine.adds_bos and engine.bos_text == "<s>" and engine.eos_text == "</s>"
+    words = engine.vocabulary
+    assert words.adds_bos and words.bos_text == "<s>" and words.eos_text == "</s>"
     assert engine.free_slots == 4
     assert done == sorted(done) and done[-1] == 1.0
     assert exl2.attached == 1

@@ -40,8 +40,8 @@ class ExLlamaV2Engine:
 
     def __init__(self, settings: EngineSettings) -> None:
         folder = read_folder(settings.path)
-        self._vocabulary = Vocabulary(folder)
-        self._stop_ids = self._vocabulary.stop_ids
+        self.vocabulary = Vocabulary(folder)
+        self._stop_ids = self.vocabulary.stop_ids
         if not self._stop_ids:
             _log.warning("%s declares no end token: texts end by length alone", settings.path.name)
         self.chat_template = folder.chat_template
@@ -49,7 +49,7 @@ class ExLlamaV2Engine:
         plan = self._loaded.plan
         self.device = self._loaded.device
         self.context_length = plan.context_length
-        self.vocab_size = min(self._loaded.vocab_size, self._vocabulary.size)
+        self.vocab_size = min(self._loaded.vocab_size, self.vocabulary.size)
         self._grammars = GrammarCompiler(folder.path / "tokenizer.json", self._stop_ids)
         self._limits = BatchLimits(settings.slots, plan.max_input_tokens)
         self._generator = self._first_generator()
@@ -78,27 +78,6 @@ class ExLlamaV2Engine:
             _end_threads(self._generator)
         self._generator = None
         self._loaded.unload()
-
-    # -- vocabulary --------------------------------------------------------------------------
-
-    @property
-    def max_token_bytes(self) -> int:
-        return self._vocabulary.max_token_bytes
-
-    @property
-    def adds_bos(self) -> bool:
-        return self._vocabulary.adds_bos
-
-    @property
-    def bos_text(self) -> str:
-        return self._vocabulary.bos_text
-
-    @property
-    def eos_text(self) -> str:
-        return self._vocabulary.eos_text
-
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        return self._vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     # -- the protocol ------------------------------------------------------------------------
 
@@ -235,7 +214,7 @@ class ExLlamaV2Engine:
             ]
         live = LiveSequence(
             sequence,
-            self._vocabulary,
+            self.vocabulary,
             frozenset(self._stop_ids),
             constraint,
             self._ledger.unread_tokens(wanted),

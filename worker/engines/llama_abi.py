@@ -148,6 +148,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "llama_vocab_get_add_bos": (c.c_bool, Pointer),
     "llama_vocab_is_eog": (c.c_bool, Pointer, c.c_int32),
     "llama_vocab_get_text": (c.c_char_p, Pointer, c.c_int32),
+    "llama_vocab_get_attr": (c.c_int32, Pointer, c.c_int32),
+    "llama_vocab_fim_pre": (c.c_int32, Pointer),
+    "llama_vocab_fim_suf": (c.c_int32, Pointer),
+    "llama_vocab_fim_mid": (c.c_int32, Pointer),
     "llama_tokenize": (
         c.c_int32,
         Pointer,

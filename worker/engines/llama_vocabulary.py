@@ -4,10 +4,14 @@ import ctypes as c
 
 from shared.errors import EngineError
 from worker.engines.llama_abi import Library
+from worker.engines.protocol import FillInMiddle
+
+_CONTROL = 1 << 3
+"""LLAMA_TOKEN_ATTR_CONTROL."""
 
 
 class Vocabulary:
-    """Tokenizing is thread-safe; `piece` and `is_end` are for the engine loop alone."""
+    """See `worker.engines.protocol.Vocabulary` for the contract."""
 
     def __init__(self, library: Library, model: int) -> None:
         self._lib = library
@@ -16,16 +20,22 @@ class Vocabulary:
         self.bos_text = self._text(library.vocab_bos(self._vocab))
         self.eos_text = self._text(library.vocab_eos(self._vocab))
         self.adds_bos: bool = library.vocab_get_add_bos(self._vocab)
-        # The vocabulary's texts are never shorter than the bytes they stand for.
-        self.max_token_bytes = max(
-            len(library.vocab_get_text(self._vocab, token) or b"") for token in range(self.size)
-        )
+        texts = [library.vocab_get_text(self._vocab, token) or b"" for token in range(self.size)]
+        # They are never shorter than the bytes they stand for.
+        self.max_token_bytes = max(map(len, texts))
+        self.control_tokens = {
+            text.decode("utf-8", "replace"): token
+            for token, text in enumerate(texts)
+            if text and library.vocab_get_attr(self._vocab, token) & _CONTROL
+        }
+        marks = [
+            getattr(library, f"vocab_fim_{name}")(self._vocab) for name in ("pre", "suf", "mid")
+        ]
+        self.fill_in_middle = FillInMiddle(*marks) if min(marks) >= 0 else None
         self._pieces: dict[int, bytes] = {}
         self._is_end: dict[int, bool] = {}
 
-    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """Raises EngineError. `add_special` puts the begin token in front where the model wants
-        one; `parse_special` reads control tokens in the text as such."""
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         encoded = text.encode("utf-8", "replace")
         room = len(encoded) + 8
         tokens = (c.c_int32 * room)()
@@ -37,7 +47,8 @@ class Vocabulary:
         return tokens[:n]
 
     def piece(self, token: int) -> bytes:
-        """The bytes that a token adds to the text; control tokens add none."""
+        if not 0 <= token < self.size:
+            return b""
         piece = self._pieces.get(token)
         if piece is None:
             buffer = c.create_string_buffer(self.max_token_bytes + 1)

@@ -65,8 +65,8 @@ class LlamaCppEngine:
         _check(settings)
         self._lib = llama_abi.load()
         self._model = self._load_model(settings)
-        self._vocabulary = Vocabulary(self._lib, self._model)
-        self.vocab_size = self._vocabulary.size
+        self.vocabulary = Vocabulary(self._lib, self._model)
+        self.vocab_size = self.vocabulary.size
         self._context = self._new_context(settings)
         self._memory = self._lib.get_memory(self._context)
         self.context_length = min(settings.context_length, self._lib.n_ctx_seq(self._context))
@@ -123,31 +123,10 @@ class LlamaCppEngine:
         self._lib.free(self._context)
         self._lib.model_free(self._model)
 
-    # -- vocabulary --------------------------------------------------------------------------
-
     @property
     def chat_template(self) -> str | None:
         template: bytes | None = self._lib.model_chat_template(self._model, None)
         return template.decode("utf-8", "replace") if template else None
-
-    @property
-    def max_token_bytes(self) -> int:
-        return self._vocabulary.max_token_bytes
-
-    @property
-    def adds_bos(self) -> bool:
-        return self._vocabulary.adds_bos
-
-    @property
-    def bos_text(self) -> str:
-        return self._vocabulary.bos_text
-
-    @property
-    def eos_text(self) -> str:
-        return self._vocabulary.eos_text
-
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        return self._vocabulary.tokenize(text, add_special, parse_special)
 
     # -- the protocol ------------------------------------------------------------------------
 
@@ -270,11 +249,11 @@ class LlamaCppEngine:
         if slot.num_generated == 1:
             result.prefilled_tokens = len(slot.cache)
             result.cached_tokens = slot.num_cached
-        if self._vocabulary.is_end(token):
+        if self.vocabulary.is_end(token):
             result.text = slot.assembler.finish()
             result.finish_reason = FinishReason.STOP
         else:
-            result.text = slot.assembler.push(self._vocabulary.piece(token))
+            result.text = slot.assembler.push(self.vocabulary.piece(token))
             if slot.assembler.is_stopped:
                 result.finish_reason = FinishReason.STOP
             elif slot.num_generated >= sequence.max_tokens:

@@ -1,17 +1,16 @@
 """What an engine is: submit, step, cancel.
 
 Thread rule: one thread, the engine loop, owns an engine and calls all its methods; only
-`tokenize` and the read-only properties may be called from others.
+`vocabulary`, `check` and the read-only properties may be used from others.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from shared.errors import EngineError, LlmisError
-from shared.messages import FinishReason, Sampling
+from shared.messages import FinishReason, Grammar, Sampling, TokenLogprobs
 
 
 class EngineFatal(EngineError):
@@ -53,40 +52,6 @@ class EngineSettings:
     speculation: Speculation | None = None
 
 
-class GrammarKind(StrEnum):
-    JSON_SCHEMA = "json_schema"
-    REGEX = "regex"
-    LARK = "lark"
-
-
-@dataclass(frozen=True, slots=True)
-class Grammar:
-    """What a completion has to match as a whole."""
-
-    kind: GrammarKind
-    source: str
-    """JSON text of the schema, the regular expression, or the Lark grammar."""
-
-
-@dataclass(frozen=True, slots=True)
-class Logprob:
-    token_id: int
-    logprob: float
-    """Natural logarithm of the probability."""
-    piece: bytes
-    """The bytes that the token adds to the text; they may be part of a character."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """A drawn token in the model's own distribution: before temperature, penalties, bias,
-    truncation and grammar."""
-
-    chosen: Logprob
-    top: list[Logprob]
-    """The most probable tokens, best first; the chosen one need not be among them."""
-
-
 @dataclass(slots=True)
 class Sequence:
     """One sequence to generate: a choice of a job."""
@@ -96,7 +61,7 @@ class Sequence:
     prompt: list[int]
     """Token ids, at least one and fewer than the context length."""
     max_tokens: int
-    """At least 1; prompt and completion together fit the context."""
+    """Prompt and completion together fit the context. 0 = read the prompt only."""
     sampling: Sampling
     stop: list[str] = field(default_factory=list)
     strip_leading_space: bool = False
@@ -108,6 +73,10 @@ class Sequence:
     """No end token is drawn before so many tokens; stop strings still end the text."""
     ignore_eos: bool = False
     """Go on to `max_tokens` whatever end token is drawn."""
+    shown_tokens: frozenset[int] = frozenset()
+    """Control tokens whose own text is part of the text, such as the marks of a tool call."""
+    prompt_logprobs: bool = False
+    """Report the log probabilities of the prompt, too. Needs `logprobs`."""
 
 
 @dataclass(slots=True)
@@ -125,8 +94,61 @@ class StepResult:
     """With `prefilled_tokens`: how many of these came from the KV cache."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     """One for each of `token_ids`, if the sequence asked for them."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the next prompt tokens, from the second one on, if the sequence asked for them."""
+    embedding: bytes | None = None
+    """With the finish reason, from an engine that embeds: float32, little-endian."""
     error: LlmisError | None = None
     """The sequence failed, alone, and is not in the batch any more. Its job ends with this."""
+
+
+class FillInMiddle(NamedTuple):
+    """Ids of the tokens that mark what is before a gap, what is behind it, and the gap."""
+
+    prefix: int
+    suffix: int
+    middle: int
+
+
+class Vocabulary(Protocol):
+    """Text to token ids and back. Thread-safe."""
+
+    @property
+    def max_token_bytes(self) -> int:
+        """A token stands for at most so many bytes of text."""
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether tokenizing with `add_special` puts the begin token in front."""
+
+    @property
+    def bos_text(self) -> str:
+        """Text of the begin-of-sequence token, for templates; empty if the model has none."""
+
+    @property
+    def eos_text(self) -> str: ...
+
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """Text → id of the tokens that stand for no text: marks of turns, tool calls and such."""
+
+    @property
+    def fill_in_middle(self) -> FillInMiddle | None:
+        """None = the model was not trained to fill gaps."""
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """`add_special` puts the begin token in front where the model wants one;
+        `parse_special` reads control tokens in the text as such. Raises EngineError."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token adds to the text; control tokens and unknown ids add none."""
+
+
+def detokenize(vocabulary: Vocabulary, token_ids: list[int]) -> str:
+    """The text of token ids, control tokens by their names. Bytes that are no text: U+FFFD."""
+    names = {token: text.encode() for text, token in vocabulary.control_tokens.items()}
+    pieces = [names.get(token) or vocabulary.piece(token) for token in token_ids]
+    return b"".join(pieces).decode("utf-8", "replace")
 
 
 class Engine(Protocol):
@@ -151,22 +173,7 @@ class Engine(Protocol):
         """The Jinja template in the model's own files."""
 
     @property
-    def max_token_bytes(self) -> int:
-        """A token stands for at most so many bytes of text."""
-
-    @property
-    def adds_bos(self) -> bool:
-        """Whether tokenizing with `add_special` puts the begin token in front."""
-
-    @property
-    def bos_text(self) -> str:
-        """Text of the begin-of-sequence token, for templates; empty if the model has none."""
-
-    @property
-    def eos_text(self) -> str: ...
-
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Turn text into token ids. Thread-safe."""
+    def vocabulary(self) -> Vocabulary: ...
 
     def check(self, sequence: Sequence) -> None:
         """Raise InvalidRequest for what this engine cannot do, or what is wrong with the

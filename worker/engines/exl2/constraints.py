@@ -15,7 +15,7 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 
 from shared.errors import EngineError, InvalidRequest
-from worker.engines.protocol import Grammar, GrammarKind
+from shared.messages import Grammar, GrammarKind
 
 _MAX_KEPT = 32
 _PARAM = "response_format"

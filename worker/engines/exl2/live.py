@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from shared.messages import FinishReason
+from shared.messages import FinishReason, TokenLogprobs
 from worker.engines.exl2 import logprobs, sampling
 from worker.engines.exl2.constraints import Constraint
 from worker.engines.exl2.pages import PAGE_TOKENS
 from worker.engines.exl2.vocabulary import Vocabulary
-from worker.engines.protocol import Sequence, StepResult, TokenLogprobs
+from worker.engines.protocol import Sequence, StepResult
 from worker.text import TextAssembler
 
 

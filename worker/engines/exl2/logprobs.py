@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from worker.engines.protocol import Logprob, TokenLogprobs
+from shared.messages import Logprob, TokenLogprobs
 
 
 def raw_logits(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:

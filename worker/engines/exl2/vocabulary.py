@@ -15,14 +15,23 @@ from tokenizers import Tokenizer
 from shared.errors import SettingsError
 from worker.engines.exl2.model_folder import ModelFolder, text_of
 from worker.engines.exl2.stop_tokens import special_tokens, stop_tokens
+from worker.engines.protocol import FillInMiddle
 
 _FALLBACK_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
+_FILL_IN_MIDDLE = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen, Gemma
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # CodeLlama
+)
+"""Marks before the gap, behind it, and of the gap. The families of llama-vocab.cpp."""
 _NORMALISER_SHRINKS = 3
 """Composing characters makes a text shorter by no more than this, in bytes of UTF-8."""
 
 
 class Vocabulary:
-    """All methods are thread-safe: nothing changes after the constructor."""
+    """See `worker.engines.protocol.Vocabulary` for the contract."""
 
     def __init__(self, folder: ModelFolder) -> None:
         """Raises SettingsError."""
@@ -35,7 +44,8 @@ class Vocabulary:
         self.size = 1 + max(token_id_of.values(), default=-1)
         if not self.size:
             raise SettingsError(f"models: the vocabulary in {path} is empty")
-        specials = set(special_tokens(folder).values())
+        self.control_tokens = special_tokens(folder)
+        specials = set(self.control_tokens.values())
         to_bytes = _Decoder(folder.tokenizer)
         self._pieces = [b""] * self.size
         for text, token_id in token_id_of.items():
@@ -51,6 +61,7 @@ class Vocabulary:
         if not self.eos_text and self.stop_ids:
             self.eos_text = self._parsing.id_to_token(self.stop_ids[0])
         self.adds_bos = self._bos is not None and self._wants_bos(folder)
+        self.fill_in_middle = _fill_in_middle(token_id_of)
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         tokenizer = self._parsing if parse_special else self._plain
@@ -63,7 +74,6 @@ class Vocabulary:
         return tokens
 
     def piece(self, token: int) -> bytes:
-        """The bytes that a token adds to the text; control tokens and unknown ids add none."""
         return self._pieces[token] if 0 <= token < self.size else b""
 
     def _wants_bos(self, folder: ModelFolder) -> bool:
@@ -93,6 +103,13 @@ def _begin_token(folder: ModelFolder, token_id_of: dict[str, int]) -> int | None
     declared = folder.config.get("bos_token_id")
     is_id = isinstance(declared, int) and declared in token_id_of.values()
     return declared if is_id and "bos_token" not in folder.tokenizer_config else None
+
+
+def _fill_in_middle(token_id_of: dict[str, int]) -> FillInMiddle | None:
+    for marks in _FILL_IN_MIDDLE:
+        if all(mark in token_id_of for mark in marks):
+            return FillInMiddle(*(token_id_of[mark] for mark in marks))
+    return None
 
 
 class _Decoder:
