@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Flask, Response
 
-from app.schemas import shortened
+from app.parsing import shortened
 from app.services import services
 from shared.errors import ModelNotFound
 
