@@ -138,7 +138,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
                 param=asked[0],
             )
         if self.guided_json is not None:
-            return schema_grammar(self.guided_json, "guided_json", settings)
+            return schema_grammar(self.guided_json, "guided_json", settings, is_strict=True)
         if self.guided_choice is not None:
             return choice_grammar(self.guided_choice)
         source = self.guided_regex or self.guided_grammar
@@ -150,7 +150,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
                 param=asked[0],
             )
         kind = GrammarKind.REGEX if self.guided_regex else GrammarKind.LARK
-        return Grammar(kind, source)
+        return Grammar(kind, source, asked[0])
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):

@@ -83,20 +83,25 @@ class ResponseFormat(Struct, frozen=True):
                 "Missing required parameter: response_format.json_schema.schema.",
                 param="response_format.json_schema.schema",
             )
-        where = "response_format.json_schema.schema"
-        return schema_grammar(self.json_schema.schema, where, settings)
+        where, schema = "response_format.json_schema.schema", self.json_schema.schema
+        return schema_grammar(schema, where, settings, is_strict=bool(self.json_schema.strict))
 
 
-def schema_grammar(schema: Any, where: str, settings: Settings) -> Grammar:
-    """Raises InvalidRequest."""
+def schema_grammar(
+    schema: dict[str, Any], where: str, settings: Settings, *, is_strict: bool
+) -> Grammar:
+    """Raises InvalidRequest. A strict one is refused later where it says what cannot be
+    enforced; of others that is left out."""
     check_schema(schema, where, settings)
-    return Grammar(GrammarKind.JSON_SCHEMA, msgspec.json.encode(schema).decode())
+    if not is_strict:
+        schema = {**schema, "x-guidance": {"lenient": True}}
+    return Grammar(GrammarKind.JSON_SCHEMA, msgspec.json.encode(schema).decode(), where)
 
 
 def choice_grammar(choices: list[str]) -> Grammar:
     """One of several texts, and nothing else."""
     alternatives = " | ".join(msgspec.json.encode(choice).decode() for choice in choices)
-    return Grammar(GrammarKind.LARK, f"start: {alternatives}")
+    return Grammar(GrammarKind.LARK, f"start: {alternatives}", "guided_choice")
 
 
 def check_schema(schema: Any, where: str, settings: Settings) -> None:

@@ -93,6 +93,8 @@ class Grammar(Struct, frozen=True):
     kind: GrammarKind
     source: str
     """JSON text of the schema, the regular expression, or the Lark grammar."""
+    param: str = "response_format"
+    """The parameter that asked for it: what an error names."""
 
 
 class Sampling(Struct, frozen=True):

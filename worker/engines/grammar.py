@@ -18,28 +18,41 @@ from shared.messages import Grammar, GrammarKind
 _log = logging.getLogger(__name__)
 _MAX_KEPT = 512
 """More than sequences can be on their way from `check` to the loop: it never compiles."""
-_PARAM = "response_format"
+_JSON_OPTIONS = {"whitespace_pattern": r"(?: |\n{1,2}[ \t]{0,20})?"}
+"""Small models lose themselves in white space where any amount of it is allowed."""
 
 
 class GrammarCompiler:
     """Thread-safe. Keeps the grammars used last: clients repeat theirs."""
 
     def __init__(self, new_tokenizer: Callable[[], LLTokenizer], stop_ids: list[int]) -> None:
-        """`new_tokenizer` raises ValueError for a vocabulary that llguidance cannot read: such
-        a model serves everything but grammars. Its end tokens are to be `stop_ids`."""
+        """`new_tokenizer` is called with the first grammar: it may take a second. It raises
+        ValueError for a vocabulary that llguidance cannot read: such a model serves everything
+        but grammars. Its end tokens are to be `stop_ids`."""
+        self._new_tokenizer = new_tokenizer
         self._has_end = bool(stop_ids)
-        self._tokenizer: LLTokenizer | None = None
-        try:
-            self._tokenizer = new_tokenizer()
-        except ValueError as exc:
-            _log.warning("no grammars with this model: llguidance cannot read its tokens: %s", exc)
+        self._making = threading.Lock()
+        self._is_made = False
+        self._made: LLTokenizer | None = None
         self._lock = threading.Lock()
         self._kept: OrderedDict[Grammar, LLMatcher] = OrderedDict()
 
     @property
+    def _tokenizer(self) -> LLTokenizer | None:
+        with self._making:
+            if not self._is_made:
+                self._is_made = True
+                try:
+                    self._made = self._new_tokenizer()
+                except ValueError as exc:
+                    _log.warning("no grammars: llguidance cannot read the tokens: %s", exc)
+            return self._made
+
+    @property
     def vocab_size(self) -> int:
         """Tokens that a mask speaks of; those behind them are never allowed."""
-        return int(self._tokenizer.vocab_size) if self._tokenizer is not None else 0
+        tokenizer = self._tokenizer
+        return int(tokenizer.vocab_size) if tokenizer is not None else 0
 
     def check(self, grammar: Grammar) -> None:
         """Compile it. Raises InvalidRequest, which says what is wrong with the grammar."""
@@ -63,22 +76,27 @@ class GrammarCompiler:
         return matcher
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
-        if self._tokenizer is None:
-            raise InvalidRequest("Grammars do not work with this model's tokens.", param=_PARAM)
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise InvalidRequest(
+                "Grammars do not work with this model's tokens.", param=grammar.param
+            )
         if not self._has_end:
             raise InvalidRequest(
                 "This model declares no end token, so a grammar could not end its text.",
-                param=_PARAM,
+                param=grammar.param,
             )
         try:
             source = _to_llguidance(grammar)
         except ValueError as exc:
-            raise InvalidRequest(f"The JSON schema is not valid: {exc}", param=_PARAM) from exc
-        matcher = LLMatcher(self._tokenizer, source, log_level=0)
+            raise InvalidRequest(
+                f"The JSON schema is not valid: {exc}", param=grammar.param
+            ) from exc
+        matcher = LLMatcher(tokenizer, source, log_level=0)
         if matcher.is_error():
             raise InvalidRequest(
                 f"The {grammar.kind.value} is not valid: {first_lines(matcher.get_error())}",
-                param=_PARAM,
+                param=grammar.param,
             )
         return matcher
 
@@ -96,7 +114,7 @@ def _to_llguidance(grammar: Grammar) -> str:
             schema = {} if schema else {"not": {}}
         if not isinstance(schema, dict):
             raise ValueError("it must be an object")
-        return LLMatcher.grammar_from_json_schema(schema)
+        return LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS)
     if grammar.kind is GrammarKind.REGEX:
         return LLMatcher.grammar_from_regex(grammar.source)
     return LLMatcher.grammar_from_lark(grammar.source)

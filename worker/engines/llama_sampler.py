@@ -19,6 +19,7 @@ def new_chain(
     The caller frees it with `sampler_free`.
     """
     has_penalty = bool(sampling.presence_penalty or sampling.frequency_penalty)
+    has_penalty |= sampling.repetition_penalty != 1.0
     is_greedy = sampling.temperature < _GREEDY_BELOW or sampling.top_k == 1
     if is_greedy and not has_penalty and not sampling.logit_bias:
         return None
@@ -31,7 +32,10 @@ def new_chain(
         # The chain sees the tokens it draws and not the prompt, as OpenAI has it.
         stages.append(
             library.sampler_init_penalties(
-                context_length, 1.0, sampling.frequency_penalty, sampling.presence_penalty
+                context_length,
+                sampling.repetition_penalty,
+                sampling.frequency_penalty,
+                sampling.presence_penalty,
             )
         )
     stages += [library.sampler_init_greedy()] if is_greedy else _random_stages(library, sampling)
