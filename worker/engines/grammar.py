@@ -114,7 +114,10 @@ def _to_llguidance(grammar: Grammar) -> str:
             schema = {} if schema else {"not": {}}
         if not isinstance(schema, dict):
             raise ValueError("it must be an object")
-        return LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS)
+        asked = schema.get("x-guidance", {})
+        if isinstance(asked, dict):
+            schema = {**schema, "x-guidance": {**_JSON_OPTIONS, **asked}}
+        return LLMatcher.grammar_from_json_schema(schema)
     if grammar.kind is GrammarKind.REGEX:
         return LLMatcher.grammar_from_regex(grammar.source)
     return LLMatcher.grammar_from_lark(grammar.source)
