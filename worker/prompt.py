@@ -12,7 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shared.errors import ContextLengthExceeded, InvalidRequest, SettingsError
 from shared.messages import Job, JobKind, Sampling
-from worker.engines.protocol import Engine, Sequence
+from worker.engines.protocol import Engine, Sequence, detokenize
 
 _TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError,
                     ArithmeticError, RecursionError)  # fmt: skip
@@ -91,6 +91,9 @@ class PromptBuilder:
 
     def sequences(self, job: Job) -> list[Sequence]:
         """Build one sequence a choice. Raises InvalidRequest, ContextLengthExceeded."""
+        self._check_kind(job)
+        if job.kind is JobKind.EMBEDDING:
+            return [self._input(job, index) for index in range(len(job.prompts))]
         is_chat = job.kind is JobKind.CHAT
         self._check_token_ids(job.sampling.logit_bias, "logit_bias")
         prompts = [self._chat_prompt(job)] if is_chat else [self._tokens(p) for p in job.prompts]
@@ -114,6 +117,48 @@ class PromptBuilder:
             self._engine.check(sequence)
         return sequences
 
+    def tokens(self, job: Job) -> list[int]:
+        """The token ids of a tokenize job. Raises InvalidRequest, ContextLengthExceeded."""
+        (text,) = job.prompts
+        assert isinstance(text, str), "a tokenize job has a text"
+        self._check_bytes(text, "prompt")
+        return self._engine.vocabulary.tokenize(
+            text, add_special=job.add_special, parse_special=False
+        )
+
+    def token_texts(self, token_ids: list[int]) -> list[str]:
+        return [detokenize(self._engine.vocabulary, [token]) for token in token_ids]
+
+    def text(self, job: Job) -> str:
+        """The text of a detokenize job. Raises InvalidRequest."""
+        (token_ids,) = job.prompts
+        assert isinstance(token_ids, list), "a detokenize job has token ids"
+        self._check_token_ids(token_ids, "tokens")
+        return detokenize(self._engine.vocabulary, token_ids)
+
+    def _check_kind(self, job: Job) -> None:
+        """Raises InvalidRequest for a job of the wrong kind of model."""
+        if (job.kind is JobKind.EMBEDDING) is self._engine.embeds:
+            return
+        if self._engine.embeds:
+            raise InvalidRequest(
+                f"The model {job.model!r} embeds text and generates none. "
+                "Use POST /v1/embeddings, or another model.",
+                param="model",
+            )
+        raise InvalidRequest(
+            f"The model {job.model!r} generates text and makes no embeddings. Use a model that "
+            'embeds, or load this one, under another name, with task = "embed".',
+            param="model",
+        )
+
+    def _input(self, job: Job, index: int) -> Sequence:
+        """An input of an embedding job. It may fill the context: nothing comes after it."""
+        prompt = self._tokens(job.prompts[index], "input")
+        if len(prompt) > self._engine.context_length:
+            raise self._too_long(str(len(prompt)), "input")
+        return Sequence((job.id, index), prompt, max_tokens=0, sampling=job.sampling)
+
     def _chat_prompt(self, job: Job) -> list[int]:
         if self._template is None:
             raise InvalidRequest(
@@ -124,26 +169,30 @@ class PromptBuilder:
         messages = [{"role": m.role, "content": m.content} for m in job.messages]
         return self._tokenize(self._template.render(messages), "messages")
 
-    def _tokens(self, prompt: str | list[int]) -> list[int]:
+    def _tokens(self, prompt: str | list[int], param: str = "prompt") -> list[int]:
         if isinstance(prompt, str):
-            return self._tokenize(prompt, "prompt")
-        self._check_token_ids(prompt, "prompt")
+            return self._tokenize(prompt, param)
+        self._check_token_ids(prompt, param)
         return prompt
 
     def _tokenize(self, text: str, param: str) -> list[int]:
-        """Raises InvalidRequest for what gives no token, ContextLengthExceeded for what is too
-        long by its bytes alone: tokenizing can take time that grows with their square."""
-        fewest_tokens = (
-            len(text.encode("utf-8", "replace")) // self._engine.vocabulary.max_token_bytes
-        )
-        if fewest_tokens >= self._engine.context_length:
-            raise self._too_long(f"more than {fewest_tokens}", param)
+        """Raises InvalidRequest for what gives no token, ContextLengthExceeded."""
+        self._check_bytes(text, param)
         tokens = self._engine.vocabulary.tokenize(
             text, add_special=True, parse_special=param == "messages"
         )
         if not tokens:
             raise InvalidRequest(f"The {param} are empty for this model.", param=param)
         return tokens
+
+    def _check_bytes(self, text: str, param: str) -> None:
+        """Raises ContextLengthExceeded for what is too long by its bytes alone: tokenizing can
+        take time that grows with their square."""
+        fewest_tokens = (
+            len(text.encode("utf-8", "replace")) // self._engine.vocabulary.max_token_bytes
+        )
+        if fewest_tokens >= self._engine.context_length:
+            raise self._too_long(f"more than {fewest_tokens}", param)
 
     def _too_long(self, num_tokens: str, param: str) -> ContextLengthExceeded:
         return ContextLengthExceeded(

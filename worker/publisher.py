@@ -15,7 +15,7 @@ import time
 import redis
 
 from shared import messages, names
-from shared.messages import Delta, Event, Failed, Finished, Progress, Started
+from shared.messages import Delta, Embedding, Event, Failed, Finished, Progress, Started
 from shared.registry import BEAT_S
 from worker.engines.protocol import StepResult
 from worker.job_run import Emission, JobDropped, JobEnded, JobRun, JobStarted
@@ -162,6 +162,7 @@ def _events(emissions: list[Emission]) -> list[tuple[JobRun, Event]]:
                 before.logprobs.extend(item.logprobs)
                 before.finish_reason = item.finish_reason
                 before.prefilled_tokens = item.prefilled_tokens
+                before.embedding = item.embedding
                 continue
             joined[item.key] = item
         ordered.append((run, item))
@@ -177,6 +178,8 @@ def _events(emissions: list[Emission]) -> list[tuple[JobRun, Event]]:
 def _event(run: JobRun, item: StepResult | JobStarted | JobEnded | JobDropped) -> Event | None:
     seq, attempt = run.next_seq, run.attempt
     if isinstance(item, StepResult):
+        if item.embedding is not None:
+            return Embedding(seq, attempt, item.key[1], item.embedding)
         if item.token_ids or item.finish_reason is not None:
             return Delta(seq, attempt, item.key[1], item.text, item.token_ids, item.finish_reason)
         total = len(run.sequences[item.key[1]].prompt)

@@ -43,8 +43,10 @@ class BatchBuffer:
             self._output.ctypes.data_as(c.POINTER(c.c_int8)),
         )
 
-    def fill(self, parts: list[Part]) -> list[int]:
-        """Write the parts; return the rows of those with an output, in their order."""
+    def fill(self, parts: list[Part], *, all_outputs: bool = False) -> list[int]:
+        """Write the parts; return the rows of those with an output, in their order.
+
+        `all_outputs`: of every token, not of the last ones alone: a pooled vector needs them."""
         tokens: list[int] = []
         positions: list[int] = []
         seq_ids: list[int] = []
@@ -67,6 +69,6 @@ class BatchBuffer:
         self._token[:n] = tokens
         self._pos[:n] = positions
         self._seq_id[:n] = seq_ids
-        self._output[:n] = flags
+        self._output[:n] = True if all_outputs else flags
         self.struct.n_tokens = n
         return outputs
