@@ -10,10 +10,11 @@ from gunicorn.http.errors import ParseException
 from app import answers
 from app.disconnect import DisconnectWatcher
 from app.job_stream import ClientGone
+from app.jobs import check_model
 from app.relay import Relay, stream_sse, whole_answer
-from app.schemas import ChatRequest, CompletionRequest, GenerationRequest, parse, shortened
+from app.schemas import ChatRequest, CompletionRequest, GenerationRequest, parse
 from app.services import services
-from shared.errors import InvalidRequest, ModelNotFound, ModelUnloaded, Unavailable
+from shared.errors import InvalidRequest
 from shared.messages import Job, JobKind
 from shared.settings import SamplingDefaults
 
@@ -83,9 +84,7 @@ def completion_job(body: CompletionRequest, request_id: str) -> Job:
 
 def _job(body: GenerationRequest, request_id: str, kind: JobKind, **fields: Any) -> Job:
     shared = services()
-    _check_model(body.model)
-    if shared.is_stopping:
-        raise Unavailable("The service is shutting down.")
+    check_model(body.model)
     num_choices = body.num_choices * max(1, len(fields.get("prompts", [])))
     if num_choices > shared.settings.max_choices:
         raise InvalidRequest(
@@ -106,17 +105,6 @@ def _job(body: GenerationRequest, request_id: str, kind: JobKind, **fields: Any)
         deadline_at=shared.dispatcher.deadline(),
         **fields,
     )
-
-
-def _check_model(name: str) -> None:
-    """A configured model may be on its way up: its queue keeps the request until then."""
-    if not services().catalog.is_known(name):
-        raise ModelNotFound(
-            f"The model {shortened(name)} does not exist. GET /v1/models lists those that do.",
-            param="model",
-        )
-    if services().catalog.is_leaving(name):
-        raise ModelUnloaded(f"The model {shortened(name)} is being unloaded.")
 
 
 def _sampling_defaults(name: str) -> SamplingDefaults:

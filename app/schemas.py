@@ -164,15 +164,19 @@ _REFUSED_FIELDS = (
 
 def parse(body: bytes, shape: type[T]) -> T:
     """Decode a request body. Raises InvalidRequest with the name of the bad parameter."""
+    return convert(decode(body), shape)
+
+
+def decode(body: bytes) -> Any:
+    """Raises InvalidRequest for what is not JSON."""
     try:
-        raw = msgspec.json.decode(body)
+        return msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise InvalidRequest(f"The body is not valid JSON: {exc}") from exc
-    return convert(raw, shape)
 
 
 def convert(raw: Any, shape: type[T]) -> T:
-    """Check a decoded body against a schema. Raises InvalidRequest."""
+    """Check a decoded body of a generation endpoint against a schema. Raises InvalidRequest."""
     if not isinstance(raw, dict):
         raise InvalidRequest("The body must be a JSON object.")
     for name in _REFUSED_FIELDS:
@@ -183,6 +187,13 @@ def convert(raw: Any, shape: type[T]) -> T:
         raise InvalidRequest(
             "response_format other than text is not supported.", param="response_format"
         )
+    return check_shape(raw, shape)
+
+
+def check_shape(raw: Any, shape: type[T]) -> T:
+    """Check a decoded body against a schema, and nothing else. Raises InvalidRequest."""
+    if not isinstance(raw, dict):
+        raise InvalidRequest("The body must be a JSON object.")
     try:
         # Keys of JSON objects are text: the numbers in logit_bias's are read as such.
         return msgspec.convert(raw, shape, str_keys=True)

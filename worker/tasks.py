@@ -158,10 +158,8 @@ def _translate(replica: Replica, run: JobRun) -> None:
         # The reader gets the texts of the single tokens, too, as the JSON that it passes on.
         text = msgspec.json.encode(replica.prompts.token_texts(token_ids)).decode()
         result = StepResult(key, text, token_ids, FinishReason.STOP)
-        run.prompt_tokens = len(token_ids)
     else:
         result = StepResult(key, replica.prompts.text(job), finish_reason=FinishReason.STOP)
-        run.prompt_tokens = len(job.prompts[0])
     run.outcome = "finished"
     replica.publisher.emit([(run, result), (run, JobEnded(run.usage(), run.timings()))])
 
