@@ -8,7 +8,18 @@ import gevent
 import redis
 from flask import Flask, Response, g, request
 
-from app import admin, chat_page, errors, generation, health, metrics, models, websocket
+from app import (
+    admin,
+    chat_page,
+    embeddings,
+    errors,
+    generation,
+    health,
+    metrics,
+    models,
+    tokenization,
+    websocket,
+)
 from app.catalog import Catalog
 from app.dispatch import Dispatcher, request_id_from
 from app.hub import Hub
@@ -55,8 +66,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.after_request(_send_request_id)
     errors.register(app)
     metrics.register(app)
-    for resource in (generation, models, admin, health, chat_page, websocket):
+    for resource in (generation, embeddings, tokenization, models, admin, health, chat_page):
         resource.register(app)
+    websocket.register(app)
     return app
 
 
