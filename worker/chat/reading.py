@@ -80,22 +80,26 @@ class TrimmedText:
         self._is_trimming = is_trimming
         self._blanks = ""
         self._taken: list[str] = []
+        self._is_empty = True
 
     def say(self, text: str) -> None:
         for char in text:
             if char not in BLANKS:
                 self._taken.append(self._blanks + char)
-                self._blanks, self._is_trimming = "", False
+                self._blanks, self._is_trimming, self._is_empty = "", False, False
             elif not self._is_trimming:
                 self._blanks += char
 
     def trim(self) -> None:
-        """Drop the blanks that wait, and those that come next."""
-        self._blanks, self._is_trimming = "", True
+        """Drop the blanks that wait, and those that come next. What follows text that was
+        there before begins a line."""
+        self._blanks = "" if self._is_empty else "\n"
+        self._is_trimming = True
 
     def flush(self) -> None:
-        """The text is over: blanks at its end belong to it."""
-        self._taken.append(self._blanks)
+        """The text is over: blanks at its end belong to it, unless they were to be trimmed."""
+        if not self._is_trimming:
+            self._taken.append(self._blanks)
         self._blanks = ""
 
     def take(self) -> str:
