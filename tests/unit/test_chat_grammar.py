@@ -40,7 +40,18 @@ _JSON = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object", "required": ["a"], 
                 '{"a": {"type": "integer"}}, "additionalProperties": false}')  # fmt: skip
 
 
+def _xml(name: str, arguments: str) -> str:
+    values = json.loads(arguments)
+    parameters = "".join(
+        f"<parameter={key}>\n{value}\n</parameter>\n"
+        for key, value in (values.items() if isinstance(values, dict) else [("bad", values)])
+    )
+    return f"<tool_call>\n<function={name}>\n{parameters}</function>\n</tool_call>"
+
+
 def _said(syntax: CallSyntax, *calls: tuple[str, str]) -> str:
+    if syntax is CallSyntax.QWEN_XML:
+        return "\n".join(_xml(name, arguments) for name, arguments in calls)
     first, between, last = _BETWEEN[syntax]
     one = _SAID[syntax].replace("[ARGS]ARGS_", "[ARGS]{ARGS}").replace("ARGS_", "ARGS")
     one = one.removeprefix(first).removesuffix(last)
@@ -102,7 +113,7 @@ def test_forced_calls_match_their_schemas_and_can_be_parsed(
     for calls in (
         [("get_weather", city)],
         [("get_time", "{}")],
-        [("get_weather", city), ("get_time", '{"any": [1, 2]}'), ("get_weather", city)],
+        [("get_weather", city), ("get_time", "{}"), ("get_weather", city)],
     ):
         text = _said(syntax, *calls)
         assert world.admits(grammar, text), text
@@ -211,3 +222,18 @@ def test_names_and_schemas_cannot_leave_their_places(world: _World) -> None:
     text = f'<tool_call>\n{{"name": {name}, "arguments": {{"x\\" | \\"": "\\n}}%"}}}}\n</tool_call>'
     assert world.admits(grammar, text)
     assert not world.admits(grammar, '<tool_call>\n{"name": "a", "arguments": {}}\n</tool_call>')
+
+
+def test_values_in_xml_follow_their_schemas(world: _World) -> None:
+    properties = {
+        "unit": {"type": "string", "enum": ["C", "F"]},
+        "text": {"type": "string"},
+        "days": {"type": "array", "items": {"$ref": "#/$defs/day"}},
+    }
+    schema = {"properties": properties, "required": ["text"], "$defs": {"day": {"type": "integer"}}}
+    job = _forced(tools=[Tool("f", "", schema)])
+    grammar = _format(CallSyntax.QWEN_XML).grammar(job, False, world.control_tokens)
+    for arguments in ('{"unit": "C", "text": "a\\n<b>"}', '{"text": "", "days": [1, 2]}'):
+        assert world.admits(grammar, _xml("f", arguments)), arguments
+    for arguments in ('{"unit": "K", "text": "a"}', '{"text": "", "days": ["x"]}', '{"unit": "C"}'):
+        assert not world.admits(grammar, _xml("f", arguments)), arguments

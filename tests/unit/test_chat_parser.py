@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from shared.messages import Tool
 from worker.chat.calls import MARKS, CallSyntax
 from worker.chat.parser import OutputParser, Parts, Reasoning
 
@@ -24,6 +25,9 @@ _A = '{"city": "Zürich \\"}\\" \\u00e4", "n": [1, {"x": null}]}'
 _HERMES = f'<tool_call>\n{{"name": "a", "arguments": {_A}}}\n</tool_call>'
 _SAID = {
     CallSyntax.HERMES: f'{_HERMES}\n<tool_call>\n{{"name": "b", "arguments": {{}}}}\n</tool_call>',
+    CallSyntax.QWEN_XML: '<tool_call>\n<function=a>\n<parameter=city>\nZürich "}" \\u00e4\n'
+    '</parameter>\n<parameter=n>\n[1, {"x": null}]\n</parameter>\n</function>\n</tool_call>\n'
+    "<function=b>\n</function>\n</tool_call>",
     CallSyntax.LLAMA: f'{{"name": "a", "parameters": {_A}}}; {{"name": "b", "parameters": {{}}}}',
     CallSyntax.MISTRAL: f'[TOOL_CALLS] [{{"name": "a", "arguments": {_A}, "id": "123456789"}}, '
     '{"name": "b", "arguments": {}}]',
@@ -35,7 +39,12 @@ _SAID = {
     "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
 }
 """Two calls: of `a` with `_A`, of `b` with nothing."""
-_TWO_CALLS = [("a", _A), ("b", "{}")]
+_XML_A = '{"city": "Zürich \\"}\\" \\\\u00e4", "n": [1, {"x": null}]}'
+_TOOLS = [Tool("a", "", {"properties": {"city": {"type": "string"}, "n": {"type": "array"}}})]
+
+
+def _two_calls(syntax: CallSyntax) -> list[tuple[str, str]]:
+    return [("a", _XML_A if syntax is CallSyntax.QWEN_XML else _A), ("b", "{}")]
 
 
 @dataclass
@@ -61,7 +70,7 @@ class Result:
 
 
 def _parse(pieces: list[str] | str, **options: Any) -> Result:
-    parser = OutputParser(("j", 0), **options)
+    parser = OutputParser(("j", 0), tools=_TOOLS, **options)
     result = Result()
     for piece in pieces:
         result.add(parser.push(piece))
@@ -81,7 +90,7 @@ def test_calls_are_found_at_every_cut(syntax: CallSyntax, before: str) -> None:
         before += "<|python_tag|>"
     text = before + _SAID[syntax]
     whole = _whole(text, syntax)
-    assert whole.calls == _TWO_CALLS
+    assert whole.calls == _two_calls(syntax)
     assert whole.content == before.partition("\n")[0]
     assert _parse(text, calls=syntax) == whole, "one character at a time"
     for cut in range(len(text)):
@@ -94,7 +103,8 @@ _FRAGMENTS = [
     '{"arguments": {"k": [1]}, "name": "late"}', '{"name": "s", "arguments": "{\\"q\\": 1}"}',
     '{"name": 5, "arguments": {}}', '{"name": "", "arguments": {}}', "foo", " ", "\n", "é😀",
     "<think>", "</think>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "function",
-    "<｜tool▁sep｜>", "```json", "<", ": ", "null",
+    "<｜tool▁sep｜>", "```json", "<function=a>", "<parameter=n>", "</parameter>", "</function>",
+    "<", ": ", "null",
 ]  # fmt: skip
 _OUTPUT = st.lists(
     st.one_of(
@@ -145,9 +155,11 @@ def test_a_text_that_ends_too_early_keeps_what_there_was(
     syntax: CallSyntax, num_chars: int
 ) -> None:
     result = _whole(_SAID[syntax][:num_chars], syntax)
-    if result.calls:
+    if syntax is CallSyntax.QWEN_XML and result.calls:
+        assert result.content == "" and not result.calls[0][1].endswith("}")
+    elif result.calls:
         assert any(mark.startswith(result.content) for mark in MARKS[syntax])
-        assert _A.startswith(result.calls[0][1])
+        assert _two_calls(syntax)[0][1].startswith(result.calls[0][1])
     else:
         assert "".join(result.content.split()) == "".join(_SAID[syntax][:num_chars].split())
 
@@ -220,7 +232,7 @@ def test_ids_are_the_same_in_every_run_and_differ_otherwise() -> None:
 
 def test_without_parallel_calls_the_first_one_counts() -> None:
     result = _whole(_SAID[CallSyntax.HERMES] + _HERMES, is_parallel=False)
-    assert result.calls == _TWO_CALLS[:1]
+    assert result.calls == _two_calls(CallSyntax.HERMES)[:1]
 
 
 def test_without_tools_calls_are_text() -> None:
@@ -263,9 +275,30 @@ def test_calls_follow_reasoning() -> None:
     for syntax, said in _SAID.items():
         result = _whole(f"<think>\nhm {said}\n</think>\n\n{said}", syntax, reasoning=_THINK)
         assert (result.reasoning, result.content) == (f"hm {said}", "")
-        assert result.calls == _TWO_CALLS
+        assert result.calls == _two_calls(syntax)
 
 
 def test_arguments_reach_the_client_as_valid_json() -> None:
     for syntax, said in _SAID.items():
         assert json.loads(_whole(said, syntax).calls[0][1])["n"] == [1, {"x": None}]
+
+
+@pytest.mark.parametrize(
+    ("value", "arguments"),
+    [
+        ("<parameter=city>\n\na\n\n</parameter>", '{"city": "\\na\\n"}'),
+        ("<parameter=city>12</parameter>", '{"city": "12"}'),
+        ("<parameter=n>\n True </parameter>", '{"n": true}'),
+        ("<parameter=n>NaN</parameter>", '{"n": "NaN"}'),
+        ('<parameter=n>a "b"</parameter>', '{"n": "a \\"b\\""}'),
+        ("<parameter=other>5</parameter>", '{"other": "5"}'),
+    ],
+)
+def test_values_in_xml_are_read_by_their_schemas(value: str, arguments: str) -> None:
+    result = _whole(f"<tool_call><function=a>{value}</function></tool_call>", CallSyntax.QWEN_XML)
+    assert result == Result(ids=result.ids, calls=[("a", arguments)])
+
+
+def test_prose_about_xml_calls_is_content() -> None:
+    for text in ("Write <function=name> first", "<tool_call>\n<function=a>\nx", "<function=a b>"):
+        assert _whole(text, CallSyntax.QWEN_XML) == Result(content=text)

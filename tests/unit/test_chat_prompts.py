@@ -56,7 +56,7 @@ def test_the_format_is_found(name: str, calls: CallSyntax, thinks: bool, is_gene
     [
         ("{{ tools }}[TOOL_CALLS]name[ARGS]", CallSyntax.MISTRAL_NAMED, False),
         ("{{ tools }}<｜tool▁sep｜>", CallSyntax.DEEPSEEK_NAMED, False),
-        ("{{ tools }}<tool_call><function=x>", CallSyntax.HERMES, True),
+        ("{{ tools }}<tool_call><function=x>", CallSyntax.QWEN_XML, False),
         ("{{ tools }}<tool_call><arg_key>", CallSyntax.HERMES, True),
         ("{{ tools }}in a way of its own", CallSyntax.HERMES, True),
         ("knows no tools [TOOL_CALLS]", CallSyntax.HERMES, True),
