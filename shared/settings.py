@@ -139,6 +139,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_messages: Count = 4096
     max_choices: Count = 128
     max_inputs: Count = 2048
+    """Of one embedding request."""
     models: list[ModelSettings] = msgspec.field(default_factory=lambda: [DEMO_MODEL])
 
     base_dir: str = "."

@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 import openai
 import pytest
 
-from shared import registry
+from shared import names, registry
 from tests.admin_client import load, model, unload
 from tests.conftest import TEST_FILES, Service, wait_for
 from tests.counter_model import number_token
@@ -290,6 +292,29 @@ def test_a_client_that_leaves_frees_the_slots(embedders: Service) -> None:
     wait_for(lambda: busy() == 0, "all slots are free")
     (item,) = embedders.openai().embeddings.create(model="bert", input="red dog").data
     assert _is_near(item.embedding, _BERT.vector(_BERT.token_ids("red dog")), _LOOSE)
+
+
+def test_a_replica_that_dies_in_the_middle_is_not_noticed(embedders: Service) -> None:
+    """Vectors can be made again, other than text: the next replica begins anew."""
+    inputs = [[2, *([5 + i % 12] * 500), 3] for i in range(48)]
+
+    def ask() -> list[list[float]]:
+        answer = embedders.openai().embeddings.create(
+            model="bert", input=inputs, extra_headers={"x-request-id": "embed-and-die"}
+        )
+        assert answer.usage.prompt_tokens == 48 * 502
+        return [item.embedding for item in answer.data]
+
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask)
+        log_key = names.log_key("embed-and-die")
+        wait_for(lambda: int(embedders.redis.llen(log_key)) > 4, "some vectors are out")
+        (pid,) = embedders.pids("worker.replica", " bert@")
+        os.kill(pid, signal.SIGKILL)
+        found = answer.result(60)
+    for tokens, vector in zip(inputs[:12], found[:12], strict=True):
+        assert _is_near(vector, _BERT.vector(tokens), _LOOSE)
+    assert np.abs(np.array(found[12:24]) - np.array(found[:12])).max() < 1e-5
 
 
 def test_replicas_take_no_more_than_estimated(embedders: Service) -> None:
