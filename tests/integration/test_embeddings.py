@@ -134,7 +134,8 @@ def test_two_thousand_inputs_and_none_more(embed: openai.OpenAI) -> None:
 
 
 def test_an_input_may_fill_the_context_and_no_more(embed: openai.OpenAI) -> None:
-    tokens = [number_token(0) + i % 1000 for i in range(2048)]
+    zero = number_token(0)
+    tokens = [zero + i % 1000 for i in range(2048)]
     (item,) = embed.embeddings.create(model="mean", input=tokens).data
     assert _is_near(item.embedding, mean_vector(tokens))
     for too_long in (tokens + tokens[:1], " ".join(["17"] * 2048), "17 " * 50_000):
