@@ -27,7 +27,7 @@ from shared.lifecycle import Assignment, ModelSpec, StopOrder
 from shared.messages import ReplicaState, Sampling
 from shared.settings import Settings
 from shared.version import VERSION
-from worker import engines, tasks
+from worker import engines, suspects, tasks
 from worker.engine_loop import EngineLoop
 from worker.engines.protocol import Engine, EngineSettings, Sequence, Speculation
 from worker.heartbeat import Heartbeat
@@ -121,6 +121,7 @@ class ReplicaProcess:
                 self._vital_signs.read_weights,
                 spec.cache_tokens,
                 self._speculation(),
+                suspects.recall(self._client, spec.name),
             ),
         )
         self._vital_signs.enter("warming up")
@@ -188,6 +189,8 @@ class ReplicaProcess:
             print(f"llmis replica: {self._loop.last_words}", file=sys.stderr, flush=True)
         try:
             self._publisher.stop(self._settings.redis_timeout_s)
+            if self._loop is not None and self._loop.suspects:
+                suspects.remember(self._client, self._spec.name, self._loop.suspects)
             registry.withdraw(self._client, self.id)
         finally:
             os._exit(70)

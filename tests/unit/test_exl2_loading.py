@@ -14,6 +14,7 @@ from tests.unit import exl2_folder
 from tests.unit.exl2_engine import make_engine, run_all
 from tests.unit.exl2_folder import ids
 from tests.unit.loop_sink import make_run
+from worker.engines.exl2 import first_steps
 from worker.engines.exl2.plan import make_plan, parse_devices, visible_devices
 from worker.engines.protocol import EngineSettings, Sequence, Speculation
 
@@ -201,3 +202,52 @@ def test_without_exllamav2_the_engine_says_what_it_needs(
     monkeypatch.setitem(__import__("sys").modules, "exllamav2", None)
     with pytest.raises(EngineError, match="needs torch with CUDA"):
         make_engine(tmp_path)
+
+
+def test_the_largest_piece_of_a_prompt_is_read_before_the_first_request(
+    exl2: World, tmp_path: Path
+) -> None:
+    make_engine(tmp_path, context_length=8192)
+    assert exl2.generators[0].first_chunks == [("first-steps", 2048)]
+    assert not exl2.generators[0].known_pages, "no request finds it in the cache"
+    make_engine(tmp_path, context_length=1024, speculation=Speculation(num_tokens=3))
+    assert exl2.generators[1].first_chunks == [("first-steps", 1019)]
+    make_engine(tmp_path, context_length=3)
+    assert exl2.generators[2].first_chunks == []
+
+
+def test_memory_that_does_not_do_for_a_prompt_is_said_at_load(exl2: World, tmp_path: Path) -> None:
+    exl2.poisons["first-steps"] = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(EngineError, match="Lower cache_tokens, slots or context_length"):
+        make_engine(tmp_path)
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("odd"), ZeroDivisionError("odd")])
+def test_whatever_is_raised_at_load_is_an_error_with_a_reason(
+    exl2: World, tmp_path: Path, error: Exception
+) -> None:
+    exl2.poisons["first-steps"] = error
+    with pytest.raises(EngineError, match="failed to run it: odd"):
+        make_engine(tmp_path)
+    exl2.poisons.clear()
+    exl2.load_error = error
+    with pytest.raises((EngineError, SettingsError), match="odd"):
+        make_engine(tmp_path)
+
+
+def test_the_attention_is_compiled_for_every_kind_of_layer(
+    exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    def warm_up(*shape: object, **options: object) -> int:
+        calls.append((*shape, options))
+        return 1
+
+    monkeypatch.setattr(first_steps, "warm_up", warm_up)
+    make_engine(tmp_path)
+    assert not calls, "torch's needs none"
+    exl2.attention = "triton"
+    make_engine(tmp_path, speculation=Speculation(tmp_path, 3))
+    options = {"windows": {-1}, "softcap": 0.0, "page_size": 256, "device": torch.device("cpu")}
+    assert calls == [("triton", 8, 2, 64, options)] * 2

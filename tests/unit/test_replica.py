@@ -22,7 +22,7 @@ def test_the_reason_of_the_engine_is_the_last_word_that_the_agent_reads(
     process._client = None
     process._settings = SimpleNamespace(redis_timeout_s=1.0)
     process._publisher = SimpleNamespace(stop=lambda timeout_s: None)
-    process._loop = SimpleNamespace(last_words="The GPU failed (CUDA error)")
+    process._loop = SimpleNamespace(last_words="The GPU failed (CUDA error)", suspects={})
     process._die()
     assert codes == [70], "not 1: that would say that another try is of no use"
     assert withdrawn == ["r"]

@@ -27,7 +27,7 @@ _MAX_NGRAM = 4
 MIN_NGRAM_CONTEXT = _MAX_NGRAM - 1
 """Tokens that the n-gram guesser looks at: on a shorter sequence it raises IndexError
 (exllamav2@v0.3.2:generator/dynamic.py, iterate_ngram_gen)."""
-_ATTACH = "worker.engines.exl2.attach"
+ATTACH = "worker.engines.exl2.attach"
 
 
 @dataclass(slots=True)
@@ -53,6 +53,8 @@ class Loaded:
     draft: Model | None
     uses_ngrams: bool
     device: str
+    attention: str
+    """Name of the one in use."""
 
     @property
     def vocab_size(self) -> int:
@@ -101,7 +103,7 @@ def load(settings: EngineSettings, folder: ModelFolder) -> Loaded:
             plan.devices, os.environ.get("CUDA_VISIBLE_DEVICES")
         )
     library, generators, filters = _import()
-    attention = importlib.import_module(_ATTACH).attach(
+    attention = importlib.import_module(ATTACH).attach(
         os.environ.get("LLMIS_EXL2_ATTENTION", "auto")
     )
     speculation = settings.speculation
@@ -117,18 +119,20 @@ def load(settings: EngineSettings, folder: ModelFolder) -> Loaded:
             num_positions = main.config.max_seq_len
             on_progress = _progress(settings, 1, num_parts)
             draft = _load_model(library, draft_folder, plan, num_positions, on_progress)
-    except (AssertionError, ValueError, TypeError, KeyError, OSError, RuntimeError) as exc:
+    except Exception as exc:
         raise _explain(exc, folder.path) from exc
     device = _device_name(plan)
     _log.info(
         "exllamav2 %s: %d tokens of KV cache, attention: %s",
         library.__version__,
         plan.cache_tokens,
-        attention,
+        attention.name,
         extra={"device": device},
     )
     uses_ngrams = speculation is not None and draft is None
-    return Loaded(library, generators, filters, plan, main, draft, uses_ngrams, device)
+    return Loaded(
+        library, generators, filters, plan, main, draft, uses_ngrams, device, attention.name
+    )
 
 
 def _import() -> tuple[Any, Any, Any]:
@@ -136,7 +140,7 @@ def _import() -> tuple[Any, Any, Any]:
         library = importlib.import_module("exllamav2")
         generators = importlib.import_module("exllamav2.generator")
         filters = importlib.import_module("exllamav2.generator.filters")
-    except (ImportError, OSError, RuntimeError) as exc:
+    except Exception as exc:
         raise EngineError(
             f"exllamav2 cannot be imported: {exc}. It needs torch with CUDA, and nvcc or a built "
             "extension (docs/operations.md)."
@@ -173,9 +177,17 @@ def _load_model(
             model.load(callback=on_progress)
             cache = cache_class(model, max_seq_len=plan.cache_tokens)
         tokenizer = library.ExLlamaV2Tokenizer(config, lazy_init=True)
-        # Made at the first token otherwise, in the middle of the batch.
-        tokenizer.get_id_to_piece_list(True)
+        never_decode(tokenizer, config.vocab_size)
     return Model(config, model, cache, tokenizer)
+
+
+def never_decode(tokenizer: Any, vocab_size: int) -> None:
+    """Let every token have no text. The texts are ours to make, from the token ids; with texts
+    the generator holds tokens back, for as long as a byte among them is no UTF-8
+    (exllamav2@v0.3.2:generator/dynamic.py, receive_sample), and it takes seconds to decode the
+    vocabulary, twice."""
+    size = max(-(-int(vocab_size) // 32) * 32, int(tokenizer.get_vocab_size()))
+    tokenizer.id_to_piece = tokenizer.id_to_piece_with_special = [""] * size
 
 
 def _set_positions(config: Any, plan: Plan, min_positions: int) -> None:
