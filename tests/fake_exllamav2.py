@@ -23,7 +23,7 @@ from tests.fake_exllamav2_sampler import Filter, Sampler, Settings
 
 PAGE = 256
 NAMES = ("exllamav2", "exllamav2.generator", "exllamav2.generator.filters",
-         "worker.engines.exl2.attach")  # fmt: skip
+         "worker.engines.exl2.attach", "exllamav2.rope")  # fmt: skip
 
 
 @dataclass
@@ -53,6 +53,7 @@ class World:
     configs: list["Config"] = field(default_factory=list)
     caches: list["Cache"] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
+    reserved: list[list[int]] = field(default_factory=list)
     folders: list[list[str]] = field(default_factory=list)
     attached: int = 0
 
@@ -79,7 +80,7 @@ class Config:
         self.original_max_seq_len = self.read.get("original_max_position_embeddings", 0)
         self.alt_rope_method = _world.alt_rope_method
         self.scale_long_factor, self.scale_short_factor = [4.0], [1.0]
-        self.head_dim = _world.head_dim
+        self.head_dim, self.partial_rotary_factor = _world.head_dim, 1.0
         self.num_hidden_layers, self.num_attention_heads, self.num_key_value_heads = 2, 8, 2
         self.sliding_window, self.attn_logit_softcapping = 0, None
 
@@ -101,9 +102,12 @@ class Model:
         self.is_loaded = True
 
     def load_autosplit(
-        self, cache: "Cache", last_id_only: bool = False, callback: Any = None
-    ) -> None:
+        self, cache: "Cache", reserve_vram: list[int] | None = None, last_id_only: bool = False,
+        callback: Any = None,
+    ) -> None:  # fmt: skip
         assert cache.lazy and last_id_only
+        assert reserve_vram is not None
+        _world.reserved.append(reserve_vram)
         _world.loads.append("split")
         callback(4, 4)
         self.is_loaded = True
@@ -412,7 +416,7 @@ def installed() -> Iterator[World]:
     """Put the package where an import finds it, with a fresh world."""
     global _world
     _world = World()
-    library, generator, filters, attach = (ModuleType(name) for name in NAMES)
+    library, generator, filters, attach, rope = (ModuleType(name) for name in NAMES)
     library.__version__ = "0.3.2-fake"  # type: ignore[attr-defined]
     parts = {
         "ExLlamaV2Config": Config, "ExLlamaV2": Model, "ExLlamaV2Cache": Cache,
@@ -433,7 +437,7 @@ def installed() -> Iterator[World]:
     attach.attach = attach_attention  # type: ignore[attr-defined]
     attach.new_attention = lambda name: name  # type: ignore[attr-defined]
     before = {name: sys.modules.get(name) for name in NAMES}
-    sys.modules.update(zip(NAMES, (library, generator, filters, attach), strict=True))
+    sys.modules.update(zip(NAMES, (library, generator, filters, attach, rope), strict=True))
     try:
         yield _world
     finally:
