@@ -8,7 +8,18 @@ import gevent
 import redis
 from flask import Flask, Response, g, request
 
-from app import admin, chat_page, errors, generation, health, metrics, models, websocket
+from app import (
+    admin,
+    chat_page,
+    docs_page,
+    errors,
+    generation,
+    health,
+    metrics,
+    models,
+    openapi,
+    websocket,
+)
 from app.catalog import Catalog
 from app.dispatch import Dispatcher, request_id_from
 from app.hub import Hub
@@ -48,16 +59,26 @@ def create_app(settings: Settings | None = None) -> Flask:
     """Build the application and connect it. Raises SettingsError, redis.RedisError."""
     settings = settings or settings_module.load()
     logs.configure("web", settings.log_level)
-    app = Flask(__name__, static_folder="../static", template_folder="../templates")
+    app = bare_app()
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.extensions["llmis"] = _services(settings)
+    register_routes(app)
+    return app
+
+
+def bare_app() -> Flask:
+    """The application without services and routes: it knows where pages and assets are."""
+    return Flask(__name__, static_folder="../static", template_folder="../templates")
+
+
+def register_routes(app: Flask) -> None:
+    """Add all that answers requests. The document of the routes comes last: it lists them."""
     app.before_request(_take_request_id)
     app.after_request(_send_request_id)
     errors.register(app)
     metrics.register(app)
-    for resource in (generation, models, admin, health, chat_page, websocket):
+    for resource in (generation, models, admin, health, chat_page, websocket, docs_page, openapi):
         resource.register(app)
-    return app
 
 
 def _services(settings: Settings) -> Services:

@@ -8,17 +8,48 @@ from flask import Blueprint, Flask, Response, g, request
 from gunicorn.http.errors import ParseException
 
 from app import answers
+from app.answer_schemas import (
+    CancelAnswer,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CompletionChunk,
+)
 from app.disconnect import DisconnectWatcher
+from app.documented import documented
 from app.job_stream import ClientGone
 from app.relay import Relay, stream_sse, whole_answer
 from app.schemas import ChatRequest, CompletionRequest, GenerationRequest, parse, shortened
 from app.services import services
-from shared.errors import InvalidRequest, ModelNotFound, ModelUnloaded, Unavailable
+from shared.errors import (
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    EngineError,
+    InsufficientMemory,
+    InvalidModel,
+    InvalidRequest,
+    ModelFailed,
+    ModelNotFound,
+    ModelUnloaded,
+    NotFound,
+    Quarantined,
+    QueueUnavailable,
+    ReplicaLost,
+    RequestCancelled,
+    TooManyModels,
+    Unavailable,
+)
 from shared.messages import Job, JobKind
 from shared.settings import SamplingDefaults
 
 blueprint = Blueprint("generation", __name__)
 _COMPLETION_MAX_TOKENS = 16
+JOB_ERRORS = (
+    *(ContextLengthExceeded, Quarantined, ModelNotFound, RequestCancelled, DeadlineExceeded),
+    *(EngineError, ReplicaLost, QueueUnavailable, Unavailable),
+    *(ModelUnloaded, ModelFailed, InvalidModel, InsufficientMemory, TooManyModels),
+)
+"""How a request that becomes a job can fail before its first token."""
 SSE_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -31,21 +62,31 @@ def register(app: Flask) -> None:
 
 
 @blueprint.post("/v1/chat/completions")
+@documented(ChatCompletion, body=ChatRequest, stream=ChatCompletionChunk, errors=JOB_ERRORS)
 def chat_completions() -> Response:
+    """Answer a conversation."""
     body = parse(read_body(), ChatRequest)
     return _answer(chat_job(body, g.request_id), body)
 
 
 @blueprint.post("/v1/completions")
+@documented(Completion, body=CompletionRequest, stream=CompletionChunk, errors=JOB_ERRORS)
 def completions() -> Response:
+    """Continue texts."""
     body = parse(read_body(), CompletionRequest)
     return _answer(completion_job(body, g.request_id), body)
 
 
 @blueprint.post("/v1/requests/<request_id>/cancel")
+@documented(
+    CancelAnswer,
+    errors=(NotFound, QueueUnavailable),
+    parameters={"request_id": "The header `x-request-id` of its answer."},
+)
 def cancel(request_id: str) -> Response:
+    """Cancel a request, wherever it is: in the queue, in the prefill, in mid-stream."""
     services().dispatcher.cancel(request_id)
-    body = {"id": request_id, "object": "request", "status": "cancelling"}
+    body = CancelAnswer(request_id)
     return Response(msgspec.json.encode(body), content_type="application/json")
 
 
