@@ -31,7 +31,11 @@ def new_chain(
         # The chain sees the tokens it draws and not the prompt, as OpenAI has it.
         stages.append(
             library.sampler_init_penalties(
-                context_length, 1.0, sampling.frequency_penalty, sampling.presence_penalty
+                vocab_size,
+                context_length,
+                1.0,
+                sampling.frequency_penalty,
+                sampling.presence_penalty,
             )
         )
     stages += [library.sampler_init_greedy()] if is_greedy else _random_stages(library, sampling)
