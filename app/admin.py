@@ -65,6 +65,7 @@ def _check_media_type() -> None:
 @documented(
     Operation,
     body=LoadRequest,
+    example={"name": "gemma-3-270m", "wait": True},
     also={202: Operation},
     stream=Operation,
     errors=(*_CHANGE_ERRORS, *_LOAD_ERRORS),
@@ -88,6 +89,7 @@ def load() -> Response:
 @documented(
     Operation,
     body=UnloadRequest,
+    example={"name": "gemma-3-270m", "wait": True},
     also={202: Operation},
     stream=Operation,
     errors=(*_CHANGE_ERRORS, ModelNotFound),

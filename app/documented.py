@@ -20,6 +20,8 @@ class RouteDocument:
     answers: Mapping[int, Any]
     """Status → type of the answer; str for plain text."""
     body: Any = None
+    example: Mapping[str, Any] | None = None
+    """A body to try the route with."""
     stream: Any = None
     """Type of one event, where the answer can be a stream of them."""
     errors: frozenset[type[LlmisError]] = frozenset()
@@ -35,6 +37,7 @@ def documented(
     answer: Any,
     *,
     body: Any = None,
+    example: Mapping[str, Any] | None = None,
     stream: Any = None,
     also: Mapping[int, Any] | None = None,
     errors: Iterable[type[LlmisError]] = (),
@@ -50,6 +53,7 @@ def documented(
     document = RouteDocument(
         answers={200: answer, **(also or {})},
         body=body,
+        example=example,
         stream=stream,
         errors=frozenset(errors) | common,
         media_type=media_type,

@@ -62,7 +62,17 @@ def register(app: Flask) -> None:
 
 
 @blueprint.post("/v1/chat/completions")
-@documented(ChatCompletion, body=ChatRequest, stream=ChatCompletionChunk, errors=JOB_ERRORS)
+@documented(
+    ChatCompletion,
+    body=ChatRequest,
+    example={
+        "model": "gemma-3-270m",
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "max_tokens": 64,
+    },
+    stream=ChatCompletionChunk,
+    errors=JOB_ERRORS,
+)
 def chat_completions() -> Response:
     """Answer a conversation."""
     body = parse(read_body(), ChatRequest)
@@ -70,7 +80,13 @@ def chat_completions() -> Response:
 
 
 @blueprint.post("/v1/completions")
-@documented(Completion, body=CompletionRequest, stream=CompletionChunk, errors=JOB_ERRORS)
+@documented(
+    Completion,
+    body=CompletionRequest,
+    example={"model": "gemma-3-270m", "prompt": "Once upon a time", "max_tokens": 64},
+    stream=CompletionChunk,
+    errors=JOB_ERRORS,
+)
 def completions() -> Response:
     """Continue texts."""
     body = parse(read_body(), CompletionRequest)

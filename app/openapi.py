@@ -21,6 +21,8 @@ from shared.version import VERSION
 
 blueprint = Blueprint("openapi", __name__)
 _EVENT_STREAM = "text/event-stream"
+_TAGS = {"admin": "Administration", "health": "Service", "prometheus_metrics": "Service"}
+"""Blueprint, or endpoint without one → part of the API; all others are inference."""
 _RETRY_STATUSES = (429, 503, 507)
 """Their errors say when to come back."""
 _DESCRIPTION = """\
@@ -72,6 +74,7 @@ def build(app: Flask) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "llmis", "version": VERSION, "description": _DESCRIPTION},
         "servers": [{"url": "/"}],
+        "tags": [{"name": name} for name in ("Inference", "Administration", "Service")],
         "paths": dict(sorted(paths.items())),
         "components": {"schemas": components.schemas, "headers": _HEADERS},
     }
@@ -94,7 +97,7 @@ def _operation(
     operation: dict[str, Any] = {
         "operationId": rule.endpoint.replace(".", "_"),
         "summary": summary.rstrip("."),
-        "tags": [rule.endpoint.partition(".")[0]],
+        "tags": [_TAGS.get(rule.endpoint.partition(".")[0], "Inference")],
         "responses": _responses(document, components),
     }
     if description:
@@ -105,6 +108,8 @@ def _operation(
         ]
     if document.body is not None:
         content = {JSON: {"schema": components.schema(document.body)}}
+        if document.example is not None:
+            content[JSON]["example"] = document.example
         operation["requestBody"] = {"required": True, "content": content}
     return operation
 
@@ -133,7 +138,7 @@ def _responses(document: RouteDocument, components: Components) -> dict[str, Any
         media_type = document.media_type if status in document.answers else JSON
         content = {media_type: {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}
         if status == 200 and document.stream is not None:
-            content[_EVENT_STREAM] = {"schema": components.schema(document.stream)}
+            content[_EVENT_STREAM] = {"schema": _event(document.stream, components)}
         headers = ["x-request-id"] + ["Retry-After"] * (status in _RETRY_STATUSES)
         responses[str(status)] = {
             "description": "\n".join(words[status]),
@@ -141,6 +146,28 @@ def _responses(document: RouteDocument, components: Components) -> dict[str, Any
             "content": content,
         }
     return responses
+
+
+def _event(shape: Any, components: Components) -> dict[str, Any]:
+    """One event, as OpenAPI 3.2 describes them in words that 3.1 has, too."""
+    payload = {"anyOf": [components.schema(shape), components.schema(ErrorAnswer)]}
+    return {
+        "type": "object",
+        "description": "One event. The last one's data is `[DONE]`, or the error that ended it.",
+        "required": ["data"],
+        "properties": {
+            "data": {
+                "anyOf": [
+                    {"const": "[DONE]"},
+                    {
+                        "type": "string",
+                        "contentMediaType": JSON,
+                        "contentSchema": payload,
+                    },
+                ]
+            }
+        },
+    }
 
 
 def _words(error: type[LlmisError]) -> str:
