@@ -20,7 +20,7 @@ from app.catalog import ModelState
 from app.documented import documented
 from app.errors import from_exception
 from app.generation import SSE_HEADERS, read_body
-from app.schemas import parse
+from app.parsing import parse
 from app.services import services
 from shared import operations
 from shared.errors import (

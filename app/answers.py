@@ -4,13 +4,24 @@ import time
 from typing import Any, Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
-from shared.messages import Delta, Finished, Job, JobKind, Timings
+from app.choices import Choice, best
+from app.logprobs import (
+    ChatLogprobs,
+    CompletionLogprobs,
+    CompletionLogprobsWriter,
+    chat_logprobs,
+    joined,
+)
+from app.schemas import CompletionRequest, GenerationRequest
+from shared.messages import Delta, Echo, Finished, Job, Timings, ToolCallDelta
 from shared.messages import Usage as JobUsage
+from shared.version import VERSION
 
 _encode = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
+_FINGERPRINT = f"llmis-{VERSION}"
 KEEPALIVE = b": waiting\n\n"
 
 
@@ -33,40 +44,55 @@ class _Usage(Struct):
 class _TextChoice(Struct):
     index: int
     text: str
-    logprobs: None
+    logprobs: CompletionLogprobs | None
     finish_reason: str | None
 
 
-class _Role(Struct):
-    role: str
-    content: str
+class _Function(Struct, omit_defaults=True):
+    name: str | None = None
+    arguments: str | None = None
 
 
-class _Content(Struct):
-    content: str
+class _ToolCall(Struct):
+    id: str
+    function: _Function
+    type: str = "function"
 
 
-class _Empty(Struct):
-    pass
-
-
-class _ChatDelta(Struct):
+class _ToolCallPiece(Struct, omit_defaults=True):
     index: int
-    delta: _Role | _Content | _Empty
-    logprobs: None
+    id: str | None = None
+    type: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(Struct, omit_defaults=True):
+    role: str | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[_ToolCallPiece] = []
+
+
+class _ChatChunkChoice(Struct):
+    index: int
+    delta: _Delta
+    logprobs: ChatLogprobs | None
     finish_reason: str | None
 
 
 class _ChatMessage(Struct):
     role: str
-    content: str
+    content: str | None
     refusal: None = None
+    annotations: list[Any] = []
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[_ToolCall] | UnsetType = UNSET
 
 
 class _ChatChoice(Struct):
     index: int
     message: _ChatMessage
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: str
 
 
@@ -76,7 +102,10 @@ class _Answer(Struct, omit_defaults=True):
     created: int
     model: str
     choices: list[Any]
-    usage: _Usage | msgspec.UnsetType | None = msgspec.UNSET
+    usage: _Usage | UnsetType | None = UNSET
+    system_fingerprint: str | UnsetType = UNSET
+    service_tier: str | UnsetType = UNSET
+    metadata: dict[str, str] | UnsetType = UNSET
 
 
 def usage(counted: JobUsage) -> _Usage:
@@ -95,15 +124,18 @@ def sse(payload: Any) -> bytes:
 class AnswerShape(Protocol):
     """How one endpoint words its answers."""
 
+    num_choices: int
+    """Choices that are made, all prompts together."""
+
     def opening(self) -> list[Any]:
         """Chunks before any text."""
 
-    def chunks(self, delta: Delta) -> list[Any]: ...
+    def chunks(self, event: Delta | Echo) -> list[Any]: ...
 
     def closing(self, finished: Finished) -> list[Any]:
         """Chunks after all text: the usage, when it was asked for."""
 
-    def whole(self, texts: list[str], reasons: list[str], finished: Finished) -> Any: ...
+    def whole(self, choices: list[Choice], finished: Finished) -> Any: ...
 
 
 class _Shape:
@@ -111,18 +143,32 @@ class _Shape:
     whole_object: str
     id_prefix: str
 
-    def __init__(self, job: Job, wants_usage: bool) -> None:
+    def __init__(self, job: Job, body: GenerationRequest) -> None:
         self._id = f"{self.id_prefix}-{job.id}"
         self._created = int(time.time())
         self._model = job.model
-        self._wants_usage = wants_usage
-        self._num_choices = num_choices(job)
+        self._wants_usage = body.wants_usage
+        self._wants_logprobs = job.logprobs is not None
+        self._tier: str | UnsetType = "default" if body.service_tier else UNSET
+        self._metadata: dict[str, str] | UnsetType = body.metadata or UNSET
+        self.num_choices = job.num_choices * max(1, len(job.prompts))
 
     def _chunk(self, choices: list[Any]) -> _Answer:
-        answer = _Answer(self._id, self.chunk_object, self._created, self._model, choices)
+        answer = self._answer(self.chunk_object, choices)
         if self._wants_usage:
             answer.usage = None
         return answer
+
+    def _answer(self, object_: str, choices: list[Any]) -> _Answer:
+        return _Answer(
+            self._id,
+            object_,
+            self._created,
+            self._model,
+            choices,
+            system_fingerprint=_FINGERPRINT,
+            service_tier=self._tier,
+        )
 
     def closing(self, finished: Finished) -> list[Any]:
         if not self._wants_usage:
@@ -132,14 +178,9 @@ class _Shape:
         return [chunk]
 
     def _whole(self, choices: list[Any], finished: Finished) -> _Answer:
-        return _Answer(
-            self._id,
-            self.whole_object,
-            self._created,
-            self._model,
-            choices,
-            usage(finished.usage),
-        )
+        answer = self._answer(self.whole_object, choices)
+        answer.usage, answer.metadata = usage(finished.usage), self._metadata
+        return answer
 
 
 class ChatShape(_Shape):
@@ -148,27 +189,49 @@ class ChatShape(_Shape):
     id_prefix = "chatcmpl"
 
     def opening(self) -> list[Any]:
-        return [
-            self._chunk([_ChatDelta(index, _Role("assistant", ""), None, None)])
-            for index in range(self._num_choices)
-        ]
+        return [self._piece(i, _Delta("assistant", "")) for i in range(self.num_choices)]
 
-    def chunks(self, delta: Delta) -> list[Any]:
-        chunks = []
-        if delta.text:
-            chunks.append(self._chunk([_ChatDelta(delta.index, _Content(delta.text), None, None)]))
-        if delta.finish_reason is not None:
-            chunks.append(
-                self._chunk([_ChatDelta(delta.index, _Empty(), None, delta.finish_reason)])
-            )
+    def _piece(
+        self,
+        index: int,
+        delta: _Delta,
+        logprobs: ChatLogprobs | None = None,
+        reason: str | None = None,
+    ) -> _Answer:
+        return self._chunk([_ChatChunkChoice(index, delta, logprobs, reason)])
+
+    def chunks(self, event: Delta | Echo) -> list[Any]:
+        if isinstance(event, Echo):
+            return []
+        deltas = []
+        if event.reasoning:
+            deltas.append(_Delta(reasoning_content=event.reasoning))
+        if event.text:
+            deltas.append(_Delta(content=event.text))
+        if event.tool_calls:
+            deltas.append(_Delta(tool_calls=[_piece_of_call(c) for c in event.tool_calls]))
+        if event.logprobs and not deltas:
+            deltas.append(_Delta())  # their text is held back for now
+        chunks = [self._piece(event.index, delta) for delta in deltas]
+        if event.logprobs:
+            chunks[0].choices[0].logprobs = chat_logprobs(event.logprobs)
+        if event.finish_reason is not None:
+            chunks.append(self._piece(event.index, _Delta(), None, event.finish_reason))
         return chunks
 
-    def whole(self, texts: list[str], reasons: list[str], finished: Finished) -> Any:
-        choices = [
-            _ChatChoice(i, _ChatMessage("assistant", text), None, reason)
-            for i, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+    def whole(self, choices: list[Choice], finished: Finished) -> Any:
+        return self._whole([self._choice(i, choice) for i, choice in enumerate(choices)], finished)
+
+    def _choice(self, index: int, choice: Choice) -> _ChatChoice:
+        calls = [
+            _ToolCall(call.id, _Function(call.name, "".join(call.arguments)))
+            for _, call in sorted(choice.tool_calls.items())
         ]
-        return self._whole(choices, finished)
+        message = _ChatMessage("assistant", choice.text or (None if calls else ""))
+        message.reasoning_content = choice.reasoning or UNSET
+        message.tool_calls = calls or UNSET
+        logprobs = chat_logprobs(choice.logprobs) if self._wants_logprobs else None
+        return _ChatChoice(index, message, logprobs, _reason(choice))
 
 
 class CompletionShape(_Shape):
@@ -176,30 +239,62 @@ class CompletionShape(_Shape):
     whole_object = "text_completion"
     id_prefix = "cmpl"
 
+    def __init__(self, job: Job, body: CompletionRequest) -> None:
+        super().__init__(job, body)
+        self._num_made, self._num_wanted = job.num_choices, body.num_choices
+        self._wants_logprobs = body.logprobs is not None
+        self._writers = [CompletionLogprobsWriter() for _ in range(self.num_choices)]
+
     def opening(self) -> list[Any]:
         return []
 
-    def chunks(self, delta: Delta) -> list[Any]:
-        if not delta.text and delta.finish_reason is None:
+    def chunks(self, event: Delta | Echo) -> list[Any]:
+        reason = event.finish_reason if isinstance(event, Delta) else None
+        logprobs = self._logprobs(event)
+        if not event.text and reason is None and not (logprobs and logprobs.tokens):
             return []
-        return [self._chunk([_TextChoice(delta.index, delta.text, None, delta.finish_reason)])]
+        return [self._chunk([_TextChoice(event.index, event.text, logprobs, reason)])]
 
-    def whole(self, texts: list[str], reasons: list[str], finished: Finished) -> Any:
-        choices = [
-            _TextChoice(i, text, None, reason)
-            for i, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-        ]
-        return self._whole(choices, finished)
+    def _logprobs(self, event: Delta | Echo) -> CompletionLogprobs | None:
+        if not self._wants_logprobs:
+            return None
+        writer = self._writers[event.index]
+        if isinstance(event, Echo):
+            return writer.prompt(event.logprobs)
+        return writer.completion(event.logprobs)
+
+    def whole(self, choices: list[Choice], finished: Finished) -> Any:
+        kept = best(choices, self._num_made, self._num_wanted)
+        return self._whole([self._choice(i, choice) for i, choice in enumerate(kept)], finished)
+
+    def _choice(self, index: int, choice: Choice) -> _TextChoice:
+        writer = CompletionLogprobsWriter()
+        logprobs = writer.prompt(choice.echo.logprobs if choice.echo else [])
+        logprobs = joined(logprobs, writer.completion(choice.logprobs))
+        prompt = choice.echo.text if choice.echo else ""
+        shown = logprobs if self._wants_logprobs else None
+        return _TextChoice(index, prompt + choice.text, shown, _reason(choice))
 
 
-def shape_for(job: Job, *, wants_usage: bool) -> AnswerShape:
-    if job.kind is JobKind.CHAT:
-        return ChatShape(job, wants_usage)
-    return CompletionShape(job, wants_usage)
+def shape_for(job: Job, body: GenerationRequest) -> AnswerShape:
+    if isinstance(body, CompletionRequest):
+        return CompletionShape(job, body)
+    return ChatShape(job, body)
 
 
-def num_choices(job: Job) -> int:
-    return job.num_choices * max(1, len(job.prompts))
+def _reason(choice: Choice) -> str:
+    assert choice.finish_reason is not None, "a job ends when all its choices have"
+    return choice.finish_reason
+
+
+def _piece_of_call(piece: ToolCallDelta) -> _ToolCallPiece:
+    is_first = piece.id is not None
+    return _ToolCallPiece(
+        piece.index,
+        piece.id,
+        "function" if is_first else None,
+        _Function(piece.name, piece.arguments),
+    )
 
 
 def timings_ms(timings: Timings) -> dict[str, float]:

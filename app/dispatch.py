@@ -15,13 +15,13 @@ from app.hub import Hub
 from app.job_stream import JobStream
 from shared import messages, names
 from shared.errors import NotFound
-from shared.messages import Job
+from shared.messages import Job, Priority
 from shared.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-INTERACTIVE = 0
-"""Celery priority of requests that somebody waits for; 0 is the highest."""
+_CELERY_PRIORITY = {Priority.INTERACTIVE: 0, Priority.BACKGROUND: 3, Priority.BATCH: 6}
+"""0 is the highest."""
 
 
 def new_request_id() -> str:
@@ -52,8 +52,10 @@ class Dispatcher:
         # As long as a job may still be popped from its queue, and then some.
         self._job_ttl_s = int(settings.request_timeout_s) + settings.job_ttl_s
 
-    def deadline(self) -> float:
-        return time.time() + self._settings.request_timeout_s
+    def deadline(self, timeout_s: float | None = None) -> float:
+        """Unix time until which a request is waited for that wants `timeout_s`."""
+        longest_s = self._settings.request_timeout_s
+        return time.time() + min(timeout_s or longest_s, longest_s)
 
     @property
     def reply_channel(self) -> str:
@@ -87,7 +89,7 @@ class Dispatcher:
             argsrepr=repr((job.id,)),
             task_id=job.id,
             queue=names.model_queue(job.model),
-            priority=INTERACTIVE,
+            priority=_CELERY_PRIORITY[job.priority],
             ignore_result=True,
             retry=False,
         )

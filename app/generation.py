@@ -1,8 +1,5 @@
 """`POST /v1/chat/completions`, `POST /v1/completions`, `POST /v1/requests/<id>/cancel`."""
 
-import time
-from typing import Any
-
 import msgspec
 from flask import Blueprint, Flask, Response, g, request
 from gunicorn.http.errors import ParseException
@@ -18,8 +15,10 @@ from app.answer_schemas import (
 from app.disconnect import DisconnectWatcher
 from app.documented import documented
 from app.job_stream import ClientGone
+from app.jobs import chat_job, completion_job
+from app.parsing import parse
 from app.relay import Relay, stream_sse, whole_answer
-from app.schemas import ChatRequest, CompletionRequest, GenerationRequest, parse, shortened
+from app.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from app.services import services
 from shared.errors import (
     ContextLengthExceeded,
@@ -39,11 +38,9 @@ from shared.errors import (
     TooManyModels,
     Unavailable,
 )
-from shared.messages import Job, JobKind
-from shared.settings import SamplingDefaults
+from shared.messages import Job
 
 blueprint = Blueprint("generation", __name__)
-_COMPLETION_MAX_TOKENS = 16
 JOB_ERRORS = (
     *(ContextLengthExceeded, Quarantined, ModelNotFound, RequestCancelled, DeadlineExceeded),
     *(EngineError, ReplicaLost, QueueUnavailable, Unavailable),
@@ -117,80 +114,16 @@ def read_body() -> bytes:
         raise InvalidRequest(f"The body could not be read: {exc}") from exc
 
 
-def chat_job(body: ChatRequest, request_id: str) -> Job:
-    """Turn a checked chat request into a job. Raises LlmisError."""
-    settings = services().settings
-    if len(body.messages) > settings.max_messages:
-        raise InvalidRequest(
-            f"messages has {len(body.messages)} entries; "
-            f"at most {settings.max_messages} are taken.",
-            param="messages",
-        )
-    max_tokens = body.max_completion_tokens or body.max_tokens
-    chat_messages = [message.to_message(i) for i, message in enumerate(body.messages)]
-    return _job(body, request_id, JobKind.CHAT, messages=chat_messages, max_tokens=max_tokens)
-
-
-def completion_job(body: CompletionRequest, request_id: str) -> Job:
-    """Turn a checked legacy request into a job. Raises LlmisError."""
-    max_tokens = body.max_tokens or _COMPLETION_MAX_TOKENS
-    prompts = body.prompts()
-    return _job(body, request_id, JobKind.COMPLETION, prompts=prompts, max_tokens=max_tokens)
-
-
-def _job(body: GenerationRequest, request_id: str, kind: JobKind, **fields: Any) -> Job:
-    shared = services()
-    _check_model(body.model)
-    if shared.is_stopping:
-        raise Unavailable("The service is shutting down.")
-    num_choices = body.num_choices * max(1, len(fields.get("prompts", [])))
-    if num_choices > shared.settings.max_choices:
-        raise InvalidRequest(
-            f"{num_choices} choices were asked for; at most {shared.settings.max_choices} "
-            "are made for one request.",
-            param="n",
-        )
-    shared.usage.note(body.model)
-    return Job(
-        id=request_id,
-        model=body.model,
-        kind=kind,
-        num_choices=body.num_choices,
-        stop=body.stop_strings,
-        sampling=body.sampling(_sampling_defaults(body.model)),
-        reply_channel=shared.dispatcher.reply_channel,
-        created_at=time.time(),
-        deadline_at=shared.dispatcher.deadline(),
-        **fields,
-    )
-
-
-def _check_model(name: str) -> None:
-    """A configured model may be on its way up: its queue keeps the request until then."""
-    if not services().catalog.is_known(name):
-        raise ModelNotFound(
-            f"The model {shortened(name)} does not exist. GET /v1/models lists those that do.",
-            param="model",
-        )
-    if services().catalog.is_leaving(name):
-        raise ModelUnloaded(f"The model {shortened(name)} is being unloaded.")
-
-
-def _sampling_defaults(name: str) -> SamplingDefaults:
-    configured = services().settings.model(name)
-    return configured.sampling if configured else SamplingDefaults()
-
-
 def _answer(job: Job, body: GenerationRequest) -> Response:
     shared = services()
     job, stream = shared.dispatcher.submit(job)
     g.request_id = job.id
     watcher = DisconnectWatcher(request.environ, stream.close)
     relay = Relay(shared.relay, job, stream)
-    shape = answers.shape_for(job, wants_usage=body.wants_usage)
+    shape = answers.shape_for(job, body)
     if not body.is_stream:
         try:
-            answer = whole_answer(relay, shape, answers.num_choices(job))
+            answer = whole_answer(relay, shape)
         except ClientGone:
             # Nobody reads this.
             return Response(status=499)

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from app.catalog import ModelState
 from app.documented import documented
-from app.schemas import shortened
+from app.parsing import shortened
 from app.services import services
 from shared.errors import ModelNotFound, QueueUnavailable
 

@@ -107,7 +107,7 @@ def _operation(
             _path_parameter(name, document.parameters[name]) for name in sorted(rule.arguments)
         ]
     if document.body is not None:
-        content = {JSON: {"schema": components.schema(document.body)}}
+        content: dict[str, Any] = {JSON: {"schema": components.schema(document.body)}}
         if document.example is not None:
             content[JSON]["example"] = document.example
         operation["requestBody"] = {"required": True, "content": content}

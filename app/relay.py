@@ -12,6 +12,7 @@ from kombu.exceptions import OperationalError
 
 from app import answers
 from app.answers import AnswerShape
+from app.choices import Choice
 from app.dispatch import Dispatcher
 from app.errors import from_exception
 from app.job_stream import ClientGone, JobStream
@@ -21,7 +22,7 @@ from app.queues import QueueLengths
 from shared import errors
 from shared.errors import DeadlineExceeded, ReplicaLost, RequestCancelled
 from shared.lifecycle import Progress
-from shared.messages import Delta, Event, Failed, Finished, Job
+from shared.messages import Delta, Echo, Event, Failed, Finished, Job
 from shared.registry import Directory
 from shared.settings import Settings
 
@@ -219,26 +220,24 @@ def stream_sse(
 def sse_chunks(shape: AnswerShape, events: list[Event]) -> bytes:
     parts: list[bytes] = []
     for event in events:
-        if isinstance(event, Delta):
+        if isinstance(event, Delta | Echo):
             parts.extend(answers.sse(chunk) for chunk in shape.chunks(event))
         elif isinstance(event, Finished):
             parts.extend(answers.sse(chunk) for chunk in shape.closing(event))
     return b"".join(parts)
 
 
-def whole_answer(relay: Relay, shape: AnswerShape, num_choices: int) -> object:
+def whole_answer(relay: Relay, shape: AnswerShape) -> object:
     """Read the job to its end and return the answer object. Raises LlmisError, ClientGone."""
-    texts: list[list[str]] = [[] for _ in range(num_choices)]
-    reasons = [""] * num_choices
+    choices = [Choice() for _ in range(shape.num_choices)]
     error: BaseException | None = None
     try:
         for events in relay.events([]):
             for event in events:
-                if isinstance(event, Delta):
-                    texts[event.index].append(event.text)
-                    reasons[event.index] = event.finish_reason or ""
+                if isinstance(event, Delta | Echo):
+                    choices[event.index].add(event)
                 elif isinstance(event, Finished):
-                    return shape.whole(["".join(t) for t in texts], reasons, event)
+                    return shape.whole(choices, event)
         raise AssertionError("a stream ends with Finished or raises")
     except BaseException as exc:
         error = exc

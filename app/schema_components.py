@@ -2,8 +2,7 @@
 
 import ast
 import inspect
-import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from functools import cache
 from itertools import pairwise
 from typing import Any, get_args, get_type_hints
@@ -22,8 +21,9 @@ class Components:
         schemas, components = msgspec.json.schema_components(wanted, ref_template=_REF)
         for struct in _structs(wanted, set()):
             _describe(components[struct.__name__], struct)
-        self.schemas = _public(components)
-        self._of = {t: _public(schema) for t, schema in zip(wanted, schemas, strict=True)}
+        names = {name: _public_name(name, components) for name in components}
+        self.schemas = {names[name]: _public(schema, names) for name, schema in components.items()}
+        self._of = {t: _public(schema, names) for t, schema in zip(wanted, schemas, strict=True)}
 
     def schema(self, type_: Any) -> dict[str, Any]:
         """The schema of one of the types, by reference where it has a name."""
@@ -72,20 +72,23 @@ def _field_docs(class_: type) -> dict[str, str]:
     return docs
 
 
-def _public(schema: Any) -> Any:
-    """Names without our underscores, patterns in JavaScript's dialect."""
+def _public_name(name: str, taken: Container[str]) -> str:
+    """Without the underscore of our private types; a request's type of that name has the right."""
+    public = name.lstrip("_")
+    return f"{public}Answer" if public != name and public in taken else public
+
+
+def _public(schema: Any, names: Mapping[str, str]) -> Any:
+    """The schema with public names, and patterns in JavaScript's dialect."""
     if isinstance(schema, list):
-        return [_public(item) for item in schema]
+        return [_public(item, names) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    public = {}
-    for key, value in schema.items():
-        name = key.lstrip("_")
-        if key in ("$ref", "title") and isinstance(value, str):
-            public[name] = re.sub(r"(^|/)_+", r"\1", value)
-        elif key == "pattern" and isinstance(value, str):
-            public[name] = value.replace(r"\Z", "$")
-        else:
-            public[name] = _public(value)
-    assert len(public) == len(schema), "two types differ by their underscores alone"
+    public = {key: _public(value, names) for key, value in schema.items()}
+    if isinstance(reference := public.get("$ref"), str):
+        public["$ref"] = _REF.format(name=names[reference.rpartition("/")[2]])
+    if isinstance(title := public.get("title"), str):
+        public["title"] = names.get(title, title)
+    if isinstance(pattern := public.get("pattern"), str):
+        public["pattern"] = pattern.replace(r"\Z", "$")
     return public

@@ -1,85 +1,91 @@
-"""The request bodies of the OpenAI endpoints, and how a bad one is explained.
+"""The request bodies of the generation endpoints: OpenAI's fields, and some more.
 
-Where OpenAI's clients send null for "not set", so may any field here.
+Where OpenAI's clients send null for "not set", so may any field here. A field's docstring says
+what it adds to OpenAI's meaning.
 """
 
-import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
+from app.message_schemas import Message
+from app.tool_schemas import ResponseFormat, ToolChoice, ToolParam, choice_grammar, schema_grammar
 from shared.errors import InvalidRequest
-from shared.messages import ChatMessage, Sampling
-from shared.settings import SamplingDefaults
-
-T = TypeVar("T")
+from shared.messages import Grammar, GrammarKind, Sampling
+from shared.settings import SamplingDefaults, Settings
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 _INT32_MAX = 2**31 - 1
 Positive = Annotated[int, Meta(ge=1, le=_INT32_MAX)]
+NotNegative = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
 TokenId = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 StopText = Annotated[str, Meta(min_length=1, max_length=256)]
 Stop = StopText | Annotated[list[StopText], Meta(max_length=16)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
+LogitBias = Annotated[dict[TokenId, Bias], Meta(max_length=1024)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
+MetadataKey = Annotated[str, Meta(max_length=64)]
+MetadataValue = Annotated[str, Meta(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=16)]
+GrammarText = Annotated[str, Meta(min_length=1)]
+ChoiceText = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
 class StreamOptions(Struct, frozen=True):
     include_usage: bool | None = None
-
-
-class TextPart(Struct, frozen=True):
-    """A part of a message. Only text is understood."""
-
-    type: str
-    text: str | None = None
-
-
-class Message(Struct, frozen=True):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-
-    def to_message(self, position: int) -> ChatMessage:
-        where = f"messages[{position}].content"
-        if self.content is None and self.role != "assistant":
-            raise InvalidRequest(f"{where} is missing.", param=where)
-        content = self.content or ""
-        if isinstance(content, list):
-            for i, part in enumerate(content):
-                if part.type != "text" or part.text is None:
-                    raise InvalidRequest(
-                        f"{where}[{i}] is a part of type {part.type!r}; "
-                        "this model takes text parts only.",
-                        param=f"{where}[{i}]",
-                    )
-            content = "".join(part.text or "" for part in content)
-        role = "system" if self.role == "developer" else self.role
-        return ChatMessage(role, content, self.name)
+    include_obfuscation: bool | None = None
+    """Accepted; streams are not padded."""
 
 
 class GenerationRequest(Struct, frozen=True, kw_only=True):
     """What chat and legacy completions have in common."""
 
     model: str
-    max_tokens: Positive | None = None
     temperature: Temperature | None = None
     top_p: Probability | None = None
-    top_k: Annotated[int, Meta(ge=0, le=_INT32_MAX)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=_INT32_MAX)] | None = None
+    """Extension: draw among so many tokens; 0 or -1 = among all."""
     min_p: Probability | None = None
-    stop: Stop | None = None
+    """Extension: draw among tokens at least so probable, as a share of the most probable one."""
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    """Extension: over 1 makes tokens of the completion so far less probable."""
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     seed: Seed | None = None
-    logit_bias: dict[TokenId, Bias] | None = None
+    logit_bias: LogitBias | None = None
+    stop: Stop | None = None
+    """Up to 16."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Positive | None = None
     user: str | None = None
+    min_tokens: NotNegative | None = None
+    """Extension: no end token is drawn before so many tokens."""
+    ignore_eos: bool | None = None
+    """Extension: go on to the maximum whatever end token is drawn."""
+    timeout_s: Annotated[float, Meta(gt=0)] | None = None
+    """Extension: nobody waits for the answer longer than this; `request_timeout_s` at most."""
+    priority: Literal["interactive", "background", "batch"] | None = None
+    """Extension: what goes first where requests wait."""
+    response_format: ResponseFormat | None = None
+    guided_json: dict[str, Any] | None = None
+    """Extension: the completion matches this JSON schema."""
+    guided_regex: GrammarText | None = None
+    """Extension: the completion matches this regular expression as a whole."""
+    guided_grammar: GrammarText | None = None
+    """Extension: the completion matches this grammar, in Lark's notation or in GBNF."""
+    guided_choice: Annotated[list[ChoiceText], Meta(min_length=1, max_length=256)] | None = None
+    """Extension: the completion is one of these texts."""
+    metadata: Metadata | None = None
+    store: bool | None = None
+    """Accepted; nothing is stored."""
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    """Accepted; there is one tier."""
 
     @property
     def num_choices(self) -> int:
@@ -104,10 +110,11 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
         given: dict[str, Any] = {
             "temperature": self.temperature,
             "top_p": self.top_p,
-            "top_k": self.top_k,
+            "top_k": None if self.top_k is None else max(0, self.top_k),
             "min_p": self.min_p,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
+            "repetition_penalty": self.repetition_penalty,
             "seed": self.seed,
             "logit_bias": self.logit_bias,
         }
@@ -116,94 +123,108 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
                 given[name] = getattr(defaults, name)
         return Sampling(**{name: value for name, value in given.items() if value is not None})
 
+    def grammar(self, settings: Settings) -> Grammar | None:
+        """What the completion has to match. Raises InvalidRequest."""
+        asked = [
+            name
+            for name in ("guided_json", "guided_regex", "guided_grammar", "guided_choice")
+            if getattr(self, name) is not None
+        ]
+        form = self.response_format.grammar(settings) if self.response_format else None
+        if len(asked) + (form is not None) > 1:
+            raise InvalidRequest(
+                f"{' and '.join(asked)} cannot hold together"
+                f"{' with response_format' if form else ''}.",
+                param=asked[0],
+            )
+        if self.guided_json is not None:
+            return schema_grammar(self.guided_json, "guided_json", settings, is_strict=True)
+        if self.guided_choice is not None:
+            return choice_grammar(self.guided_choice)
+        source = self.guided_regex or self.guided_grammar
+        if source is None:
+            return form
+        if len(source.encode("utf-8", "replace")) > settings.max_schema_bytes:
+            raise InvalidRequest(
+                f"{asked[0]} is longer than the {settings.max_schema_bytes} bytes that are taken.",
+                param=asked[0],
+            )
+        kind = GrammarKind.REGEX if self.guided_regex else GrammarKind.LARK
+        return Grammar(kind, source, asked[0])
+
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     """Body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
+    max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
+    tools: list[ToolParam] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: list[Literal["text"]] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    """Told to the chat template as `reasoning_effort`."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Extension: further variables of the chat template, such as `enable_thinking`."""
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Raises InvalidRequest."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        arguments = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort is not None:
+            arguments["reasoning_effort"] = self.reasoning_effort
+        return arguments
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
-    """Body of `POST /v1/completions`. Without `max_tokens` OpenAI's 16 hold."""
+    """Body of `POST /v1/completions`."""
 
     prompt: str | list[Any]
+    max_tokens: NotNegative | None = None
+    """16 without it, as at OpenAI; 0 only with `echo`."""
+    logprobs: TopLogprobs | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    """For models that were trained to fill gaps."""
+    best_of: Positive | None = None
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts as texts or token ids. Raises InvalidRequest."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        for shape in (list[str], TokenIds, list[TokenIds]):
-            try:
-                prompts: Any = msgspec.convert(self.prompt, shape)
-            except msgspec.ValidationError:
-                continue
-            if prompts:
-                return [prompts] if shape is TokenIds else prompts
-        raise InvalidRequest(
-            "prompt must be a string, a list of strings, a list of token ids "
-            "or a list of lists of token ids, and not empty.",
-            param="prompt",
-        )
+        return texts_or_tokens(self.prompt, "prompt")
+
+    @property
+    def num_generated(self) -> int:
+        """Completions that are made for each prompt. Raises InvalidRequest."""
+        best_of = self.best_of or self.num_choices
+        if best_of < self.num_choices:
+            raise InvalidRequest("best_of must not be smaller than n.", param="best_of")
+        if best_of > self.num_choices and self.is_stream:
+            raise InvalidRequest("With best_of the answer cannot be streamed.", param="best_of")
+        return best_of
 
 
-_SHOWN_CHARS = 100
-
-
-def shortened(text: str) -> str:
-    """A text of the client's as it is quoted in an error."""
-    return repr(text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…")
-
-
-_REFUSED_FIELDS = (
-    *("tools", "functions", "logprobs", "top_logprobs"),
-    *("echo", "suffix", "best_of", "audio", "modalities", "prediction"),
-)
-"""They would change the answer and are not implemented: an honest 400 instead of silence."""
-
-
-def parse(body: bytes, shape: type[T]) -> T:
-    """Decode a request body. Raises InvalidRequest with the name of the bad parameter."""
-    try:
-        raw = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
-        raise InvalidRequest(f"The body is not valid JSON: {exc}") from exc
-    return convert(raw, shape)
-
-
-def convert(raw: Any, shape: type[T]) -> T:
-    """Check a decoded body against a schema. Raises InvalidRequest."""
-    if not isinstance(raw, dict):
-        raise InvalidRequest("The body must be a JSON object.")
-    for name in _REFUSED_FIELDS:
-        value = raw.get(name)
-        if value is not None and value is not False and value != []:
-            raise InvalidRequest(f"{name} is not supported.", param=name)
-    if raw.get("response_format", {"type": "text"}) not in (None, {"type": "text"}):
-        raise InvalidRequest(
-            "response_format other than text is not supported.", param="response_format"
-        )
-    try:
-        # Keys of JSON objects are text: the numbers in logit_bias's are read as such.
-        return msgspec.convert(raw, shape, str_keys=True)
-    except msgspec.ValidationError as exc:
-        raise _explain(str(exc)) from exc
-    except RecursionError as exc:
-        raise InvalidRequest("The body is nested too deeply.") from exc
-
-
-def _explain(message: str) -> InvalidRequest:
-    """Turn msgspec's "Expected `int`, got `str` - at `$.n`" into an error that names `n`.
-
-    The place can also read "- at `key` in `$.logit_bias`".
-    """
-    reason, _, place = message.partition(" - at ")
-    path = re.search(r"`\$\.?([^`]*)`", place)
-    param = re.sub(r"\[\.\.\.\]", "", path[1]) if path else ""
-    missing = re.search(r"missing required field `(\w+)`", reason)
-    if missing:
-        param = f"{param}.{missing[1]}".lstrip(".")
-        return InvalidRequest(f"Missing required parameter: {param}.", param=param)
-    return InvalidRequest(
-        f"Invalid value for {param or 'the body'}: {reason}.", param=param or None
+def texts_or_tokens(value: str | list[Any], param: str) -> list[str | list[int]]:
+    """One text or token list, or several. Raises InvalidRequest."""
+    if isinstance(value, str):
+        return [value]
+    for shape in (list[str], TokenIds, list[TokenIds]):
+        try:
+            found: Any = msgspec.convert(value, shape)
+        except msgspec.ValidationError:
+            continue
+        if found:
+            return [found] if shape is TokenIds else found
+    raise InvalidRequest(
+        f"{param} must be a string, a list of strings, a list of token ids "
+        "or a list of lists of token ids, and not empty.",
+        param=param,
     )

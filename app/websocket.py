@@ -20,14 +20,15 @@ from wsproto.utilities import LocalProtocolError
 from app import answers
 from app.dispatch import request_id_from
 from app.errors import from_exception
-from app.generation import chat_job, completion_job
 from app.job_stream import ClientGone, JobStream
+from app.jobs import chat_job, completion_job
+from app.parsing import convert
 from app.relay import Relay
-from app.schemas import ChatRequest, CompletionRequest, convert
+from app.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from app.services import services
 from shared.errors import InvalidRequest, LlmisError
 from shared.lifecycle import Progress
-from shared.messages import Delta, Finished
+from shared.messages import Delta, Echo, Finished, Job
 
 _log = logging.getLogger(__name__)
 _PATH = "/v1/ws"
@@ -189,7 +190,7 @@ class _Connection:
             self._send(frame)
 
     def _relay(self, frame_id: str, message: dict[str, Any]) -> None:
-        job, wants_usage = _job(message)
+        job, body = _job(message)
         job, stream = services().dispatcher.submit(job)
         self._streams[frame_id] = stream
         relay = Relay(services().relay, job, stream)
@@ -197,7 +198,7 @@ class _Connection:
         try:
             if frame_id in self._cancelled or not self._ws.connected:
                 raise ClientGone
-            shape = answers.shape_for(job, wants_usage=wants_usage)
+            shape = answers.shape_for(job, body)
             self._send({"type": "accepted", "id": frame_id, "request_id": job.id})
             for chunk in shape.opening():
                 self._send({"type": "chunk", "id": frame_id, "data": chunk})
@@ -210,7 +211,7 @@ class _Connection:
                          "stage": told.stage, "fraction": told.fraction}
                     )  # fmt: skip
                 for event in events:
-                    if isinstance(event, Delta):
+                    if isinstance(event, Delta | Echo):
                         for chunk in shape.chunks(event):
                             self._send({"type": "chunk", "id": frame_id, "data": chunk})
                     elif isinstance(event, Finished):
@@ -242,7 +243,7 @@ def _frame_id(message: dict[str, Any]) -> str:
     return frame_id
 
 
-def _job(message: dict[str, Any]) -> Any:
+def _job(message: dict[str, Any]) -> tuple[Job, GenerationRequest]:
     endpoint = message.get("endpoint", "chat.completions")
     body = message.get("body")
     wanted_id = message.get("request_id")
@@ -251,8 +252,8 @@ def _job(message: dict[str, Any]) -> Any:
     request_id = request_id_from(wanted_id)
     if endpoint == "chat.completions":
         chat = convert(body, ChatRequest)
-        return chat_job(chat, request_id), chat.wants_usage
+        return chat_job(chat, request_id), chat
     if endpoint == "completions":
         completion = convert(body, CompletionRequest)
-        return completion_job(completion, request_id), completion.wants_usage
+        return completion_job(completion, request_id), completion
     raise InvalidRequest("endpoint must be chat.completions or completions.", param="endpoint")

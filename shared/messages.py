@@ -30,6 +30,14 @@ class JobKind(StrEnum):
     DETOKENIZE = "detokenize"
 
 
+class Priority(StrEnum):
+    """What goes first where jobs wait."""
+
+    INTERACTIVE = "interactive"
+    BACKGROUND = "background"
+    BATCH = "batch"
+
+
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
@@ -85,6 +93,8 @@ class Grammar(Struct, frozen=True):
     kind: GrammarKind
     source: str
     """JSON text of the schema, the regular expression, or the Lark grammar."""
+    param: str = "response_format"
+    """The parameter that asked for it: what an error names."""
 
 
 class Sampling(Struct, frozen=True):
@@ -144,6 +154,7 @@ class Job(Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     reply_channel: str
     """Pub/sub channel that receives the events."""
+    priority: Priority = Priority.INTERACTIVE
     attempt: int = 0
     created_at: float
     """Unix time in seconds."""
@@ -229,16 +240,16 @@ class Delta(Struct, frozen=True, tag="delta", array_like=True):
 
 
 class Echo(Struct, frozen=True, tag="echo", array_like=True):
-    """A prompt, for a job with `echo`: comes before the deltas of its choices."""
+    """The prompt of a choice, for a job with `echo`: comes before the choice's deltas."""
 
     seq: int
     attempt: int
     index: int
-    """Index of the prompt's first choice."""
+    """Choice index."""
     text: str
     token_ids: list[int]
     logprobs: list[TokenLogprobs] = []
-    """Of all tokens but the first, if the job asked for them."""
+    """One for each token, if the job asked for them; what the first one says means nothing."""
 
 
 class Embedding(Struct, frozen=True, tag="embedding", array_like=True):

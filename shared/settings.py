@@ -33,6 +33,7 @@ class SamplingDefaults(Struct, frozen=True, forbid_unknown_fields=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,6 +136,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body_bytes: Count = 8 * 1024 * 1024
     max_messages: Count = 4096
     max_choices: Count = 128
+    max_tools: Count = 128
+    max_schema_bytes: Count = 262144
+    """Of a JSON schema or grammar, and of all tools together."""
+    max_schema_depth: Count = 64
     models: list[ModelSettings] = msgspec.field(default_factory=lambda: [DEMO_MODEL])
 
     base_dir: str = "."

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from shared.errors import LlmisError
 from shared.messages import Job, Timings, Usage
+from worker.chat.parser import OutputParser
 from worker.engines.protocol import Sequence, StepResult
 
 
@@ -29,6 +30,9 @@ class JobRun:
     queue_s: float = 0.0
     # publisher
     next_seq: int = 0
+    parsers: dict[int, OutputParser] = field(default_factory=dict)
+    """Choice index → what sorts its text. Choices without one are all content. Made by the
+    task thread before the job is submitted."""
     # whoever ends it
     outcome: str = ""
     """"finished", or the code of the error."""

@@ -1,75 +1,15 @@
-"""From a job to token ids: chat templates, tokenizing, length checks. Runs in task threads."""
+"""From a job to sequences: prompts, tokenizing, length checks. Runs in task threads."""
 
-import json
 from collections.abc import Iterable
-from datetime import datetime
-from typing import Any
 
-import jinja2
 import msgspec
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from shared.errors import ContextLengthExceeded, InvalidRequest, SettingsError
-from shared.messages import Job, JobKind, Sampling
+from shared.errors import ContextLengthExceeded, InvalidRequest
+from shared.messages import Grammar, Job, JobKind, Sampling
+from worker.chat.parser import OutputParser
+from worker.chat.prompts import ChatPrompts, without_marks
+from worker.chat.template import ChatTemplate
 from worker.engines.protocol import Engine, Sequence
-
-_TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError,
-                    ArithmeticError, RecursionError)  # fmt: skip
-"""What a template's own code can raise on messages that it was not made for."""
-
-
-class ChatTemplate:
-    """A compiled chat template. Raises SettingsError when the source is not one."""
-
-    def __init__(
-        self, source: str, bos_text: str, eos_text: str, *, strip_bos: bool = True
-    ) -> None:
-        """`strip_bos`: the tokenizer adds the begin token, so the rendered one goes."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda text: datetime.now().strftime(text)
-        self._special = {"bos_token": bos_text, "eos_token": eos_text}
-        self._bos_text = bos_text if strip_bos else ""
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as exc:
-            raise SettingsError(f"chat_template: {exc}") from exc
-
-    def render(self, messages: list[dict[str, Any]]) -> str:
-        """Render a conversation up to where the assistant speaks. Raises InvalidRequest."""
-        try:
-            text = self._template.render(
-                messages=messages,
-                add_generation_prompt=True,
-                tools=None,
-                documents=None,
-                **self._special,
-            )
-        except _TEMPLATE_ERRORS as exc:
-            reason = f"The model's chat template refused the messages: {exc}"
-            raise InvalidRequest(reason, param="messages") from exc
-        return text.removeprefix(self._bos_text) if self._bos_text else text
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As the templates on model hubs expect it: with these arguments, and no HTML escapes."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
 
 
 class PromptBuilder:
@@ -85,7 +25,7 @@ class PromptBuilder:
     ) -> None:
         """`stop` and `strip_leading_space` are the template's, for chat jobs."""
         self._engine = engine
-        self._template = template
+        self._chat = ChatPrompts(template, engine.vocabulary) if template else None
         self._template_stop = stop
         self._strip_leading_space = strip_leading_space
 
@@ -95,6 +35,8 @@ class PromptBuilder:
         self._check_token_ids(job.sampling.logit_bias, "logit_bias")
         prompts = [self._chat_prompt(job)] if is_chat else [self._tokens(p) for p in job.prompts]
         stop = list(job.stop) + (self._template_stop if is_chat else [])
+        grammar = self._chat_grammar(job, prompts[0]) if is_chat else job.grammar
+        shown_tokens = self._chat.shown_tokens if is_chat and self._chat else frozenset[int]()
         sequences: list[Sequence] = []
         for prompt in prompts:
             max_tokens = self._max_tokens(prompt, job)
@@ -108,21 +50,42 @@ class PromptBuilder:
                         sampling=_sampling_of_choice(job, index),
                         stop=stop,
                         strip_leading_space=is_chat and self._strip_leading_space,
+                        logprobs=job.logprobs,
+                        grammar=grammar,
+                        min_tokens=job.min_tokens,
+                        ignore_eos=job.ignore_eos,
+                        shown_tokens=shown_tokens,
                     )
                 )
         for sequence in sequences[:: job.num_choices]:
             self._engine.check(sequence)
         return sequences
 
+    def parsers(self, job: Job, sequences: list[Sequence]) -> dict[int, OutputParser]:
+        """Make a parser for each choice whose text is more than content."""
+        if job.kind is not JobKind.CHAT or self._chat is None:
+            return {}
+        starts_in_reasoning = self._chat.starts_in_reasoning(sequences[0].prompt)
+        choices = [sequence.key[1] for sequence in sequences]
+        made = {i: self._chat.format.parser(job, i, starts_in_reasoning) for i in choices}
+        return {i: parser for i, parser in made.items() if parser is not None}
+
     def _chat_prompt(self, job: Job) -> list[int]:
-        if self._template is None:
+        if self._chat is None:
             raise InvalidRequest(
                 f"The model {job.model!r} has no chat template. Use /v1/completions, "
                 "or give it one with chat_template in its settings.",
                 param="model",
             )
-        messages = [{"role": m.role, "content": m.content} for m in job.messages]
-        return self._tokenize(self._template.render(messages), "messages")
+        text = self._chat.render(job)
+        self._check_bytes(without_marks(text), "messages")
+        return self._not_empty(self._chat.tokenize(text), "messages")
+
+    def _chat_grammar(self, job: Job, prompt: list[int]) -> Grammar | None:
+        assert self._chat is not None, "it has rendered the prompt"
+        starts_in_reasoning = self._chat.starts_in_reasoning(prompt)
+        control_tokens = self._engine.vocabulary.control_tokens
+        return self._chat.format.grammar(job, starts_in_reasoning, control_tokens)
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -131,16 +94,21 @@ class PromptBuilder:
         return prompt
 
     def _tokenize(self, text: str, param: str) -> list[int]:
-        """Raises InvalidRequest for what gives no token, ContextLengthExceeded for what is too
-        long by its bytes alone: tokenizing can take time that grows with their square."""
+        """Raises InvalidRequest, ContextLengthExceeded."""
+        self._check_bytes(text, param)
+        tokens = self._engine.vocabulary.tokenize(text, add_special=True, parse_special=False)
+        return self._not_empty(tokens, param)
+
+    def _check_bytes(self, text: str, param: str) -> None:
+        """Raises ContextLengthExceeded for what is too long by its bytes alone: tokenizing can
+        take time that grows with their square."""
         fewest_tokens = (
             len(text.encode("utf-8", "replace")) // self._engine.vocabulary.max_token_bytes
         )
         if fewest_tokens >= self._engine.context_length:
             raise self._too_long(f"more than {fewest_tokens}", param)
-        tokens = self._engine.vocabulary.tokenize(
-            text, add_special=True, parse_special=param == "messages"
-        )
+
+    def _not_empty(self, tokens: list[int], param: str) -> list[int]:
         if not tokens:
             raise InvalidRequest(f"The {param} are empty for this model.", param=param)
         return tokens

@@ -15,8 +15,9 @@ import time
 import redis
 
 from shared import messages, names
-from shared.messages import Delta, Event, Failed, Finished, Progress, Started
+from shared.messages import Delta, Event, Failed, Finished, FinishReason, Progress, Started
 from shared.registry import BEAT_S
+from worker.chat.parser import Parts
 from worker.engines.protocol import StepResult
 from worker.job_run import Emission, JobDropped, JobEnded, JobRun, JobStarted
 
@@ -178,7 +179,7 @@ def _event(run: JobRun, item: StepResult | JobStarted | JobEnded | JobDropped) -
     seq, attempt = run.next_seq, run.attempt
     if isinstance(item, StepResult):
         if item.token_ids or item.finish_reason is not None:
-            return Delta(seq, attempt, item.key[1], item.text, item.token_ids, item.finish_reason)
+            return _delta(run, item)
         total = len(run.sequences[item.key[1]].prompt)
         return Progress(seq, attempt, item.prefilled_tokens, total)
     if isinstance(item, JobStarted):
@@ -187,3 +188,27 @@ def _event(run: JobRun, item: StepResult | JobStarted | JobEnded | JobDropped) -
         return Finished(seq, attempt, item.usage, item.timings)
     error = item.error
     return Failed(seq, attempt, error.status, error.code, error.message, error.param)
+
+
+def _delta(run: JobRun, item: StepResult) -> Delta:
+    """What a choice has gained, sorted by its parser if it has one."""
+    index, reason = item.key[1], item.finish_reason
+    parts = Parts(item.text)
+    parser = run.parsers.get(index)
+    if parser is not None:
+        parts = parser.push(item.text)
+        if reason is not None:
+            parts = parts + parser.finish()
+        if reason is FinishReason.STOP and parser.has_calls:
+            reason = FinishReason.TOOL_CALLS
+    return Delta(
+        run.next_seq,
+        run.attempt,
+        index,
+        parts.content,
+        item.token_ids,
+        reason,
+        parts.reasoning,
+        parts.tool_calls,
+        item.logprobs,
+    )

@@ -28,10 +28,11 @@ from shared.messages import ReplicaState, Sampling
 from shared.settings import Settings
 from shared.version import VERSION
 from worker import engines, tasks
+from worker.chat.template import ChatTemplate
 from worker.engine_loop import EngineLoop
 from worker.engines.protocol import Engine, EngineSettings, Sequence, Speculation
 from worker.heartbeat import Heartbeat
-from worker.prompt import ChatTemplate, PromptBuilder
+from worker.prompt import PromptBuilder
 from worker.publisher import Publisher
 from worker.vital_signs import Capacity, VitalSigns
 

@@ -134,6 +134,7 @@ def _start(replica: Replica, run: JobRun) -> None:
     if time.time() > run.job.deadline_at:
         raise DeadlineExceeded("The request waited in the queue until its deadline.")
     run.sequences = replica.prompts.sequences(run.job)
+    run.parsers = replica.prompts.parsers(run.job, run.sequences)
     was_idle = not replica.loop.running()
     replica.loop.submit(run)
     if was_idle:

@@ -7,6 +7,7 @@ from zlib import crc32
 
 import pytest
 import torch
+from llguidance import LLTokenizer
 
 from shared.errors import EngineError, InvalidRequest
 from shared.messages import FinishReason, Grammar, GrammarKind, Sampling
@@ -15,7 +16,8 @@ from tests.unit import exl2_folder
 from tests.unit.exl2_engine import make_engine, run_all
 from tests.unit.exl2_folder import VOCAB, ids
 from tests.unit.loop_sink import make_run
-from worker.engines.exl2.constraints import Constraint, GrammarCompiler
+from worker.engines.exl2.constraints import Constraint
+from worker.engines.grammar import GrammarCompiler
 from worker.engines.protocol import Sequence, Speculation
 
 SCHEMA = json.dumps(
@@ -127,14 +129,19 @@ def test_a_grammar_that_breaks_down_fails_its_job_alone(
 
 @pytest.fixture
 def compiler(tmp_path: Path) -> GrammarCompiler:
-    exl2_folder.write(tmp_path)
-    return GrammarCompiler(tmp_path / "tokenizer.json", [2, 4])
+    source = (exl2_folder.write(tmp_path) / "tokenizer.json").read_text()
+    return GrammarCompiler(lambda: LLTokenizer(source, eos_token=[2, 4]), [2, 4])
+
+
+def _constraint(compiler: GrammarCompiler, expression: str) -> Constraint:
+    grammar = Grammar(GrammarKind.REGEX, expression)
+    return Constraint(compiler.matcher(grammar), compiler.vocab_size)
 
 
 def test_the_mask_allows_what_may_come_and_at_the_end_the_end_tokens(
     compiler: GrammarCompiler,
 ) -> None:
-    constraint = compiler.constraint(Grammar(GrammarKind.REGEX, "ab?"))
+    constraint = _constraint(compiler, "ab?")
     a, b = ids("ab")
 
     def allowed() -> set[int]:
@@ -159,16 +166,9 @@ def test_the_mask_allows_what_may_come_and_at_the_end_the_end_tokens(
 def test_a_token_against_the_grammar_is_an_error_and_no_exception(
     compiler: GrammarCompiler,
 ) -> None:
-    constraint = compiler.constraint(Grammar(GrammarKind.REGEX, "ab"))
+    constraint = _constraint(compiler, "ab")
     constraint.begin()
     constraint.accept(ids("z")[0])
     assert constraint.error is not None
     constraint.compute_mask()
     assert torch.equal(constraint.mask(torch.zeros(VOCAB)), torch.zeros(VOCAB))
-
-
-def test_without_an_end_token_there_is_no_grammar(tmp_path: Path) -> None:
-    exl2_folder.write(tmp_path)
-    endless = GrammarCompiler(tmp_path / "tokenizer.json", [])
-    with pytest.raises(InvalidRequest, match="no end token"):
-        endless.check(GRAMMARS["regex"])

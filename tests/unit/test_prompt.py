@@ -8,7 +8,8 @@ import pytest
 from shared.errors import ContextLengthExceeded, InvalidRequest, SettingsError
 from shared.messages import ChatMessage, Job, JobKind, Sampling
 from tests.scripted_engine import ScriptedEngine
-from worker.prompt import ChatTemplate, PromptBuilder
+from worker.chat.template import ChatTemplate
+from worker.prompt import PromptBuilder
 
 _TRANSCRIPT = Path(__file__).parent.parent.parent / "templates" / "chat" / "transcript.jinja"
 

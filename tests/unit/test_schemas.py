@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.schemas import ChatRequest, CompletionRequest, parse
+from app.parsing import parse
+from app.schemas import ChatRequest, CompletionRequest
 from shared.errors import InvalidRequest
 from shared.settings import SamplingDefaults
 
@@ -24,8 +25,9 @@ def test_null_means_not_set() -> None:
     assert body.sampling(SamplingDefaults()).temperature == 1.0
 
 
-def test_unknown_fields_are_ignored() -> None:
-    assert _chat(metadata={"a": "b"}, store=True).model == "m"
+def test_what_clients_send_without_effect_is_taken() -> None:
+    fields = {"prompt_cache_key": "k", "safety_identifier": "x", "verbosity": "low", "audio": None}
+    assert _chat(metadata={"a": "b"}, store=True, **fields).model == "m"
 
 
 def test_text_parts_are_joined_and_developer_is_system() -> None:
@@ -64,9 +66,22 @@ def test_logit_bias_keys_are_token_ids() -> None:
         ({"messages": "hello"}, "messages"),
         ({"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role"),
         ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "custom", "function": {"name": "f"}}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tool_choice": "maybe"}, "tool_choice"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"metadata": {str(i): "" for i in range(17)}}, "metadata"),
+        ({"metadata": {"a": 1}}, "metadata"),
+        ({"priority": "urgent"}, "priority"),
+        ({"timeout_s": 0}, "timeout_s"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"modalities": ["text", "audio"]}, "modalities[1]"),
+        ({"audio": {"voice": "x"}}, "audio"),
+        ({"temprature": 1}, "temprature"),
         ({"seed": 1.5}, "seed"),
         ({"model": None}, "model"),
     ],

@@ -36,6 +36,10 @@ _TOKEN_BYTES = 240
 _MERGE_BYTES = 240
 _CANDIDATE_BYTES = 12
 """llama_token_data: a sampler lists the whole vocabulary."""
+_SCORED_TOKENS = 16
+"""Rows of logits for prompts whose log probabilities are wanted."""
+_GRAMMAR_BYTES = 400
+"""A token of the vocabulary, as soon as the first grammar comes."""
 
 _REPACKED_X86 = frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"})
 _REPACKED_ARM = _REPACKED_X86 | {"Q1_0", "Q5_K", "Q6_K", "Q8_0"}
@@ -140,8 +144,9 @@ def _scratch_bytes(shape: Shape, cells: int, slots: int) -> int:
     )
     # Two recurrent states a sequence: the one that is read and the one that is written.
     states = 2 * shape.state // len(shape.key_sizes) * slots
-    logits = slots * shape.vocabulary
+    logits = (slots + _SCORED_TOKENS) * shape.vocabulary
+    lists = _CANDIDATE_BYTES * slots + _GRAMMAR_BYTES
     graph = _F32_BYTES * (max(width * _MICRO_BATCH_TOKENS, logits) + states)
     # Activations in the weights' own precision, made anew for each matrix, by all threads.
     converted = _F16_BYTES * _MICRO_BATCH_TOKENS * max(shape.feed_forward, shape.query, shape.inner)
-    return masks + graph + converted + logits * (_F32_BYTES + _CANDIDATE_BYTES)
+    return masks + graph + converted + logits * _F32_BYTES + lists * shape.vocabulary

@@ -13,13 +13,14 @@ from typing import Any
 from shared.errors import EngineError, InvalidRequest
 from worker.engines.exl2 import loading, pages, sampling
 from worker.engines.exl2.checks import check_limits
-from worker.engines.exl2.constraints import GrammarCompiler, new_filter
+from worker.engines.exl2.constraints import Constraint, new_filter
 from worker.engines.exl2.failures import Failure, Quarantine, classify
 from worker.engines.exl2.limits import BatchLimits
 from worker.engines.exl2.live import LiveSequence, new_job
 from worker.engines.exl2.model_folder import read_folder
 from worker.engines.exl2.pages import Demand, Key, PageLedger
 from worker.engines.exl2.vocabulary import Vocabulary
+from worker.engines.grammar import GrammarCompiler
 from worker.engines.protocol import EngineFatal, EngineSettings, Sequence, StepResult
 
 _log = logging.getLogger(__name__)
@@ -45,12 +46,12 @@ class ExLlamaV2Engine:
         if not self._stop_ids:
             _log.warning("%s declares no end token: texts end by length alone", settings.path.name)
         self.chat_template = folder.chat_template
+        self._grammars = GrammarCompiler(self.vocabulary.new_llguidance_tokenizer, self._stop_ids)
         self._loaded = loading.load(settings, folder)
         plan = self._loaded.plan
         self.device = self._loaded.device
         self.context_length = plan.context_length
         self.vocab_size = min(self._loaded.vocab_size, self.vocabulary.size)
-        self._grammars = GrammarCompiler(folder.path / "tokenizer.json", self._stop_ids)
         self._limits = BatchLimits(settings.slots, plan.max_input_tokens)
         self._generator = self._first_generator()
         self._live: dict[Key, LiveSequence] = {}
@@ -203,7 +204,9 @@ class ExLlamaV2Engine:
         loaded = self._loaded
         constraint = filters = None
         if sequence.grammar is not None:
-            constraint = self._grammars.constraint(sequence.grammar)
+            constraint = Constraint(
+                self._grammars.matcher(sequence.grammar), self._grammars.vocab_size
+            )
             filters = [
                 new_filter(
                     loaded.filters.ExLlamaV2Filter,

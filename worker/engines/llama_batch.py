@@ -16,8 +16,8 @@ class Part:
     first_pos: int
     """Position of the first token in its sequence."""
     tokens: list[int]
-    has_output: bool
-    """Whether the last token's logits are wanted."""
+    num_outputs: int
+    """So many of the last tokens: their logits are wanted."""
 
 
 class BatchBuffer:
@@ -44,12 +44,12 @@ class BatchBuffer:
         )
 
     def fill(self, parts: list[Part]) -> list[int]:
-        """Write the parts; return the rows of those with an output, in their order."""
+        """Write the parts; return the row of each one's last token."""
         tokens: list[int] = []
         positions: list[int] = []
         seq_ids: list[int] = []
         flags: list[bool] = []
-        outputs: list[int] = []
+        last_rows: list[int] = []
         for part in parts:
             num_tokens = len(part.tokens)
             tokens += part.tokens
@@ -59,14 +59,12 @@ class BatchBuffer:
             else:
                 positions += range(part.first_pos, part.first_pos + num_tokens)
                 seq_ids += [part.seq_id] * num_tokens
-                flags += [False] * (num_tokens - 1)
-            flags.append(part.has_output)
-            if part.has_output:
-                outputs.append(len(tokens) - 1)
+            flags += [False] * (num_tokens - part.num_outputs) + [True] * part.num_outputs
+            last_rows.append(len(tokens) - 1)
         n = len(tokens)
         self._token[:n] = tokens
         self._pos[:n] = positions
         self._seq_id[:n] = seq_ids
         self._output[:n] = flags
         self.struct.n_tokens = n
-        return outputs
+        return last_rows

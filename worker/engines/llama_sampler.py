@@ -19,6 +19,7 @@ def new_chain(
     The caller frees it with `sampler_free`.
     """
     has_penalty = bool(sampling.presence_penalty or sampling.frequency_penalty)
+    has_penalty |= sampling.repetition_penalty != 1.0
     is_greedy = sampling.temperature < _GREEDY_BELOW or sampling.top_k == 1
     if is_greedy and not has_penalty and not sampling.logit_bias:
         return None
@@ -33,7 +34,7 @@ def new_chain(
             library.sampler_init_penalties(
                 vocab_size,
                 context_length,
-                1.0,
+                sampling.repetition_penalty,
                 sampling.frequency_penalty,
                 sampling.presence_penalty,
             )

@@ -2,12 +2,18 @@
 
 import ctypes as c
 
+from llguidance import LLTokenizer
+
 from shared.errors import EngineError
 from worker.engines.llama_abi import Library
 from worker.engines.protocol import FillInMiddle
 
 _CONTROL = 1 << 3
 """LLAMA_TOKEN_ATTR_CONTROL."""
+
+
+_NOT_TEXT = b"\xff"
+"""llguidance's mark of a token that no text stands for."""
 
 
 class Vocabulary:
@@ -28,12 +34,17 @@ class Vocabulary:
             for token, text in enumerate(texts)
             if text and library.vocab_get_attr(self._vocab, token) & _CONTROL
         }
+        # llama.cpp makes every token that ends a text or a turn a control token.
+        self.end_tokens = frozenset(
+            token
+            for token in self.control_tokens.values()
+            if library.vocab_is_eog(self._vocab, token)
+        )
         marks = [
             getattr(library, f"vocab_fim_{name}")(self._vocab) for name in ("pre", "suf", "mid")
         ]
         self.fill_in_middle = FillInMiddle(*marks) if min(marks) >= 0 else None
         self._pieces: dict[int, bytes] = {}
-        self._is_end: dict[int, bool] = {}
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         encoded = text.encode("utf-8", "replace")
@@ -51,17 +62,30 @@ class Vocabulary:
             return b""
         piece = self._pieces.get(token)
         if piece is None:
-            buffer = c.create_string_buffer(self.max_token_bytes + 1)
-            n = self._lib.token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
-            piece = self._pieces[token] = buffer.raw[: max(n, 0)]
+            piece = self._pieces[token] = self._piece(token, with_names=False)
         return piece
 
-    def is_end(self, token: int) -> bool:
-        """Whether the token ends a text or a turn."""
-        is_end = self._is_end.get(token)
-        if is_end is None:
-            is_end = self._is_end[token] = self._lib.vocab_is_eog(self._vocab, token)
-        return is_end
+    def name(self, token: int) -> bytes:
+        """A control token's own text, any other's piece."""
+        return self._piece(token, with_names=True)
+
+    def _piece(self, token: int, *, with_names: bool) -> bytes:
+        buffer = c.create_string_buffer(self.max_token_bytes + 1)
+        n = self._lib.token_to_piece(self._vocab, token, buffer, len(buffer), 0, with_names)
+        return buffer.raw[: max(n, 0)]
+
+    def new_grammar_tokenizer(self) -> LLTokenizer:
+        """What llguidance needs of the vocabulary. Takes a second with a large one."""
+        pieces = [self.name(token) for token in range(self.size)]
+        for token in self.control_tokens.values():
+            pieces[token] = _NOT_TEXT + pieces[token]
+        made: LLTokenizer = LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
+            tokens=pieces,
+            vocab_ptr=self._vocab,
+            tokenize_fptr=c.cast(self._lib.tokenize, c.c_void_p).value,  # type: ignore[arg-type]
+            eos_token=sorted(self.end_tokens),
+        )
+        return made
 
     def _text(self, token: int) -> str:
         if token < 0:

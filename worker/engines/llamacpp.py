@@ -9,50 +9,46 @@ goes to the slot whose cache shares the longest prefix with its prompt.
 import ctypes as c
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shared.errors import EngineError, InvalidRequest, SettingsError
-from shared.messages import FinishReason
+from shared.errors import EngineError, SettingsError
 from worker.engines import llama_abi
+from worker.engines.grammar import GrammarCompiler
 from worker.engines.llama_batch import BatchBuffer, Part
+from worker.engines.llama_logits import GrammarMask, Row
 from worker.engines.llama_sampler import new_chain
+from worker.engines.llama_slot import Slot
 from worker.engines.llama_vocabulary import Vocabulary
 from worker.engines.prefill import PrefillBudget
 from worker.engines.protocol import EngineSettings, Sequence, StepResult
-from worker.text import TextAssembler
 
 _log = logging.getLogger(__name__)
 _BATCH_TOKENS = 512
 _KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}
 """Precision of the KV cache → enum ggml_type."""
+_SCORED_TOKENS = 16
+"""Prompt tokens a step whose log probabilities are wanted: each takes a row of logits."""
 _WORTHWHILE_PREFIX_TOKENS = 16
 """A shared prefix that is shorter is no reason to tear the batch apart."""
 
 
 @dataclass(slots=True)
-class _Slot:
-    """A sequence of the KV cache and, while it is busy, what is generated in it."""
+class _Output:
+    """What a part of the batch gives: the logits of its last `num_rows` tokens."""
 
-    seq_id: int
-    cache: list[int] = field(default_factory=list)
-    """Token ids whose keys and values are in the cache, by position."""
-    sequence: Sequence | None = None
-    sampler: int | None = None
-    """llama_sampler chain; None = greedy, taken by arg max over the logits."""
-    assembler: TextAssembler = field(default_factory=lambda: TextAssembler([]))
-    next_token: int = 0
-    """While generating: the token drawn last, not yet in the cache."""
-    num_generated: int = 0
-    num_cached: int = 0
-    """Prompt tokens found in the cache when the sequence came."""
-    used_at: int = 0
-
-    @property
-    def is_prefilling(self) -> bool:
-        return self.sequence is not None and len(self.cache) < len(self.sequence.prompt)
+    slot: Slot
+    first_pos: int
+    num_rows: int
+    is_scored: bool
+    """They are of a prompt, whose log probabilities are wanted."""
+    draws: bool
+    """The next token is drawn from the last row."""
+    batch_row: int = 0
+    """The part's last token in the batch."""
 
 
 class LlamaCppEngine:
@@ -67,12 +63,14 @@ class LlamaCppEngine:
         self._model = self._load_model(settings)
         self.vocabulary = Vocabulary(self._lib, self._model)
         self.vocab_size = self.vocabulary.size
+        self._end_tokens = sorted(self.vocabulary.end_tokens)
+        self._grammars = GrammarCompiler(self.vocabulary.new_grammar_tokenizer, self._end_tokens)
         self._context = self._new_context(settings)
         self._memory = self._lib.get_memory(self._context)
         self.context_length = min(settings.context_length, self._lib.n_ctx_seq(self._context))
         self._batch = BatchBuffer(_BATCH_TOKENS + settings.slots)
-        self._slots = [_Slot(seq_id) for seq_id in range(settings.slots)]
-        self._by_key: dict[tuple[str, int], _Slot] = {}
+        self._slots = [Slot(seq_id) for seq_id in range(settings.slots)]
+        self._by_key: dict[tuple[str, int], Slot] = {}
         self._prefill_budget = PrefillBudget(_BATCH_TOKENS)
         self._clock = count(1)
 
@@ -104,7 +102,7 @@ class LlamaCppEngine:
         params.n_batch = _BATCH_TOKENS + settings.slots
         params.n_ubatch = _BATCH_TOKENS
         params.n_seq_max = settings.slots
-        params.n_outputs_max = settings.slots
+        params.n_outputs_max = settings.slots + _SCORED_TOKENS
         params.n_threads = params.n_threads_batch = settings.threads
         params.type_k = params.type_v = _KV_TYPES[settings.quant]
         if settings.quant != "f16":
@@ -139,35 +137,28 @@ class LlamaCppEngine:
         return bool(self._by_key)
 
     def check(self, sequence: Sequence) -> None:
-        for param, is_asked in (
-            ("logprobs", sequence.logprobs is not None),
-            ("response_format", sequence.grammar is not None),
-            ("min_tokens", sequence.min_tokens > 0),
-            ("ignore_eos", sequence.ignore_eos),
-        ):
-            if is_asked:
-                raise InvalidRequest(f"This model's engine does not do {param}.", param=param)
+        if sequence.grammar is not None:
+            self._grammars.check(sequence.grammar)
 
     def can_admit(self, sequence: Sequence) -> bool:
         return self.free_slots > 0
 
     def submit(self, sequence: Sequence) -> None:
         assert sequence.prompt, "a sequence begins with at least one token"
+        grammar = None
+        if sequence.grammar is not None:
+            grammar = GrammarMask(self._grammars.matcher(sequence.grammar), self.vocab_size)
         slot = self._choose_slot(sequence.prompt)
         # The last prompt token is always computed: its logits give the first new token.
         keep = min(_common_prefix(slot.cache, sequence.prompt), len(sequence.prompt) - 1)
+        if sequence.prompt_logprobs:
+            keep = 0
         if not self._lib.memory_seq_rm(self._memory, slot.seq_id, keep, -1):
             # Recurrent states cannot be cut back.
             self._lib.memory_seq_rm(self._memory, slot.seq_id, -1, -1)
             keep = 0
-        del slot.cache[keep:]
-        slot.num_cached = keep
-        slot.sequence = sequence
-        slot.sampler = new_chain(self._lib, sequence.sampling, self.vocab_size, self.context_length)
-        slot.assembler = TextAssembler(
-            sequence.stop, strip_leading_space=sequence.strip_leading_space
-        )
-        slot.num_generated = 0
+        sampler = new_chain(self._lib, sequence.sampling, self.vocab_size, self.context_length)
+        slot.begin(sequence, keep, sampler, grammar)
         self._by_key[sequence.key] = slot
 
     def cancel(self, key: tuple[str, int]) -> None:
@@ -184,101 +175,95 @@ class LlamaCppEngine:
             self._reset()
             raise EngineError(f"llama_decode returned {status}")
         self._prefill_budget.record(num_prefill, time.monotonic() - started)
-        results = [
-            self._accept(slot, token)
-            for (slot, _), token in zip(outputs, self._draw(outputs), strict=True)
-        ]
-        results.extend(self._prefill_results())
+        results = self._draw(outputs)
+        results.extend(slot.progress() for slot in self._by_key.values() if slot.is_prefilling)
         return results
 
     # -- one step ----------------------------------------------------------------------------
 
-    def _fill_batch(self) -> tuple[list[tuple[_Slot, int]], int]:
-        """Write the batch; return the slots that get a token with their rows, and the number
-        of prompt tokens in it.
+    def _fill_batch(self) -> tuple[list[_Output], int]:
+        """Write the batch; return who gets logits, and the number of prompt tokens in it.
 
         Prompts are read in the order in which they came. In the batch the parts stand in the
         order of the cache's sequences: llama.cpp computes neighbours together and splits the
         batch wherever the order breaks.
         """
-        chunks: dict[int, tuple[_Slot, list[int]]] = {}
-        budget, num_prefill = self._prefill_budget.tokens, 0
+        chunks: dict[int, tuple[Slot, list[int]]] = {}
+        budget, num_prefill, num_scored = self._prefill_budget.tokens, 0, 0
         for slot in self._by_key.values():
             if slot.is_prefilling:
                 assert slot.sequence is not None, "a slot that reads a prompt is busy"
-                done = len(slot.cache)
-                chunk = slot.sequence.prompt[done : done + budget - num_prefill]
+                done, room = len(slot.cache), budget - num_prefill
+                if slot.sequence.prompt_logprobs:
+                    room = min(room, _SCORED_TOKENS - num_scored)
+                chunk = slot.sequence.prompt[done : done + room]
                 num_prefill += len(chunk)
+                if slot.sequence.prompt_logprobs:
+                    num_scored += len(chunk)
             else:
                 chunk = [slot.next_token]
             if chunk:
                 chunks[slot.seq_id] = (slot, chunk)
-        parts, drawing = [], []
+        parts, outputs = [], []
         for seq_id in sorted(chunks):
             slot, chunk = chunks[seq_id]
-            first_pos = len(slot.cache)
+            first_pos, sequence = len(slot.cache), slot.sequence
+            assert sequence is not None, "only busy slots have a part"
+            is_scored = sequence.prompt_logprobs and slot.is_prefilling
             slot.cache += chunk
-            has_output = not slot.is_prefilling
-            parts.append(Part(seq_id, first_pos, chunk, has_output))
-            if has_output:
-                drawing.append(slot)
-        return list(zip(drawing, self._batch.fill(parts), strict=True)), num_prefill
+            draws = not slot.is_prefilling and sequence.max_tokens > 0
+            num_rows = len(chunk) if is_scored else int(draws)
+            parts.append(Part(seq_id, first_pos, chunk, num_rows))
+            outputs.append(_Output(slot, first_pos, num_rows, is_scored, draws))
+        for output, row in zip(outputs, self._batch.fill(parts), strict=True):
+            output.batch_row = row
+        return outputs, num_prefill
 
-    def _draw(self, outputs: list[tuple[_Slot, int]]) -> list[int]:
-        """Draw one token for each output row."""
-        if not outputs:
-            return []
-        tokens = [0] * len(outputs)
-        if any(slot.sampler is None for slot, _ in outputs):
-            address = self._lib.get_logits(self._context)
-            buffer = (c.c_float * (len(outputs) * self.vocab_size)).from_address(address)
-            logits = np.ctypeslib.as_array(buffer).reshape(len(outputs), self.vocab_size)
-            tokens = logits.argmax(axis=1).tolist()
-        for i, (slot, row) in enumerate(outputs):
-            if slot.sampler is not None:
-                tokens[i] = self._lib.sampler_sample(slot.sampler, self._context, row)
-        return tokens
+    def _draw(self, outputs: list[_Output]) -> list[StepResult]:
+        """Read the prompts' log probabilities, and draw one token for each part that ends."""
+        rows = self._logits(sum(output.num_rows for output in outputs))
+        drawing: list[tuple[_Output, int, Row | None]] = []
+        results, end = [], 0
+        for output in outputs:
+            begin, end, slot = end, end + output.num_rows, output.slot
+            if output.is_scored:
+                slot.read_prompt_logprobs(list(rows[begin:end]), output.first_pos, self.vocabulary)
+            if output.draws:
+                raw = slot.prepare(rows[end - 1], self._end_tokens)
+                drawing.append((output, end - 1, raw))
+            elif not slot.is_prefilling:
+                results.append(slot.end_unread())
+        if any(output.slot.sampler is None for output, _, _ in drawing):
+            greedy = rows.argmax(axis=1).tolist()
+        for output, row, raw in drawing:
+            slot = output.slot
+            if slot.sampler is None or slot.error is not None:
+                token = greedy[row] if slot.error is None else 0
+            else:
+                token = self._lib.sampler_sample(slot.sampler, self._context, output.batch_row)
+            results.append(slot.accept(token, raw, self.vocabulary))
+        for result in results:
+            if result.finish_reason is not None or result.error is not None:
+                self._vacate(self._by_key[result.key])
+        return results
 
-    def _accept(self, slot: _Slot, token: int) -> StepResult:
-        """Add a drawn token to its sequence and free the slot if that was the last one."""
-        sequence = slot.sequence
-        assert sequence is not None, "outputs name busy slots only"
-        slot.next_token = token
-        slot.num_generated += 1
-        result = StepResult(sequence.key, token_ids=[token])
-        if slot.num_generated == 1:
-            result.prefilled_tokens = len(slot.cache)
-            result.cached_tokens = slot.num_cached
-        if self.vocabulary.is_end(token):
-            result.text = slot.assembler.finish()
-            result.finish_reason = FinishReason.STOP
-        else:
-            result.text = slot.assembler.push(self.vocabulary.piece(token))
-            if slot.assembler.is_stopped:
-                result.finish_reason = FinishReason.STOP
-            elif slot.num_generated >= sequence.max_tokens:
-                result.text += slot.assembler.finish()
-                result.finish_reason = FinishReason.LENGTH
-        if result.finish_reason is not None:
-            self._vacate(slot)
-        return result
-
-    def _prefill_results(self) -> list[StepResult]:
-        return [
-            StepResult(key, prefilled_tokens=len(slot.cache), cached_tokens=slot.num_cached)
-            for key, slot in self._by_key.items()
-            if slot.is_prefilling
-        ]
+    def _logits(self, num_rows: int) -> NDArray[np.float32]:
+        """`(num_rows, vocab_size)`, in llama.cpp's own memory: what is written there counts."""
+        if not num_rows:
+            return np.empty((0, self.vocab_size), np.float32)
+        address = self._lib.get_logits(self._context)
+        buffer = (c.c_float * (num_rows * self.vocab_size)).from_address(address)
+        return np.ctypeslib.as_array(buffer).reshape(num_rows, self.vocab_size)
 
     # -- slots -------------------------------------------------------------------------------
 
-    def _choose_slot(self, prompt: list[int]) -> _Slot:
+    def _choose_slot(self, prompt: list[int]) -> Slot:
         """Choose a free slot: the one that saves most prefill; else one beside a busy slot, so
         that the batch stays in one piece; then any shared prefix, then the one unused longest."""
         free = [slot for slot in self._slots if slot.sequence is None]
         assert free, "submit needs a free slot"
 
-        def rank(slot: _Slot) -> tuple[int, int, int, int]:
+        def rank(slot: Slot) -> tuple[int, int, int, int]:
             shared = _common_prefix(slot.cache, prompt)
             return (
                 shared if shared >= _WORTHWHILE_PREFIX_TOKENS else 0,
@@ -292,12 +277,12 @@ class LlamaCppEngine:
     def _is_busy(self, seq_id: int) -> bool:
         return 0 <= seq_id < len(self._slots) and self._slots[seq_id].sequence is not None
 
-    def _vacate(self, slot: _Slot) -> None:
+    def _vacate(self, slot: Slot) -> None:
         if slot.sequence is not None:
             del self._by_key[slot.sequence.key]
         if slot.sampler is not None:
             self._lib.sampler_free(slot.sampler)
-        slot.sequence = slot.sampler = None
+        slot.sequence = slot.sampler = slot.grammar = None
         slot.used_at = next(self._clock)
 
     def _reset(self) -> None:

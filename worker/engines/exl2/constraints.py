@@ -1,73 +1,16 @@
-"""Completions that match a JSON schema, a regular expression or a grammar, by llguidance.
+"""A grammar while ExLlamaV2 follows it: which tokens may come next.
 
-Grammars are compiled and checked in the task threads; the engine loop copies what was
-compiled. ExLlamaV2 runs the mask of the next token in a thread pool while the GPU works.
+The mask of the next token is made in the generator's thread pool while the GPU works.
 """
 
-import json
-import threading
-from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
-from shared.errors import EngineError, InvalidRequest
-from shared.messages import Grammar, GrammarKind
-
-_MAX_KEPT = 32
-_PARAM = "response_format"
-
-
-class GrammarCompiler:
-    """Thread-safe. Keeps the grammars used last: clients repeat theirs."""
-
-    def __init__(self, tokenizer_json: Path, stop_ids: list[int]) -> None:
-        self._stop_ids = stop_ids
-        self._tokenizer = LLTokenizer(tokenizer_json.read_text("utf-8"), eos_token=stop_ids or None)
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[Grammar, LLMatcher] = OrderedDict()
-
-    def check(self, grammar: Grammar) -> None:
-        """Compile it. Raises InvalidRequest, which says what is wrong with the grammar."""
-        self._compiled(grammar)
-
-    def constraint(self, grammar: Grammar) -> "Constraint":
-        """A fresh constraint for one sequence. Raises InvalidRequest."""
-        return Constraint(self._compiled(grammar).deep_copy(), self._tokenizer.vocab_size)
-
-    def _compiled(self, grammar: Grammar) -> LLMatcher:
-        with self._lock:
-            matcher = self._kept.get(grammar)
-            if matcher is not None:
-                self._kept.move_to_end(grammar)
-                return matcher
-        matcher = self._compile(grammar)
-        with self._lock:
-            self._kept[grammar] = matcher
-            while len(self._kept) > _MAX_KEPT:
-                self._kept.popitem(last=False)
-        return matcher
-
-    def _compile(self, grammar: Grammar) -> LLMatcher:
-        if not self._stop_ids:
-            raise InvalidRequest(
-                "This model declares no end token, so a grammar could not end its text.",
-                param=_PARAM,
-            )
-        try:
-            source = _to_llguidance(grammar)
-        except ValueError as exc:
-            raise InvalidRequest(f"The JSON schema is not valid: {exc}", param=_PARAM) from exc
-        matcher = LLMatcher(self._tokenizer, source, log_level=0)
-        if matcher.is_error():
-            raise InvalidRequest(
-                f"The {grammar.kind.value} is not valid: {_first_lines(matcher.get_error())}",
-                param=_PARAM,
-            )
-        return matcher
+from shared.errors import EngineError
+from worker.engines.grammar import first_lines
 
 
 class Constraint:
@@ -108,7 +51,7 @@ class Constraint:
 
     def _note_error(self) -> None:
         if self._matcher.is_error():
-            reason = _first_lines(self._matcher.get_error())
+            reason = first_lines(self._matcher.get_error())
             self.error = EngineError(f"The grammar could not be followed: {reason}")
 
 
@@ -140,22 +83,3 @@ def new_filter(filter_class: type[Any], model: Any, tokenizer: Any, constraint: 
             return constraint.mask(logits)
 
     return ConstraintFilter(model, tokenizer)
-
-
-def _to_llguidance(grammar: Grammar) -> str:
-    """Raises ValueError for JSON that is none."""
-    if grammar.kind is GrammarKind.JSON_SCHEMA:
-        schema = json.loads(grammar.source)
-        if isinstance(schema, bool):
-            schema = {} if schema else {"not": {}}
-        if not isinstance(schema, dict):
-            raise ValueError("it must be an object")
-        return LLMatcher.grammar_from_json_schema(schema)
-    if grammar.kind is GrammarKind.REGEX:
-        return LLMatcher.grammar_from_regex(grammar.source)
-    return LLMatcher.grammar_from_lark(grammar.source)
-
-
-def _first_lines(text: str, num_chars: int = 300) -> str:
-    """Without the parser's state, which llguidance appends."""
-    return text.partition("\n<state>")[0].strip()[:num_chars]

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from llguidance import LLTokenizer
 from tokenizers import Tokenizer
 
 from shared.errors import SettingsError
@@ -35,7 +36,7 @@ class Vocabulary:
 
     def __init__(self, folder: ModelFolder) -> None:
         """Raises SettingsError."""
-        path = folder.path / "tokenizer.json"
+        self._path = path = folder.path / "tokenizer.json"
         # Two of them: whether control tokens in a text are read as such is a property.
         self._parsing = _load(path.as_posix())
         self._plain = _load(path.as_posix())
@@ -75,6 +76,10 @@ class Vocabulary:
 
     def piece(self, token: int) -> bytes:
         return self._pieces[token] if 0 <= token < self.size else b""
+
+    def new_llguidance_tokenizer(self) -> LLTokenizer:
+        """The same tokens for grammars. Raises ValueError for a kind it does not know."""
+        return LLTokenizer(self._path.read_text("utf-8"), eos_token=self.stop_ids or None)
 
     def _wants_bos(self, folder: ModelFolder) -> bool:
         """What the tokenizer's class is told counts; else what the file's own post-processor

@@ -1,0 +1,148 @@
+"""From a checked request body to a job. Raises LlmisError for what the service does not take."""
+
+import time
+from typing import Any
+
+import msgspec
+
+from app.parsing import shortened
+from app.schemas import ChatRequest, CompletionRequest, GenerationRequest
+from app.services import services
+from app.tool_schemas import chosen_tool
+from shared.errors import InvalidRequest, ModelNotFound, ModelUnloaded, Unavailable
+from shared.messages import Job, JobKind, Priority, Tool, ToolChoice
+from shared.settings import SamplingDefaults, Settings
+
+_COMPLETION_MAX_TOKENS = 16
+
+
+def chat_job(body: ChatRequest, request_id: str) -> Job:
+    settings = services().settings
+    _check_number("messages", len(body.messages), settings.max_messages)
+    tools = _tools(body, settings)
+    tool_choice, tool_name = chosen_tool(body.tool_choice, tools)
+    _check_size("chat_template_kwargs", body.template_arguments, settings)
+    return _job(
+        body,
+        request_id,
+        JobKind.CHAT,
+        num_choices=body.num_choices,
+        messages=[message.to_message(i) for i, message in enumerate(body.messages)],
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        logprobs=body.num_logprobs,
+        tools=tools if tool_choice is not ToolChoice.NONE else [],
+        tool_choice=tool_choice,
+        tool_name=tool_name,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        template_arguments=body.template_arguments,
+    )
+
+
+def completion_job(body: CompletionRequest, request_id: str) -> Job:
+    prompts = body.prompts()
+    max_tokens = _COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    if max_tokens == 0 and not body.echo:
+        raise InvalidRequest("max_tokens may be 0 only with echo.", param="max_tokens")
+    if body.suffix and body.echo:
+        raise InvalidRequest("suffix and echo cannot hold together.", param="echo")
+    num_choices, logprobs = body.num_generated, body.logprobs
+    if num_choices > body.num_choices and logprobs is None:
+        logprobs = 0  # the best one is found by them
+    return _job(
+        body,
+        request_id,
+        JobKind.COMPLETION,
+        num_choices=num_choices,
+        prompts=prompts,
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        echo=bool(body.echo),
+        suffix=body.suffix or None,
+    )
+
+
+def check_model(name: str) -> None:
+    """Raises ModelNotFound, ModelUnloaded. A configured model may be on its way up: its queue
+    keeps the request until then."""
+    if not services().catalog.is_known(name):
+        raise ModelNotFound(
+            f"The model {shortened(name)} does not exist. GET /v1/models lists those that do.",
+            param="model",
+        )
+    if services().catalog.is_leaving(name):
+        raise ModelUnloaded(f"The model {shortened(name)} is being unloaded.")
+
+
+def _job(
+    body: GenerationRequest, request_id: str, kind: JobKind, *, num_choices: int, **fields: Any
+) -> Job:
+    shared = services()
+    check_model(body.model)
+    if shared.is_stopping:
+        raise Unavailable("The service is shutting down.")
+    total = num_choices * max(1, len(fields.get("prompts", [])))
+    if total > shared.settings.max_choices:
+        raise InvalidRequest(
+            f"{total} choices were asked for; at most {shared.settings.max_choices} "
+            "are made for one request.",
+            param="n",
+        )
+    grammar = body.grammar(shared.settings)
+    _check_grammar(body, grammar is not None or fields.get("tool_choice") is ToolChoice.REQUIRED)
+    shared.usage.note(body.model)
+    return Job(
+        id=request_id,
+        model=body.model,
+        kind=kind,
+        num_choices=num_choices,
+        stop=body.stop_strings,
+        sampling=body.sampling(_sampling_defaults(body.model)),
+        min_tokens=body.min_tokens or 0,
+        ignore_eos=bool(body.ignore_eos),
+        priority=Priority(body.priority or Priority.INTERACTIVE),
+        grammar=grammar,
+        reply_channel=shared.dispatcher.reply_channel,
+        created_at=time.time(),
+        deadline_at=shared.dispatcher.deadline(body.timeout_s),
+        **fields,
+    )
+
+
+def _check_grammar(body: GenerationRequest, has_grammar: bool) -> None:
+    """A grammar decides alone when the text is complete."""
+    for name in ("ignore_eos", "min_tokens"):
+        if has_grammar and getattr(body, name):
+            raise InvalidRequest(f"{name} cannot hold together with a given form.", param=name)
+
+
+def _tools(body: ChatRequest, settings: Settings) -> list[Tool]:
+    params = body.tools or []
+    _check_number("tools", len(params), settings.max_tools)
+    tools = [param.to_tool(f"tools[{i}]", settings) for i, param in enumerate(params)]
+    _check_size("tools", params, settings)
+    names = [tool.name for tool in tools]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise InvalidRequest(
+                f"Two tools have the name {name!r}.", param=f"tools[{i}].function.name"
+            )
+    return tools
+
+
+def _check_number(param: str, number: int, limit: int) -> None:
+    if number > limit:
+        raise InvalidRequest(
+            f"{param} has {number} entries; at most {limit} are taken.", param=param
+        )
+
+
+def _check_size(param: str, value: Any, settings: Settings) -> None:
+    """Schemas of all tools together, or what a template is told."""
+    size, limit = len(msgspec.json.encode(value)), settings.max_schema_bytes
+    if size > limit:
+        raise InvalidRequest(f"{param} has {size} bytes; at most {limit} are taken.", param=param)
+
+
+def _sampling_defaults(name: str) -> SamplingDefaults:
+    configured = services().settings.model(name)
+    return configured.sampling if configured else SamplingDefaults()

@@ -1,0 +1,206 @@
+"""What a request can ask of a generation, through the official client, with the counter model."""
+
+import json
+import math
+from typing import Any
+
+import openai
+import pydantic
+import pytest
+
+from tests.counter_model import expected_text, number_token
+
+_PROMPT = [{"role": "user", "content": "17"}]
+
+
+def _complete(client: openai.OpenAI, **fields: Any) -> Any:
+    request = {"model": "counter", "prompt": "17", "max_tokens": 3, "temperature": 0, **fields}
+    return client.completions.create(**request)
+
+
+def _chat(client: openai.OpenAI, **fields: Any) -> Any:
+    request = {"model": "counter", "messages": _PROMPT, "max_tokens": 3, "temperature": 0}
+    return client.chat.completions.create(**{**request, **fields})
+
+
+def test_chat_logprobs(client: openai.OpenAI) -> None:
+    choice = _chat(client, logprobs=True, top_logprobs=3).choices[0]
+    tokens = choice.logprobs.content
+    assert "".join(token.token for token in tokens) == choice.message.content == " 18 19 20"
+    for token in tokens:
+        assert bytes(token.bytes).decode() == token.token
+        assert len(token.top_logprobs) == 3
+        assert token.top_logprobs[0].token == token.token
+        assert token.logprob == token.top_logprobs[0].logprob > math.log(0.9)
+        values = [top.logprob for top in token.top_logprobs]
+        assert values == sorted(values, reverse=True)
+
+
+def test_streamed_logprobs_are_those_of_the_whole_answer(client: openai.OpenAI) -> None:
+    whole = _chat(client, max_tokens=8, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    chunks = _chat(client, max_tokens=8, logprobs=True, top_logprobs=2, stream=True)
+    streamed = [
+        token
+        for chunk in chunks
+        if chunk.choices and chunk.choices[0].logprobs
+        for token in chunk.choices[0].logprobs.content
+    ]
+    assert streamed == whole
+
+
+def test_half_characters_have_their_bytes(client: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": "<euro>"}]
+    choice = _chat(client, messages=messages, logprobs=True).choices[0]
+    tokens = choice.logprobs.content
+    assert b"".join(bytes(token.bytes) for token in tokens).decode() == "€"
+    legacy = _complete(client, prompt="<euro>", logprobs=1).choices[0].logprobs
+    assert legacy.tokens[0] == "bytes:\\xe2"
+
+
+def test_logprobs_are_of_the_model_whatever_the_sampling(client: openai.OpenAI) -> None:
+    plain = _complete(client, logprobs=0).choices[0].logprobs.token_logprobs
+    pushed = _complete(client, logprobs=0, frequency_penalty=1)
+    assert pushed.choices[0].logprobs.token_logprobs == pytest.approx(plain, abs=1e-4)
+
+
+def test_legacy_logprobs_and_offsets(client: openai.OpenAI) -> None:
+    choice = _complete(client, logprobs=2).choices[0]
+    assert choice.logprobs.tokens == [" 18", " 19", " 20"]
+    assert choice.logprobs.text_offset == [0, 3, 6]
+    assert [len(top) for top in choice.logprobs.top_logprobs] == [2, 2, 2]
+
+
+def test_echo_puts_the_prompt_first(client: openai.OpenAI) -> None:
+    choice = _complete(client, echo=True, n=2).choices[1]
+    assert choice.text == "17" + expected_text(17, 3)
+    streamed = "".join(c.choices[0].text for c in _complete(client, echo=True, stream=True))
+    assert streamed == "17" + expected_text(17, 3)
+
+
+def test_echo_of_token_ids_is_their_text(client: openai.OpenAI) -> None:
+    prompt = [number_token(5), number_token(6)]
+    assert _complete(client, prompt=prompt, echo=True).choices[0].text == " 5 6 7 8 9"
+
+
+def test_a_prompt_is_scored_without_a_completion(client: openai.OpenAI) -> None:
+    """What evaluation harnesses ask for."""
+    numbers = " ".join(str(n) for n in range(100, 140))
+    answer = _complete(client, prompt=numbers, echo=True, logprobs=1, max_tokens=0)
+    choice = answer.choices[0]
+    logprobs = choice.logprobs
+    assert choice.text == numbers
+    assert choice.finish_reason == "length"
+    assert answer.usage.completion_tokens == 0
+    assert answer.usage.prompt_tokens == len(logprobs.tokens)
+    assert logprobs.token_logprobs[0] is None and logprobs.top_logprobs[0] is None
+    # Each number foretells the next one.
+    assert all(value > math.log(0.9) for value in logprobs.token_logprobs[2:])
+    assert logprobs.tokens[-2:] == [" 138", " 139"]
+
+
+def test_a_scored_prompt_may_also_be_continued(client: openai.OpenAI) -> None:
+    choice = _complete(client, echo=True, logprobs=0).choices[0]
+    assert choice.text == "17 18 19 20"
+    assert choice.logprobs.tokens[-3:] == [" 18", " 19", " 20"]
+    assert all(value > math.log(0.9) for value in choice.logprobs.token_logprobs[-3:])
+
+
+def test_best_of_gives_the_surest(client: openai.OpenAI) -> None:
+    answer = _complete(client, best_of=4, n=2, temperature=1)
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    assert answer.usage.completion_tokens == 12
+    assert answer.choices[0].logprobs is None
+
+
+def test_the_minimum_and_the_end(client: openai.OpenAI) -> None:
+    def answer(**extra: Any) -> Any:
+        return _complete(client, prompt="<stop>", max_tokens=6, extra_body=extra)
+
+    assert answer().usage.completion_tokens == 1
+    assert answer(min_tokens=4).usage.completion_tokens >= 4
+    ignoring = answer(ignore_eos=True)
+    assert ignoring.usage.completion_tokens == 6
+    assert ignoring.choices[0].finish_reason == "length"
+
+
+def test_a_regular_expression(client: openai.OpenAI) -> None:
+    choice = _complete(client, max_tokens=50, extra_body={"guided_regex": "[a-c]{4}-7"}).choices[0]
+    assert len(choice.text) == 6 and choice.text.endswith("-7")
+    assert choice.finish_reason == "stop"
+
+
+def test_a_choice(client: openai.OpenAI) -> None:
+    extra = {"guided_choice": ["yes", "no"]}
+    assert _complete(client, max_tokens=20, extra_body=extra).choices[0].text in ("yes", "no")
+
+
+def test_a_grammar(client: openai.OpenAI) -> None:
+    extra = {"guided_grammar": 'start: "a" tail\ntail: "b" | "c" tail'}
+    text = _complete(client, max_tokens=50, temperature=1, seed=3, extra_body=extra).choices[0].text
+    assert text[0] == "a" and set(text[1:-1]) <= {"c"}
+
+
+class _Answer(pydantic.BaseModel):
+    number: int
+    is_even: bool
+
+
+def test_a_schema_is_kept_and_parsed(client: openai.OpenAI) -> None:
+    parsed = client.chat.completions.parse(
+        model="counter", messages=_PROMPT, response_format=_Answer, max_tokens=200,  # type: ignore[arg-type]
+        logit_bias={str(number_token(n)): -100 for n in range(1000)},
+    )  # fmt: skip
+    answer = parsed.choices[0]
+    if answer.finish_reason == "stop":
+        assert isinstance(answer.message.parsed, _Answer)
+
+
+def test_an_enumeration_is_kept_with_many_choices(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}, "done": {"type": "boolean"}},
+        "required": ["colour", "done"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "c", "schema": schema, "strict": True}}
+    answer = _chat(client, n=4, max_tokens=100, temperature=1, response_format=form)
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop"
+        made = json.loads(choice.message.content)
+        assert made["colour"] in ("red", "green") and isinstance(made["done"], bool)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"extra_body": {"guided_regex": "("}}, "guided_regex"),
+        ({"extra_body": {"guided_grammar": "start: nothing"}}, "guided_grammar"),
+        ({"extra_body": {"guided_json": {"type": "nonsense"}}}, "guided_json"),
+        ({"extra_body": {"guided_regex": "a", "guided_choice": ["a"]}}, "guided_regex"),
+        ({"extra_body": {"guided_regex": "a", "ignore_eos": True}}, "ignore_eos"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 1, "n": 2}, "best_of"),
+        ({"best_of": 3, "stream": True}, "best_of"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"extra_body": {"no_such": 1}}, "no_such"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    client: openai.OpenAI, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        _complete(client, **fields)
+    assert caught.value.param == param
+
+
+def test_a_request_can_have_a_deadline_of_its_own(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        _complete(client, max_tokens=1_000_000, extra_body={"timeout_s": 0.05, "n": 8})
+    assert caught.value.status_code == 504
+
+
+def test_what_openai_echoes_is_echoed(client: openai.OpenAI) -> None:
+    answer = _chat(client, metadata={"a": "b"}, service_tier="auto", store=False)
+    assert answer.service_tier == "default"
+    assert answer.model_extra["metadata"] == {"a": "b"}
+    assert answer.system_fingerprint

@@ -1,0 +1,170 @@
+"""Grammars for chats, in llguidance's dialect of Lark: forced calls, reasoning before JSON.
+
+Syntax: guidance-ai/llguidance@main:docs/syntax.md. `%json` is a schema in the middle of a
+grammar, `<[5]>` the token with the id 5.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from shared.errors import InvalidRequest
+from shared.messages import Grammar, GrammarKind, Job, Tool, ToolChoice
+from worker.chat import calls
+from worker.chat.calls import CallSyntax
+from worker.chat.conversation import may_call
+from worker.chat.parser import Reasoning
+
+
+class _Shape(NamedTuple):
+    """The text of calls around their arguments. In `before`, NAME is the name as it is, and
+    "NAME" the name as a JSON string."""
+
+    before: str
+    after: str
+    separator: str = ""
+    first: str = ""
+    last: str = ""
+
+
+_SHAPES = {
+    CallSyntax.HERMES: _Shape(
+        f'{calls.CALL}\n{{"name": "NAME", "arguments": ', f"}}\n{calls.CALL_END}", "\n"
+    ),
+    CallSyntax.LLAMA: _Shape('{"name": "NAME", "parameters": ', "}", "; "),
+    CallSyntax.MISTRAL: _Shape(
+        '{"name": "NAME", "arguments": ', "}", ", ", f"{calls.TOOL_CALLS}[", "]"
+    ),
+    CallSyntax.MISTRAL_NAMED: _Shape(f"{calls.TOOL_CALLS}NAME{calls.ARGS}", ""),
+    CallSyntax.DEEPSEEK: _Shape(
+        f"{calls.CALL_BEGIN}function{calls.SEPARATOR}NAME\n```json\n",
+        f"\n```{calls.FENCED_CALL_END}",
+        "\n",
+        calls.CALLS_BEGIN,
+        calls.CALLS_END,
+    ),
+    CallSyntax.DEEPSEEK_NAMED: _Shape(
+        f"{calls.CALL_BEGIN}NAME{calls.SEPARATOR}",
+        calls.FENCED_CALL_END,
+        "",
+        calls.CALLS_BEGIN,
+        calls.CALLS_END,
+    ),
+}
+_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As the models have seen it; free blanks are where a constrained model loses itself."""
+_COMBINED = ("$ref", "allOf", "anyOf", "oneOf", "enum", "const", "type")
+
+
+def job_grammar(
+    job: Job,
+    syntax: CallSyntax,
+    reasoning: Reasoning | None,
+    starts_in_reasoning: bool,
+    control_tokens: dict[str, int],
+) -> Grammar | None:
+    """See `ChatFormat.grammar`."""
+    is_forced = may_call(job) and job.tool_choice is ToolChoice.REQUIRED
+    content = None if is_forced else _content_rule(job.grammar)
+    if not is_forced and (content is None or not (reasoning or may_call(job))):
+        return job.grammar
+    lark = _Lark(control_tokens, [reasoning.begin, reasoning.end] if reasoning else [], syntax)
+    if content is not None:
+        lark.rules.append(content)
+    bodies = ["content"] if content is not None else []
+    if may_call(job):
+        bodies.append("calls")
+        # In front of JSON as the other way to go on, Llama's calls have to be marked.
+        lark.add_calls(job, mark=calls.PYTHON_TAG if content and _is_bare(syntax) else "")
+    thinking = lark.thinking(reasoning, starts_in_reasoning) if reasoning else ""
+    start = f"start: {thinking}({' | '.join(bodies)})"
+    return Grammar(GrammarKind.LARK, "\n".join([start, *lark.rules]))
+
+
+def _is_bare(syntax: CallSyntax) -> bool:
+    return syntax is CallSyntax.LLAMA
+
+
+def _content_rule(grammar: Grammar | None) -> str | None:
+    """The job's own grammar as a rule; None when it has none, or one that the engine will
+    refuse with a better reason than could be given here."""
+    if grammar is None:
+        return None
+    if grammar.kind is GrammarKind.REGEX:
+        source = re.sub(r"\\.|/", lambda m: r"\/" if m[0] == "/" else m[0], grammar.source)
+        return f"content: /{source}/" if "\n" not in source else None
+    if grammar.kind is GrammarKind.LARK:
+        return f"content: %lark {{\n{grammar.source}\n}}"
+    try:
+        schema = json.loads(grammar.source)
+    except ValueError:
+        return None
+    return f"content: %json {json.dumps(schema)}" if isinstance(schema, dict) else None
+
+
+class _Lark:
+    """Rules under construction."""
+
+    def __init__(
+        self, control_tokens: dict[str, int], marks: list[str], syntax: CallSyntax
+    ) -> None:
+        self._tokens = {
+            mark: control_tokens[mark]
+            for mark in [*marks, *calls.MARKS[syntax]]
+            if mark in control_tokens
+        }
+        self._shape = _SHAPES[syntax]
+        self.rules: list[str] = []
+
+    def add_calls(self, job: Job, mark: str) -> None:
+        """Rule `calls`: one call of a tool that may be called, or several."""
+        shape, names = self._shape, []
+        for i, tool in enumerate(_callable_tools(job)):
+            before = shape.before.replace('"NAME"', json.dumps(tool.name, ensure_ascii=False))
+            before = before.replace("NAME", tool.name) if before == shape.before else before
+            parts = [*self._literals(before), f"arguments_{i}", *self._literals(shape.after)]
+            schema = json.dumps(_arguments_schema(tool))
+            self.rules += [f"call_{i}: {' '.join(parts)}", f"arguments_{i}: %json {schema}"]
+            names.append(f"call_{i}")
+        self.rules.append(f"call: {' | '.join(names)}")
+        more = [*self._literals(shape.separator), "call"]
+        repeated = [f"({' '.join(more)})*"] if job.parallel_tool_calls else []
+        first, last = self._literals(mark + shape.first), self._literals(shape.last)
+        self.rules.append(f"calls: {' '.join([*first, 'call', *repeated, *last])}")
+
+    def thinking(self, reasoning: Reasoning, starts_in_reasoning: bool) -> str:
+        """What stands in front of everything else, and the rule `thought` for it."""
+        if reasoning.end in self._tokens:
+            self.rules.append(f"thought: /(.|\\n)*/ {' '.join(self._literals(reasoning.end))}")
+        else:
+            self.rules.append(f"thought[suffix={json.dumps(reasoning.end)}]: /(.|\\n)*/")
+        self.rules.append(r"BLANKS: /[ \t\r\n]{1,4}/")
+        if starts_in_reasoning:
+            return "thought BLANKS? "
+        return f"({' '.join(self._literals(reasoning.begin))} thought BLANKS?)? "
+
+    def _literals(self, text: str) -> Iterator[str]:
+        """A text as elements of a rule: control tokens by their ids."""
+        pattern = "|".join(map(re.escape, self._tokens))
+        for part in re.split(f"({pattern})", text) if pattern else [text]:
+            if part:
+                token = self._tokens.get(part)
+                yield json.dumps(part, ensure_ascii=False) if token is None else f"<[{token}]>"
+
+
+def _callable_tools(job: Job) -> list[Tool]:
+    if job.tool_name is None:
+        return job.tools
+    tools = [tool for tool in job.tools if tool.name == job.tool_name]
+    if not tools:
+        raise InvalidRequest(
+            f"tool_choice names {job.tool_name!r}, which is not one of the tools.",
+            param="tool_choice",
+        )
+    return tools[:1]
+
+
+def _arguments_schema(tool: Tool) -> dict[str, Any]:
+    is_open = not any(key in tool.parameters for key in _COMBINED)
+    return {**({"type": "object"} if is_open else {}), **tool.parameters, "x-guidance": _LAYOUT}

@@ -1,0 +1,133 @@
+"""A slot of the llama.cpp engine: one sequence of the KV cache and what is generated in it."""
+
+from dataclasses import dataclass, field
+
+from shared.errors import LlmisError
+from shared.messages import FinishReason, Logprob, TokenLogprobs
+from worker.engines.llama_logits import GrammarMask, Row, token_logprobs
+from worker.engines.llama_vocabulary import Vocabulary
+from worker.engines.protocol import Sequence, StepResult
+from worker.text import TextAssembler
+
+
+@dataclass(slots=True)
+class Slot:
+    seq_id: int
+    cache: list[int] = field(default_factory=list)
+    """Token ids whose keys and values are in the cache, by position."""
+    sequence: Sequence | None = None
+    sampler: int | None = None
+    """llama_sampler chain; None = greedy, taken by arg max over the logits."""
+    grammar: GrammarMask | None = None
+    assembler: TextAssembler = field(default_factory=lambda: TextAssembler([]))
+    next_token: int = 0
+    """While generating: the token drawn last, not yet in the cache."""
+    num_generated: int = 0
+    num_cached: int = 0
+    """Prompt tokens found in the cache when the sequence came."""
+    used_at: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt tokens read since the last result."""
+    logprobs: TokenLogprobs | None = None
+    """Of the token drawn last."""
+    error: LlmisError | None = None
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.sequence is not None and len(self.cache) < len(self.sequence.prompt)
+
+    def begin(
+        self, sequence: Sequence, num_cached: int, sampler: int | None, grammar: GrammarMask | None
+    ) -> None:
+        """Take a sequence of whose prompt `num_cached` tokens are in the cache."""
+        del self.cache[num_cached:]
+        self.num_cached = num_cached
+        self.sequence, self.sampler, self.grammar = sequence, sampler, grammar
+        self.assembler = TextAssembler(
+            sequence.stop, strip_leading_space=sequence.strip_leading_space
+        )
+        self.num_generated = 0
+        self.prompt_logprobs.clear()
+        self.logprobs = self.error = None
+
+    def read_prompt_logprobs(self, rows: list[Row], first_pos: int, vocabulary: Vocabulary) -> None:
+        """Note what the logits at `first_pos` and on say of the prompt's next tokens."""
+        sequence = self.sequence
+        assert sequence is not None, "only a busy slot reads a prompt"
+        if first_pos == 0:
+            piece = vocabulary.piece(sequence.prompt[0])
+            self.prompt_logprobs.append(TokenLogprobs(Logprob(sequence.prompt[0], 0.0, piece), []))
+        following = sequence.prompt[first_pos + 1 : first_pos + 1 + len(rows)]
+        for row, token in zip(rows, following, strict=False):
+            self.prompt_logprobs.append(
+                token_logprobs(row, token, sequence.logprobs or 0, vocabulary.piece)
+            )
+
+    def prepare(self, row: Row, end_tokens: list[int]) -> Row | None:
+        """Mask what may not be drawn. Returns the untouched logits if they are wanted later."""
+        sequence = self.sequence
+        assert sequence is not None, "only a busy slot draws"
+        raw = row.copy() if sequence.logprobs is not None else None
+        if self.num_generated < sequence.min_tokens:
+            row[end_tokens] = -float("inf")
+        if self.grammar is not None:
+            try:
+                self.grammar.apply(row)
+            except LlmisError as error:
+                self.error = error
+        return raw
+
+    def accept(self, token: int, raw: Row | None, vocabulary: Vocabulary) -> StepResult:
+        """Add a drawn token. A finish reason or an error in the result: it was the last one."""
+        sequence = self.sequence
+        assert sequence is not None, "only a busy slot draws"
+        try:
+            if self.error is None and self.grammar is not None:
+                self.grammar.accept(token)
+        except LlmisError as error:
+            self.error = error
+        if self.error is not None:
+            return StepResult(sequence.key, error=self.error)
+        self.next_token = token
+        self.num_generated += 1
+        result = StepResult(sequence.key, token_ids=[token])
+        if self.num_generated == 1:
+            self._report_prompt(result)
+        is_end = token in vocabulary.end_tokens and not sequence.ignore_eos
+        if raw is not None and not is_end:
+            result.logprobs.append(
+                token_logprobs(raw, token, sequence.logprobs or 0, vocabulary.piece)
+            )
+        if is_end:
+            result.text = self.assembler.finish()
+            result.finish_reason = FinishReason.STOP
+            return result
+        is_shown = token in sequence.shown_tokens
+        piece = vocabulary.name(token) if is_shown else vocabulary.piece(token)
+        result.text = self.assembler.push(piece)
+        if self.assembler.is_stopped:
+            result.finish_reason = FinishReason.STOP
+        elif self.num_generated >= sequence.max_tokens:
+            result.text += self.assembler.finish()
+            result.finish_reason = FinishReason.LENGTH
+        return result
+
+    def end_unread(self) -> StepResult:
+        """The prompt is read, and nothing is to be generated."""
+        assert self.sequence is not None, "only a busy slot ends"
+        result = StepResult(self.sequence.key, finish_reason=FinishReason.LENGTH)
+        self._report_prompt(result)
+        return result
+
+    def progress(self) -> StepResult:
+        """How far the prompt is read."""
+        assert self.sequence is not None, "only a busy slot reads"
+        result = StepResult(self.sequence.key)
+        self._report_prompt(result)
+        return result
+
+    def _report_prompt(self, result: StepResult) -> None:
+        result.prefilled_tokens = len(self.cache)
+        result.cached_tokens = self.num_cached
+        result.prompt_logprobs = self.prompt_logprobs.copy()
+        self.prompt_logprobs.clear()
