@@ -15,11 +15,14 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
         return
     body["model"] = "counter"
     for name in ("max_tokens", "max_completion_tokens"):
-        if body.get(name) is None or _is_int(body[name], above=_MAX_TOKENS):
+        if body.get(name) is None or _is_number(body[name], above=_MAX_TOKENS):
             body[name] = _MAX_TOKENS
-    if _is_int(body.get("n"), above=2):
+    if _is_number(body.get("n"), above=2):
         body["n"] = 2
+    if _is_number(body.get("timeout_s"), above=0):
+        # Of less, a 504 is the right answer.
+        body["timeout_s"] = 30
 
 
-def _is_int(value: Any, *, above: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > above
+def _is_number(value: Any, *, above: int) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > above
