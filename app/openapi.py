@@ -15,6 +15,7 @@ from werkzeug.routing import Rule
 
 from app.documented import JSON, RouteDocument, document_of
 from app.error_answer import ErrorAnswer
+from app.parameters import IGNORED, REFUSED
 from app.schema_components import Components
 from shared.errors import LlmisError
 from shared.version import VERSION
@@ -64,6 +65,8 @@ def build(app: Flask) -> dict[str, Any]:
     for _, _, document in routes:
         types += [t for t in (document.body, document.stream, *document.answers.values()) if t]
     components = Components(types)
+    for body in {document.body for _, _, document in routes if document.body}:
+        _name_what_has_no_effect(components.named(body))
     paths: dict[str, Any] = {}
     for rule, view, document in routes:
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
@@ -78,6 +81,18 @@ def build(app: Flask) -> dict[str, Any]:
         "paths": dict(sorted(paths.items())),
         "components": {"schemas": components.schemas, "headers": _HEADERS},
     }
+
+
+def _name_what_has_no_effect(body: dict[str, Any]) -> None:
+    """Add what `app.parsing` takes besides a type's own fields; it refuses all else."""
+    if "additionalProperties" in body:
+        return
+    body["additionalProperties"] = False
+    for name, why in IGNORED.items():
+        body["properties"].setdefault(name, {"description": f"Ignored: {why}."})
+    for name, why in REFUSED.items():
+        refused: dict[str, Any] = {"enum": [None, False, [], {}], "description": f"Refused: {why}"}
+        body["properties"].setdefault(name, refused)
 
 
 def _documented_routes(

@@ -30,6 +30,11 @@ class Components:
         schema: dict[str, Any] = self._of[type_]
         return schema
 
+    def named(self, type_: Any) -> dict[str, Any]:
+        """The schema that `schema` refers to, to change it."""
+        named: dict[str, Any] = self.schemas[self.schema(type_)["$ref"].rpartition("/")[2]]
+        return named
+
 
 def _structs(types: Iterable[Any], seen: set[type[Struct]]) -> set[type[Struct]]:
     """All Structs that the types consist of."""

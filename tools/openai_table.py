@@ -100,7 +100,12 @@ def _properties(api: dict[str, Any], path: str) -> dict[str, Any]:
     if path not in api["paths"]:
         return {}
     content = api["paths"][path]["post"]["requestBody"]["content"]["application/json"]
-    return _resolved(api, content["schema"])["properties"]
+    properties = _resolved(api, content["schema"])["properties"]
+    return {name: schema for name, schema in properties.items() if not _is_without_effect(schema)}
+
+
+def _is_without_effect(schema: dict[str, Any]) -> bool:
+    return schema.get("description", "").startswith(("Ignored: ", "Refused: "))
 
 
 def _resolved(api: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
