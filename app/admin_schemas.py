@@ -8,12 +8,13 @@ from msgspec import Meta, Struct
 from shared import names
 from shared.errors import Conflict, InvalidRequest
 from shared.lifecycle import ModelSpec
+from shared.settings import Task
 
 ModelName = Annotated[str, Meta(pattern=names.MODEL_NAME_PATTERN)]
 
 
 _SPEC_FIELDS = (
-    *("path", "engine", "device", "quant", "context_length", "slots", "threads"),
+    *("path", "engine", "task", "device", "quant", "context_length", "slots", "threads"),
     *("cache_tokens", "draft", "draft_tokens", "pin", "ttl_s"),
     *("chat_template", "stop", "strip_leading_space"),
 )
@@ -27,6 +28,7 @@ class LoadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     path: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
     """Under the model folder of the nodes."""
     engine: ShortText | None = None
+    task: Task | None = None
     device: ShortText | None = None
     quant: ShortText | None = None
     context_length: Annotated[int, Meta(ge=64, le=4_194_304)] | None = None

@@ -67,7 +67,7 @@ def _spec(shared: "Services", name: str, load: Progress | None) -> ModelSpec | N
 
 def _settings(spec: ModelSpec | None, records: list[ReplicaRecord]) -> dict[str, Any]:
     """As asked for; engine and device as they are, once a replica has chosen."""
-    fields = ("path", "engine", "device", "quant", "context_length", "pin", "ttl_s")
+    fields = ("path", "engine", "task", "device", "quant", "context_length", "pin", "ttl_s")
     settings = {field: getattr(spec, field) if spec else None for field in fields}
     if records:
         settings["engine"] = records[0].engine

@@ -12,12 +12,14 @@ from app import (
     admin,
     chat_page,
     docs_page,
+    embeddings,
     errors,
     generation,
     health,
     metrics,
     models,
     openapi,
+    tokenization,
     websocket,
 )
 from app.catalog import Catalog
@@ -77,8 +79,11 @@ def register_routes(app: Flask) -> None:
     app.after_request(_send_request_id)
     errors.register(app)
     metrics.register(app)
-    for resource in (generation, models, admin, health, chat_page, websocket, docs_page, openapi):
+    for resource in (generation, embeddings, tokenization, models, admin, health, chat_page):
         resource.register(app)
+    websocket.register(app)
+    docs_page.register(app)
+    openapi.register(app)
 
 
 def _services(settings: Settings) -> Services:

@@ -62,15 +62,20 @@ def completion_job(body: CompletionRequest, request_id: str) -> Job:
 
 
 def check_model(name: str) -> None:
-    """Raises ModelNotFound, ModelUnloaded. A configured model may be on its way up: its queue
-    keeps the request until then."""
-    if not services().catalog.is_known(name):
+    """Raise what keeps a model from being asked: ModelNotFound, ModelUnloaded, Unavailable.
+
+    A configured model may be on its way up: its queue keeps the request until then.
+    """
+    shared = services()
+    if not shared.catalog.is_known(name):
         raise ModelNotFound(
             f"The model {shortened(name)} does not exist. GET /v1/models lists those that do.",
             param="model",
         )
-    if services().catalog.is_leaving(name):
+    if shared.catalog.is_leaving(name):
         raise ModelUnloaded(f"The model {shortened(name)} is being unloaded.")
+    if shared.is_stopping:
+        raise Unavailable("The service is shutting down.")
 
 
 def _job(
@@ -78,8 +83,6 @@ def _job(
 ) -> Job:
     shared = services()
     check_model(body.model)
-    if shared.is_stopping:
-        raise Unavailable("The service is shutting down.")
     total = num_choices * max(1, len(fields.get("prompts", [])))
     if total > shared.settings.max_choices:
         raise InvalidRequest(

@@ -14,7 +14,7 @@ from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMet
 from app.documented import documented
 from app.job_stream import ClientGone
 from shared.errors import LlmisError
-from shared.messages import Delta, Event, Finished, ReplicaRecord
+from shared.messages import Delta, Event, Finished, JobKind, ReplicaRecord
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0,
             2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)  # fmt: skip
@@ -85,8 +85,9 @@ def set_gauges(records: list[ReplicaRecord], queue_lengths: dict[str, int]) -> N
 class StreamMetrics:
     """Measures one request from its events."""
 
-    def __init__(self, model: str, created_at: float) -> None:
+    def __init__(self, model: str, created_at: float, kind: JobKind) -> None:
         self._model = model
+        self._generates = kind in (JobKind.CHAT, JobKind.COMPLETION)
         # The request was received this long ago; durations are monotonic from here on.
         self._received_at = time.monotonic() - max(0.0, time.time() - created_at)
         self._last_content_at = 0.0
@@ -96,7 +97,7 @@ class StreamMetrics:
     def observe(self, events: list[Event]) -> None:
         num_tokens = 0
         for event in events:
-            if isinstance(event, Delta):
+            if isinstance(event, Delta) and self._generates:
                 num_tokens += len(event.token_ids)
             elif isinstance(event, Finished):
                 self._finish(event)

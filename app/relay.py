@@ -55,7 +55,7 @@ class Relay:
         self._settings = parts.settings
         self._job = job
         self._stream = stream
-        self.metrics = StreamMetrics(job.model, job.created_at)
+        self.metrics = StreamMetrics(job.model, job.created_at, job.kind)
         self._tick_s = min(_TICK_S, parts.settings.keepalive_s)
         self._enqueued_at = time.monotonic()
         self._requeue_wait_s = _TICK_S

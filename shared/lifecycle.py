@@ -27,6 +27,8 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     path: str
     """Relative to the model folder of the node."""
     engine: str = "auto"
+    task: str = "auto"
+    """generate, embed, or auto."""
     device: str = "auto"
     quant: str = "f16"
     """Precision of the KV cache."""

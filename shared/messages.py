@@ -128,6 +128,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """For `JobKind.CHAT`."""
     prompts: list[str | list[int]] = []
     """For the other kinds: texts or token ids."""
+    add_special: bool = True
+    """For `JobKind.TOKENIZE`: the tokens that begin and end every text are counted in."""
     tools: list[Tool] = []
     tool_choice: ToolChoice = ToolChoice.AUTO
     tool_name: str | None = None

@@ -10,7 +10,7 @@ import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -22,6 +22,7 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 PortOrNone = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+Task = Literal["auto", "generate", "embed"]
 
 
 class SamplingDefaults(Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,6 +45,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The weights, relative to `models_dir`. A path outside of it is refused."""
     engine: str = "auto"
     """llamacpp, exllamav2, or auto: the one for the files at `path`."""
+    task: Task = "auto"
+    """What its replicas do: generate text, embed it, or auto: what the files are made for."""
     device: str = "auto"
     """The device of a node that holds the model; auto = the engine's first choice."""
     quant: str = "f16"
@@ -140,6 +143,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_schema_bytes: Count = 262144
     """Of a JSON schema or grammar, and of all tools together."""
     max_schema_depth: Count = 64
+    max_inputs: Count = 2048
     models: list[ModelSettings] = msgspec.field(default_factory=lambda: [DEMO_MODEL])
 
     base_dir: str = "."

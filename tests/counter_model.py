@@ -15,6 +15,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
 NUMBERS = 1000
 _WIDTH = 64
@@ -34,16 +35,21 @@ def number_token(number: int) -> int:
     return _vocabulary()[0].index(f"\u2581{number}".encode())
 
 
-def write(path: Path) -> None:
-    """Write the model as GGUF."""
+def embeddings() -> NDArray[np.float32]:
+    """The vectors of all tokens, by id."""
+    rng = np.random.default_rng(0)
+    return rng.choice(np.array([-1, 1], np.float32), (len(_vocabulary()[0]), _WIDTH))
+
+
+def write(path: Path, pooling: gguf.PoolingType | None = None) -> None:
+    """Write the model as GGUF; with a pooling type it declares itself one that embeds."""
     tokens, types, scores = _vocabulary()
     successors = _successors(tokens)
-    rng = np.random.default_rng(0)
-    embeddings = rng.choice(np.array([-1, 1], np.float32), (len(tokens), _WIDTH))
-    output = np.zeros_like(embeddings)
+    vectors = embeddings()
+    output = np.zeros_like(vectors)
     for token, successor in successors.items():
-        output[successor] += embeddings[token]
-    _check(embeddings, output, successors)
+        output[successor] += vectors[token]
+    _check(vectors, output, successors)
 
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("counter")
@@ -66,8 +72,10 @@ def write(path: Path) -> None:
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(True)
     writer.add_chat_template(_TEMPLATE)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
     ones, zeros = np.ones(_WIDTH, np.float32), np.zeros((_WIDTH, _WIDTH), np.float32)
-    writer.add_tensor("token_embd.weight", embeddings)
+    writer.add_tensor("token_embd.weight", vectors)
     writer.add_tensor("output_norm.weight", ones)
     writer.add_tensor("output.weight", output)
     writer.add_tensor("blk.0.attn_norm.weight", ones)

@@ -39,6 +39,7 @@ class ScriptedEngine:
     """Gives every sequence the texts of its script, one a step; an exception is raised."""
 
     name = "scripted"
+    embeds = False
     context_length = 100
     vocab_size = 256
     chat_template = None

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from shared.errors import LlmisError
-from shared.messages import Job, Timings, Usage
+from shared.messages import Job, Timings, TokenLogprobs, Usage
 from worker.chat.parser import OutputParser
 from worker.engines.protocol import Sequence, StepResult
 
@@ -30,7 +30,11 @@ class JobRun:
     queue_s: float = 0.0
     # publisher
     next_seq: int = 0
+    prompt_logprobs: dict[int, list[TokenLogprobs] | None] = field(default_factory=dict)
+    """With `job.echo`: of the prompt of each choice as far as it is read; None = it is sent."""
     parsers: dict[int, OutputParser] = field(default_factory=dict)
+    echoes: list[str] = field(default_factory=list)
+    """With `job.echo`: the text of each prompt."""
     """Choice index → what sorts its text. Choices without one are all content. Made by the
     task thread before the job is submitted."""
     # whoever ends it

@@ -9,7 +9,7 @@ from shared.messages import Grammar, Job, JobKind, Sampling
 from worker.chat.parser import OutputParser
 from worker.chat.prompts import ChatPrompts, without_marks
 from worker.chat.template import ChatTemplate
-from worker.engines.protocol import Engine, Sequence
+from worker.engines.protocol import Engine, Sequence, detokenize
 
 
 class PromptBuilder:
@@ -31,9 +31,12 @@ class PromptBuilder:
 
     def sequences(self, job: Job) -> list[Sequence]:
         """Build one sequence a choice. Raises InvalidRequest, ContextLengthExceeded."""
+        self._check_kind(job)
+        if job.kind is JobKind.EMBEDDING:
+            return [self._input(job, index) for index in range(len(job.prompts))]
         is_chat = job.kind is JobKind.CHAT
         self._check_token_ids(job.sampling.logit_bias, "logit_bias")
-        prompts = [self._chat_prompt(job)] if is_chat else [self._tokens(p) for p in job.prompts]
+        prompts = [self._chat_prompt(job)] if is_chat else self._completion_prompts(job)
         stop = list(job.stop) + (self._template_stop if is_chat else [])
         grammar = self._chat_grammar(job, prompts[0]) if is_chat else job.grammar
         shown_tokens = self._chat.shown_tokens if is_chat and self._chat else frozenset[int]()
@@ -55,6 +58,7 @@ class PromptBuilder:
                         min_tokens=job.min_tokens,
                         ignore_eos=job.ignore_eos,
                         shown_tokens=shown_tokens,
+                        prompt_logprobs=job.echo and job.logprobs is not None,
                     )
                 )
         for sequence in sequences[:: job.num_choices]:
@@ -69,6 +73,76 @@ class PromptBuilder:
         choices = [sequence.key[1] for sequence in sequences]
         made = {i: self._chat.format.parser(job, i, starts_in_reasoning) for i in choices}
         return {i: parser for i, parser in made.items() if parser is not None}
+
+    def tokens(self, job: Job) -> list[int]:
+        """The token ids of a tokenize job. Raises InvalidRequest, ContextLengthExceeded."""
+        (text,) = job.prompts
+        assert isinstance(text, str), "a tokenize job has a text"
+        self._check_bytes(text, "prompt")
+        return self._engine.vocabulary.tokenize(
+            text, add_special=job.add_special, parse_special=False
+        )
+
+    def token_texts(self, token_ids: list[int]) -> list[str]:
+        return [detokenize(self._engine.vocabulary, [token]) for token in token_ids]
+
+    def text(self, job: Job) -> str:
+        """The text of a detokenize job. Raises InvalidRequest."""
+        (token_ids,) = job.prompts
+        assert isinstance(token_ids, list), "a detokenize job has token ids"
+        self._check_token_ids(token_ids, "tokens")
+        return detokenize(self._engine.vocabulary, token_ids)
+
+    def _check_kind(self, job: Job) -> None:
+        """Raises InvalidRequest for a job of the wrong kind of model."""
+        if (job.kind is JobKind.EMBEDDING) is self._engine.embeds:
+            return
+        if self._engine.embeds:
+            raise InvalidRequest(
+                f"The model {job.model!r} embeds text and generates none. "
+                "Use POST /v1/embeddings, or another model.",
+                param="model",
+            )
+        raise InvalidRequest(
+            f"The model {job.model!r} generates text and makes no embeddings. Use a model that "
+            'embeds, or load this one, under another name, with task = "embed".',
+            param="model",
+        )
+
+    def _input(self, job: Job, index: int) -> Sequence:
+        """An input of an embedding job. It may fill the context: nothing comes after it."""
+        prompt = self._tokens(job.prompts[index], "input")
+        if len(prompt) > self._engine.context_length:
+            raise self._too_long(str(len(prompt)), "input")
+        return Sequence((job.id, index), prompt, max_tokens=0, sampling=job.sampling)
+
+    def echoes(self, job: Job) -> list[str]:
+        """The text of each prompt, for a job that wants it back."""
+        vocabulary = self._engine.vocabulary
+        return [p if isinstance(p, str) else detokenize(vocabulary, p) for p in job.prompts]
+
+    def _completion_prompts(self, job: Job) -> list[list[int]]:
+        if job.suffix is None:
+            return [self._tokens(prompt) for prompt in job.prompts]
+        marks = self._engine.vocabulary.fill_in_middle
+        if marks is None:
+            raise InvalidRequest(
+                f"The model {job.model!r} was not trained to fill gaps.", param="suffix"
+            )
+        behind = self._plain(job.suffix, "suffix")
+        begin = self._engine.vocabulary.tokenize("", add_special=True, parse_special=False)
+        return [
+            [*begin, marks.prefix, *before, marks.suffix, *behind, marks.middle]
+            for before in (
+                self._plain(p, "prompt") if isinstance(p, str) else self._tokens(p)
+                for p in job.prompts
+            )
+        ]
+
+    def _plain(self, text: str, param: str) -> list[int]:
+        """The tokens of a text alone; none for an empty one."""
+        self._check_bytes(text, param)
+        return self._engine.vocabulary.tokenize(text, add_special=False, parse_special=False)
 
     def _chat_prompt(self, job: Job) -> list[int]:
         if self._chat is None:
@@ -87,10 +161,10 @@ class PromptBuilder:
         control_tokens = self._engine.vocabulary.control_tokens
         return self._chat.format.grammar(job, starts_in_reasoning, control_tokens)
 
-    def _tokens(self, prompt: str | list[int]) -> list[int]:
+    def _tokens(self, prompt: str | list[int], param: str = "prompt") -> list[int]:
         if isinstance(prompt, str):
-            return self._tokenize(prompt, "prompt")
-        self._check_token_ids(prompt, "prompt")
+            return self._tokenize(prompt, param)
+        self._check_token_ids(prompt, param)
         return prompt
 
     def _tokenize(self, text: str, param: str) -> list[int]:
@@ -132,7 +206,7 @@ class PromptBuilder:
 
     def _max_tokens(self, prompt: list[int], job: Job) -> int:
         room = self._engine.context_length - len(prompt)
-        if room < 1:
+        if room < (0 if job.max_tokens == 0 else 1):
             raise self._too_long(str(len(prompt)), "messages" if job.messages else "prompt")
         return room if job.max_tokens is None else min(job.max_tokens, room)
 

@@ -15,11 +15,10 @@ import time
 import redis
 
 from shared import messages, names
-from shared.messages import Delta, Event, Failed, Finished, FinishReason, Progress, Started
+from shared.messages import Event, Failed, Finished
 from shared.registry import BEAT_S
-from worker.chat.parser import Parts
-from worker.engines.protocol import StepResult
-from worker.job_run import Emission, JobDropped, JobEnded, JobRun, JobStarted
+from worker.events import events_of
+from worker.job_run import Emission, JobDropped, JobEnded, JobRun
 
 _log = logging.getLogger(__name__)
 _MAX_ROUND = 512
@@ -75,7 +74,7 @@ class Publisher:
         """Publish what has come; False when that was the last."""
         emissions, is_last = self._collect()
         if emissions:
-            self._send(_events(emissions))
+            self._send(events_of(emissions))
             for run, item in emissions:
                 if isinstance(item, JobEnded | JobDropped):
                     run.done.set()
@@ -148,67 +147,3 @@ class Publisher:
         return [
             item for item, length in zip(encoded, lengths, strict=True) if item[1].seq >= length
         ]
-
-
-def _events(emissions: list[Emission]) -> list[tuple[JobRun, Event]]:
-    """Number the emissions of one round as events, the text of each choice joined."""
-    joined: dict[tuple[str, int], StepResult] = {}
-    ordered: list[Emission] = []
-    for run, item in emissions:
-        if isinstance(item, StepResult):
-            before = joined.get(item.key)
-            if before is not None:
-                before.text += item.text
-                before.token_ids.extend(item.token_ids)
-                before.logprobs.extend(item.logprobs)
-                before.finish_reason = item.finish_reason
-                before.prefilled_tokens = item.prefilled_tokens
-                continue
-            joined[item.key] = item
-        ordered.append((run, item))
-    events: list[tuple[JobRun, Event]] = []
-    for run, item in ordered:
-        event = _event(run, item)
-        if event is not None:
-            run.next_seq += 1
-            events.append((run, event))
-    return events
-
-
-def _event(run: JobRun, item: StepResult | JobStarted | JobEnded | JobDropped) -> Event | None:
-    seq, attempt = run.next_seq, run.attempt
-    if isinstance(item, StepResult):
-        if item.token_ids or item.finish_reason is not None:
-            return _delta(run, item)
-        total = len(run.sequences[item.key[1]].prompt)
-        return Progress(seq, attempt, item.prefilled_tokens, total)
-    if isinstance(item, JobStarted):
-        return Started(seq, attempt, item.prompt_tokens)
-    if isinstance(item, JobEnded):
-        return Finished(seq, attempt, item.usage, item.timings)
-    error = item.error
-    return Failed(seq, attempt, error.status, error.code, error.message, error.param)
-
-
-def _delta(run: JobRun, item: StepResult) -> Delta:
-    """What a choice has gained, sorted by its parser if it has one."""
-    index, reason = item.key[1], item.finish_reason
-    parts = Parts(item.text)
-    parser = run.parsers.get(index)
-    if parser is not None:
-        parts = parser.push(item.text)
-        if reason is not None:
-            parts = parts + parser.finish()
-        if reason is FinishReason.STOP and parser.has_calls:
-            reason = FinishReason.TOOL_CALLS
-    return Delta(
-        run.next_seq,
-        run.attempt,
-        index,
-        parts.content,
-        item.token_ids,
-        reason,
-        parts.reasoning,
-        parts.tool_calls,
-        item.logprobs,
-    )

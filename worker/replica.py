@@ -122,6 +122,7 @@ class ReplicaProcess:
                 self._vital_signs.read_weights,
                 spec.cache_tokens,
                 self._speculation(),
+                spec.task,
             ),
         )
         self._vital_signs.enter("warming up")
@@ -227,7 +228,8 @@ def _capacity(engine: Engine) -> Capacity:
 
 def _warm_up(engine: Engine) -> None:
     """One token: what the engine makes at its first step is made before the first request."""
-    engine.submit(Sequence(("warm-up", 0), [0], 1, Sampling(temperature=0.0)))
+    max_tokens = 0 if engine.embeds else 1
+    engine.submit(Sequence(("warm-up", 0), [0], max_tokens, Sampling(temperature=0.0)))
     while engine.has_work:
         engine.step()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import redis
 from celery.exceptions import Ignore
 from celery.worker import state as worker_state
@@ -27,9 +28,10 @@ from shared.errors import (
     ReplicaLost,
     RequestCancelled,
 )
-from shared.messages import Delta, Failed, Finished, Job
+from shared.messages import Delta, Failed, Finished, FinishReason, Job, JobKind
 from worker.engine_loop import EngineLoop
-from worker.job_run import JobDropped, JobRun
+from worker.engines.protocol import StepResult
+from worker.job_run import JobDropped, JobEnded, JobRun
 from worker.prompt import PromptBuilder
 from worker.publisher import Publisher
 
@@ -133,8 +135,13 @@ def _start(replica: Replica, run: JobRun) -> None:
         _resume(replica, run)
     if time.time() > run.job.deadline_at:
         raise DeadlineExceeded("The request waited in the queue until its deadline.")
+    if run.job.kind in (JobKind.TOKENIZE, JobKind.DETOKENIZE):
+        _translate(replica, run)
+        return
     run.sequences = replica.prompts.sequences(run.job)
     run.parsers = replica.prompts.parsers(run.job, run.sequences)
+    if run.job.echo:
+        run.echoes = replica.prompts.echoes(run.job)
     was_idle = not replica.loop.running()
     replica.loop.submit(run)
     if was_idle:
@@ -142,6 +149,22 @@ def _start(replica: Replica, run: JobRun) -> None:
     # The flag is set before the revocation is sent: one of the two is seen.
     if replica.client.exists(names.cancel_key(run.id)):
         replica.loop.cancel(run.id, RequestCancelled(CANCELLED))
+
+
+def _translate(replica: Replica, run: JobRun) -> None:
+    """Answer a job that needs the vocabulary alone, past the engine loop. Raises LlmisError."""
+    job, key = run.job, (run.id, 0)
+    run.started_at = time.monotonic()
+    run.queue_s = max(0.0, time.time() - job.created_at)
+    if job.kind is JobKind.TOKENIZE:
+        token_ids = replica.prompts.tokens(job)
+        # The reader gets the texts of the single tokens, too, as the JSON that it passes on.
+        text = msgspec.json.encode(replica.prompts.token_texts(token_ids)).decode()
+        result = StepResult(key, text, token_ids, FinishReason.STOP)
+    else:
+        result = StepResult(key, replica.prompts.text(job), finish_reason=FinishReason.STOP)
+    run.outcome = "finished"
+    replica.publisher.emit([(run, result), (run, JobEnded(run.usage(), run.timings()))])
 
 
 def _check_cancelled(replica: Replica, run: JobRun) -> None:

@@ -7,8 +7,9 @@ import redis
 from shared import messages, names
 from shared.messages import Delta, Finished, FinishReason, Job, JobKind, Started, Timings, Usage
 from worker.engines.protocol import StepResult
+from worker.events import events_of
 from worker.job_run import Emission, JobEnded, JobRun, JobStarted
-from worker.publisher import Publisher, _events
+from worker.publisher import Publisher
 
 
 def _run(job_id: str = "j", channel: str = "c") -> JobRun:
@@ -29,7 +30,7 @@ def _end(run: JobRun) -> Emission:
 
 def test_events_are_numbered_without_holes_and_text_of_a_choice_is_joined() -> None:
     run = _run()
-    events = _events(
+    events = events_of(
         [
             (run, JobStarted(3)),
             (run, StepResult(("j", 0), "a", [1])),

@@ -8,16 +8,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.agent import exllamav2_memory, llamacpp_memory
+from worker.agent import embedding_memory, exllamav2_memory, llamacpp_memory
 from worker.agent.footprint import Estimate, Footprint
 
 __all__ = ["Estimate", "Fit", "estimate", "what_fits"]
 
 _CONTEXT_STEP = 256
-_READERS: dict[str, Callable[[Path], Footprint]] = {
-    "llamacpp": llamacpp_memory.read_footprint,
-    "exllamav2": exllamav2_memory.read_footprint,
+_READERS: dict[str, dict[str, Callable[[Path], Footprint]]] = {
+    "generate": {
+        "llamacpp": llamacpp_memory.read_footprint,
+        "exllamav2": exllamav2_memory.read_footprint,
+    },
+    "embed": {"llamacpp": embedding_memory.read_footprint},
 }
+"""By what the replica is to do, then by engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,15 @@ class Fit:
     """The largest number, with the context as asked for; no more than the engine takes."""
 
 
-def estimate(path: Path, *, engine: str, context_length: int, slots: int, quant: str) -> Estimate:
+def estimate(
+    path: Path,
+    *,
+    engine: str,
+    context_length: int,
+    slots: int,
+    quant: str,
+    task: str = "generate",
+) -> Estimate:
     """Memory of a replica: RAM with llamacpp, GPU memory with exllamav2.
 
     `quant` is the precision of the KV cache: f16, q8_0, q4_0 (llamacpp); fp16, q8, q6, q4
@@ -39,16 +51,23 @@ def estimate(path: Path, *, engine: str, context_length: int, slots: int, quant:
     engine or a precision that does not exist.
     """
     _check_counts(context_length, slots)
-    footprint = _read(path, engine)
+    footprint = _read(path, engine, task)
     return footprint.estimate(context_length=context_length, slots=slots, quant=quant)
 
 
 def what_fits(
-    path: Path, *, engine: str, context_length: int, slots: int, quant: str, free_bytes: int
+    path: Path,
+    *,
+    engine: str,
+    context_length: int,
+    slots: int,
+    quant: str,
+    free_bytes: int,
+    task: str = "generate",
 ) -> Fit:
     """The largest context and the largest number of slots, one at a time. Raises as `estimate`."""
     _check_counts(context_length, slots)
-    footprint = _read(path, engine)
+    footprint = _read(path, engine, task)
 
     def fits(context: int, num_slots: int) -> bool:
         found = footprint.estimate(context_length=context, slots=num_slots, quant=quant)
@@ -60,10 +79,11 @@ def what_fits(
     return Fit(steps * _CONTEXT_STEP if steps else None, num_slots or None)
 
 
-def _read(path: Path, engine: str) -> Footprint:
-    reader = _READERS.get(engine)
+def _read(path: Path, engine: str, task: str) -> Footprint:
+    readers = _READERS[task]
+    reader = readers.get(engine)
     if reader is None:
-        raise ValueError(f"there is no engine {engine!r}: {', '.join(_READERS)} exist")
+        raise ValueError(f"there is no engine {engine!r}: {', '.join(readers)} exist")
     return reader(path)
 
 

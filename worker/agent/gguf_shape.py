@@ -11,10 +11,14 @@ from worker.agent.model_file import ModelFileError
 _MAX_LAYERS = 1024
 _MAX_SIZE = 1 << 30
 
-_NO_GENERATORS = frozenset({
-    "clip", "bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2",
-    "jina-bert-v3", "eurobert", "gemma-embedding", "gemma-embedding2", "llama-embed", "t5",
-    "t5encoder", "wavtokenizer-dec", "dream", "llada", "llada-moe", "rnd1",
+ENCODERS = frozenset({
+    "bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2",
+    "jina-bert-v3", "eurobert", "gemma-embedding", "gemma-embedding2", "llama-embed",
+})  # fmt: skip
+"""Architectures that embed, and do nothing else."""
+
+_NEITHER = frozenset({
+    "clip", "t5", "t5encoder", "wavtokenizer-dec", "dream", "llada", "llada-moe", "rnd1",
     "gemma4-assistant", "qwen3tts", "pockettts",
 })  # fmt: skip
 """Architectures that llama.cpp loads and that do not write text token by token."""
@@ -79,9 +83,10 @@ class _Metadata:
         return len(value) if isinstance(value, tuple) else 0
 
 
-def read_shape(header: GgufHeader) -> Shape:
-    """Raises ModelFileError, also for a model that does not generate text."""
-    architecture = _architecture(header)
+def read_shape(header: GgufHeader, *, embeds: bool = False) -> Shape:
+    """Raises ModelFileError, also for a model that does not generate text, unless it is to
+    embed and can."""
+    architecture = _architecture(header, embeds)
     metadata = _Metadata(header, architecture)
     layers = metadata.integer("block_count")
     if not 0 < layers <= _MAX_LAYERS:
@@ -111,14 +116,14 @@ def read_shape(header: GgufHeader) -> Shape:
     )
 
 
-def _architecture(header: GgufHeader) -> str:
+def _architecture(header: GgufHeader, embeds: bool) -> str:
     kind = header.metadata.get("general.type", "model")
     if kind != "model":
         raise ModelFileError(f"this file holds no model, but something of the type {kind!r}")
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise ModelFileError("the header lacks general.architecture")
-    if architecture in _NO_GENERATORS:
+    if architecture in _NEITHER or (architecture in ENCODERS and not embeds):
         raise ModelFileError(f"a model of the architecture {architecture!r} generates no text")
     if not header.tensors:
         raise ModelFileError("the file holds no tensors: it is a vocabulary alone")

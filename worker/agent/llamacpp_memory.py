@@ -19,7 +19,7 @@ from worker.agent.gguf_shape import Shape, read_shape
 from worker.agent.model_file import ModelFileError
 
 _MICRO_BATCH_TOKENS = 512
-_CELL_STEP = 256
+CELL_STEP = 256
 """llama.cpp rounds the cells of a sequence up to this."""
 _CELL_BYTES = 48
 """What llama.cpp notes of each cell: position, shift, and a bit for each of 256 sequences."""
@@ -60,17 +60,14 @@ class LlamaCppFootprint:
 
     def estimate(self, *, context_length: int, slots: int, quant: str) -> Estimate:
         shape = self.shape
-        cells = round_up(context_length, _CELL_STEP)
-        token_bytes = sum(_cache_rows(shape, _cache_type(quant)))
-        if token_bytes:
-            # Layers with a sliding window have a cache of their own, as large as the other.
-            token_bytes += _CELL_BYTES * (2 if shape.has_window else 1)
+        cells = round_up(context_length, CELL_STEP)
+        token_bytes = cache_token_bytes(shape, quant)
         state_bytes = shape.state * _F32_BYTES
         return Estimate(
             weights_bytes=self.weights_bytes,
             kv_cache_bytes=slots * (cells * token_bytes + state_bytes),
             scratch_bytes=_scratch_bytes(shape, cells, slots),
-            process_bytes=_PROCESS_BYTES + slots * _SLOT_BYTES,
+            process_bytes=process_bytes(slots),
         )
 
 
@@ -78,9 +75,18 @@ def read_footprint(path: Path) -> LlamaCppFootprint:
     """Read a GGUF file's header. Raises ModelFileError."""
     header = read_header(path)
     shape = read_shape(header)
+    return LlamaCppFootprint(shape, weights_bytes(header, shape), shape.context_length)
+
+
+def weights_bytes(header: GgufHeader, shape: Shape) -> int:
+    """The tensors, and the vocabulary beside them."""
     vocabulary_bytes = shape.vocabulary * _TOKEN_BYTES + shape.merges * _MERGE_BYTES
-    weights_bytes = _tensor_bytes(header, platform.machine()) + vocabulary_bytes
-    return LlamaCppFootprint(shape, weights_bytes, shape.context_length)
+    return _tensor_bytes(header, platform.machine()) + vocabulary_bytes
+
+
+def process_bytes(slots: int) -> int:
+    """What a replica takes without a model."""
+    return _PROCESS_BYTES + slots * _SLOT_BYTES
 
 
 def _tensor_bytes(header: GgufHeader, machine: str) -> int:
@@ -118,6 +124,15 @@ def _cache_type(quant: str) -> GgmlType:
     return found
 
 
+def cache_token_bytes(shape: Shape, quant: str) -> int:
+    """What one token takes in the KV cache of all layers."""
+    token_bytes = sum(_cache_rows(shape, _cache_type(quant)))
+    if not token_bytes:
+        return 0
+    # Layers with a sliding window have a cache of their own, as large as the other.
+    return token_bytes + _CELL_BYTES * (2 if shape.has_window else 1)
+
+
 def _cache_rows(shape: Shape, cache_type: GgmlType) -> Iterator[int]:
     """Bytes that one token takes in each layer's K and V cache."""
     for size in (*shape.key_sizes, *shape.value_sizes):
@@ -136,17 +151,29 @@ def _scratch_bytes(shape: Shape, cells: int, slots: int) -> int:
     of: a feed-forward layer, an attention layer, a recurrent one, the output.
     """
     masks = cells * _MICRO_BATCH_TOKENS * _F16_BYTES * (2 if shape.has_window else 1)
+    width = graph_width(shape) * _MICRO_BATCH_TOKENS
+    logits = (slots + _SCORED_TOKENS) * shape.vocabulary
+    lists = _CANDIDATE_BYTES * slots + _GRAMMAR_BYTES
+    graph = _F32_BYTES * (max(width, logits) + graph_states(shape, slots))
+    converted = converted_bytes(shape, _MICRO_BATCH_TOKENS)
+    return masks + graph + converted + logits * _F32_BYTES + lists * shape.vocabulary
+
+
+def graph_width(shape: Shape) -> int:
+    """Values of one token at the widest point of the graph but for the output."""
     kv = max(map(sum, zip(shape.key_sizes, shape.value_sizes, strict=True)))
-    width = max(
+    return max(
         5 * shape.embedding + 3 * shape.feed_forward,
         3 * shape.embedding + 2 * shape.query + kv,
         5 * shape.embedding + 6 * shape.inner,
     )
-    # Two recurrent states a sequence: the one that is read and the one that is written.
-    states = 2 * shape.state // len(shape.key_sizes) * slots
-    logits = (slots + _SCORED_TOKENS) * shape.vocabulary
-    lists = _CANDIDATE_BYTES * slots + _GRAMMAR_BYTES
-    graph = _F32_BYTES * (max(width * _MICRO_BATCH_TOKENS, logits) + states)
-    # Activations in the weights' own precision, made anew for each matrix, by all threads.
-    converted = _F16_BYTES * _MICRO_BATCH_TOKENS * max(shape.feed_forward, shape.query, shape.inner)
-    return masks + graph + converted + logits * _F32_BYTES + lists * shape.vocabulary
+
+
+def graph_states(shape: Shape, slots: int) -> int:
+    """Values of two recurrent states a sequence: the one that is read and the one written."""
+    return 2 * shape.state // len(shape.key_sizes) * slots
+
+
+def converted_bytes(shape: Shape, tokens: int) -> int:
+    """Activations in the weights' own precision, made anew for each matrix, by all threads."""
+    return _F16_BYTES * tokens * max(shape.feed_forward, shape.query, shape.inner)

@@ -30,6 +30,7 @@ from worker.agent.agent import Agent
 from worker.agent.devices import devices, devices_of
 from worker.agent.managed_replica import ManagedReplica
 from worker.agent.model_file import ModelFileError
+from worker.agent.model_task import task_of
 from worker.agent.room import judge
 from worker.engines import ENGINES, engine_for
 
@@ -152,7 +153,7 @@ class Loading:
             time.sleep(_POLL_S)
 
     def _weights(self) -> Path:
-        """Find the weights, and the engine for them. Raises InvalidModel."""
+        """Find the weights, the engine for them, and what they are for. Raises InvalidModel."""
         spec = self._spec
         if spec.engine not in ("auto", *ENGINES):
             raise InvalidModel(
@@ -173,6 +174,7 @@ class Loading:
             )
         if spec.engine == "auto":
             self._spec = msgspec.structs.replace(spec, engine=engine_for(path))
+        self._spec = msgspec.structs.replace(self._spec, task=task_of(self._spec, path))
         devices_of(self._spec, devices())
         return path
 

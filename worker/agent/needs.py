@@ -31,15 +31,24 @@ def _estimate(path: Path, spec: ModelSpec) -> Estimate:
     if spec.cache_tokens:  # fewer full contexts than slots
         slots = max(1, min(slots, -(-spec.cache_tokens // spec.context_length)))
     changed_at_ns = path.stat().st_mtime_ns
-    return _estimated(path, changed_at_ns, spec.engine, spec.context_length, slots, spec.quant)
+    sizes = (spec.context_length, slots, spec.quant)
+    return _estimated(path, changed_at_ns, spec.engine, *sizes, spec.task)
 
 
 @lru_cache(maxsize=64)
 def _estimated(
-    path: Path, _changed_at_ns: int, engine: str, context_length: int, slots: int, quant: str
+    path: Path,
+    _changed_at_ns: int,
+    engine: str,
+    context_length: int,
+    slots: int,
+    quant: str,
+    task: str,
 ) -> Estimate:
     """The estimate of files as they are now: a load that waits for room asks again and again."""
-    return estimate(path, engine=engine, context_length=context_length, slots=slots, quant=quant)
+    return estimate(
+        path, engine=engine, context_length=context_length, slots=slots, quant=quant, task=task
+    )
 
 
 def advice(spec: ModelSpec, path: Path, needed: Estimate, free_bytes: int) -> str:
@@ -51,6 +60,7 @@ def advice(spec: ModelSpec, path: Path, needed: Estimate, free_bytes: int) -> st
         slots=spec.slots,
         quant=spec.quant,
         free_bytes=free_bytes,
+        task=spec.task,
     )
     parts = (
         f"weights {_mib(needed.weights_bytes)}, KV cache {_mib(needed.kv_cache_bytes)} for "

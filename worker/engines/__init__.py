@@ -12,6 +12,8 @@ ENGINES = {
     "exllamav2": "worker.engines.exllamav2:ExLlamaV2Engine",
     "llamacpp": "worker.engines.llamacpp:LlamaCppEngine",
 }
+EMBEDDERS = {"llamacpp": "worker.engines.llama_embedding:LlamaEmbeddingEngine"}
+"""Those that make embeddings of a model, in place of text."""
 
 PACKAGES = {"exllamav2": ("exllamav2", "torch"), "llamacpp": ("xllamacpp",)}
 """Whose versions matter when an engine is looked into."""
@@ -24,9 +26,13 @@ def engine_for(path: Path) -> str:
 
 def load(name: str, settings: EngineSettings) -> Engine:
     """Load a model with the engine of that name. Raises SettingsError or EngineError."""
-    if name not in ENGINES:
-        raise SettingsError(f"engine = {name!r}: must be one of {', '.join(sorted(ENGINES))}")
-    module_name, class_name = ENGINES[name].split(":")
+    classes = EMBEDDERS if settings.task == "embed" else ENGINES
+    if name not in classes:
+        raise SettingsError(
+            f"engine = {name!r}: must be one of {', '.join(sorted(classes))} "
+            f"for task = {settings.task!r}"
+        )
+    module_name, class_name = classes[name].split(":")
     # The engine's libraries are large and may be absent: imported only where one is loaded.
     engine_class = getattr(importlib.import_module(module_name), class_name)
     return cast(Callable[[EngineSettings], Engine], engine_class)(settings)

@@ -38,6 +38,7 @@ class ExLlamaV2Engine:
     """See `worker.engines.protocol.Engine` for the contract."""
 
     name = "exllamav2"
+    embeds = False
 
     def __init__(self, settings: EngineSettings) -> None:
         folder = read_folder(settings.path)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import EngineError, SettingsError
-from worker.engines import llama_abi
+from worker.engines import llama_abi, llama_loading
 from worker.engines.grammar import GrammarCompiler
 from worker.engines.llama_batch import BatchBuffer, Part
 from worker.engines.llama_logits import GrammarMask, Row
@@ -28,8 +28,6 @@ from worker.engines.protocol import EngineSettings, Sequence, StepResult
 
 _log = logging.getLogger(__name__)
 _BATCH_TOKENS = 512
-_KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}
-"""Precision of the KV cache → enum ggml_type."""
 _SCORED_TOKENS = 16
 """Prompt tokens a step whose log probabilities are wanted: each takes a row of logits."""
 _WORTHWHILE_PREFIX_TOKENS = 16
@@ -56,9 +54,10 @@ class LlamaCppEngine:
 
     name = "llamacpp"
     device = "cpu"
+    embeds = False
 
     def __init__(self, settings: EngineSettings) -> None:
-        _check(settings)
+        llama_loading.check(settings)
         self._lib = llama_abi.load()
         self._model = self._load_model(settings)
         self.vocabulary = Vocabulary(self._lib, self._model)
@@ -77,14 +76,7 @@ class LlamaCppEngine:
     # -- loading -----------------------------------------------------------------------------
 
     def _load_model(self, settings: EngineSettings) -> int:
-        params = self._lib.model_default_params()
-        params.n_gpu_layers = 0
-        on_progress = llama_abi.ProgressCallback(lambda done, _: _tell(settings, done))
-        params.progress_callback = c.cast(on_progress, c.c_void_p)
-        model: int | None = self._lib.model_load_from_file(str(settings.path).encode(), params)
-        if not model:
-            reason = llama_abi.take_reason()
-            raise EngineError(f"llama.cpp could not load {settings.path.name}: {reason}")
+        model = llama_loading.load_model(self._lib, settings)
         if self._lib.model_has_encoder(model) or not self._lib.model_has_decoder(model):
             raise SettingsError(f"models: {settings.path.name} is no model that generates text")
         trained = self._lib.model_n_ctx_train(model)
@@ -104,16 +96,11 @@ class LlamaCppEngine:
         params.n_seq_max = settings.slots
         params.n_outputs_max = settings.slots + _SCORED_TOKENS
         params.n_threads = params.n_threads_batch = settings.threads
-        params.type_k = params.type_v = _KV_TYPES[settings.quant]
+        params.type_k = params.type_v = llama_loading.KV_TYPES[settings.quant]
         if settings.quant != "f16":
             params.flash_attn_type = llama_abi.FLASH_ATTN_ENABLED  # a quantised V needs it
-        context: int | None = self._lib.init_from_model(self._model, params)
-        if not context:
-            raise EngineError(
-                f"llama.cpp could not make a context of {settings.slots} slots of "
-                f"{settings.context_length} tokens: {llama_abi.take_reason()}"
-            )
-        return context
+        what = f"{settings.slots} slots of {settings.context_length} tokens"
+        return llama_loading.new_context(self._lib, self._model, params, what)
 
     def close(self) -> None:
         for slot in self._slots:
@@ -291,29 +278,6 @@ class LlamaCppEngine:
         for slot in self._slots:
             self._vacate(slot)
             slot.cache.clear()
-
-
-def _tell(settings: EngineSettings, done: float) -> bool:
-    """llama.cpp asks at every piece whether to go on."""
-    settings.on_progress(done)
-    return True
-
-
-def _check(settings: EngineSettings) -> None:
-    """Raises SettingsError."""
-    if settings.speculation is not None or settings.cache_tokens:
-        raise SettingsError("draft, cache_tokens: llamacpp has neither here")
-    if settings.device not in ("auto", "cpu"):
-        raise SettingsError(f"device = {settings.device!r}: llamacpp runs on the cpu here")
-    if settings.quant not in _KV_TYPES:
-        raise SettingsError(f"quant = {settings.quant!r}: must be one of {', '.join(_KV_TYPES)}")
-    path = settings.path
-    if not path.is_file():
-        raise SettingsError(f"models: no file at {path}")
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise SettingsError(f"models: {path} is not a GGUF file (it begins with {magic!r})")
 
 
 def _common_prefix(left: list[int], right: list[int]) -> int:

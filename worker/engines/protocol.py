@@ -50,6 +50,8 @@ class EngineSettings:
     cache_tokens: int = 0
     """Tokens of the KV cache, all sequences together; 0 = slots × context_length."""
     speculation: Speculation | None = None
+    task: str = "generate"
+    """`generate` or `embed`."""
 
 
 @dataclass(slots=True)
@@ -59,9 +61,11 @@ class Sequence:
     key: tuple[str, int]
     """(job id, choice index), unique among the live sequences."""
     prompt: list[int]
-    """Token ids, at least one and fewer than the context length."""
+    """Token ids, at least one and fewer than the context length; as many for an engine that
+    embeds."""
     max_tokens: int
-    """Prompt and completion together fit the context. 0 = read the prompt only."""
+    """Prompt and completion together fit the context. 0 = read the prompt only, always so for an
+    engine that embeds."""
     sampling: Sampling
     stop: list[str] = field(default_factory=list)
     strip_leading_space: bool = False
@@ -153,6 +157,8 @@ def detokenize(vocabulary: Vocabulary, token_ids: list[int]) -> str:
 
 class Engine(Protocol):
     name: str
+    embeds: bool
+    """Its sequences end with an `embedding` and no token is drawn; otherwise it generates."""
 
     @property
     def device(self) -> str:

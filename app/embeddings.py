@@ -1,0 +1,150 @@
+"""`POST /v1/embeddings`."""
+
+import base64
+import math
+import struct
+from typing import Annotated, Any, Literal, cast
+
+import msgspec
+from flask import Blueprint, Flask, Response
+from msgspec import Meta, Struct
+
+from app import whole_jobs
+from app.documented import documented
+from app.generation import JOB_ERRORS, read_body
+from app.parsing import parse
+from app.schemas import Positive, TokenIds
+from app.services import services
+from shared.errors import InvalidRequest
+from shared.messages import Embedding, Event, Finished, JobKind
+
+blueprint = Blueprint("embeddings", __name__)
+Text = Annotated[str, Meta(min_length=1)]
+
+
+def register(app: Flask) -> None:
+    app.register_blueprint(blueprint)
+
+
+class EmbeddingRequest(Struct, frozen=True, kw_only=True):
+    """Body of `POST /v1/embeddings`."""
+
+    model: str
+    input: str | list[Any]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Positive | None = None
+    """The first so many values, scaled to length 1 again."""
+    user: str | None = None
+    """Accepted; who the end user is concerns nobody here."""
+
+    def inputs(self) -> list[str | list[int]]:
+        """The inputs as texts or token ids, none of them empty. Raises InvalidRequest."""
+        given = [self.input] if isinstance(self.input, str) else self.input
+        for shape in (list[Text], TokenIds, list[TokenIds]):
+            try:
+                inputs: Any = msgspec.convert(given, shape)
+            except msgspec.ValidationError:
+                continue
+            if inputs:
+                return [inputs] if shape is TokenIds else inputs
+        raise InvalidRequest(
+            "input must be a string, a list of strings, a list of token ids or a list of lists "
+            "of token ids. Neither it nor anything in it may be empty.",
+            param="input",
+        )
+
+
+class EmbeddingObject(Struct, kw_only=True):
+    """One input's embedding."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: tuple[float, ...] | str
+    """Numbers, or with `encoding_format` base64 the bytes of float32 values."""
+
+
+class EmbeddingUsage(Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Struct, kw_only=True):
+    """The embeddings of the inputs, in their order."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingObject]
+    model: str
+    usage: EmbeddingUsage
+
+
+@blueprint.post("/v1/embeddings")
+@documented(
+    EmbeddingList,
+    body=EmbeddingRequest,
+    example={"model": "embedder", "input": ["a text", "another one"]},
+    errors=JOB_ERRORS,
+)
+def embeddings() -> Response:
+    """Turn texts into vectors."""
+    body = parse(read_body(), EmbeddingRequest)
+    inputs = body.inputs()
+    max_inputs = services().settings.max_inputs
+    if len(inputs) > max_inputs:
+        raise InvalidRequest(
+            f"input has {len(inputs)} entries; at most {max_inputs} are taken. "
+            "Send the others with another request.",
+            param="input",
+        )
+    job = whole_jobs.new_job(body.model, JobKind.EMBEDDING, inputs)
+    return whole_jobs.run(job, EmbeddingAnswer(body, len(inputs)))
+
+
+class EmbeddingAnswer:
+    """OpenAI's list of embeddings. See `app.whole_jobs.Answer`."""
+
+    def __init__(self, body: EmbeddingRequest, num_inputs: int) -> None:
+        self._body = body
+        self._items: list[msgspec.Raw] = [msgspec.Raw()] * num_inputs
+
+    def take(self, event: Event) -> None:
+        """Each vector is written down as it comes: all at once would hold up other requests."""
+        if isinstance(event, Embedding):
+            self._items[event.index] = self._item(event.index, event.vector)
+
+    def _item(self, index: int, vector: bytes) -> msgspec.Raw:
+        if self._body.dimensions is not None:
+            vector = shorten(vector, self._body.dimensions)
+        embedding: Any = (
+            base64.b64encode(vector).decode()
+            if self._body.encoding_format == "base64"
+            else _floats(vector)
+        )
+        return msgspec.Raw(msgspec.json.encode(EmbeddingObject(index=index, embedding=embedding)))
+
+    def body(self, finished: Finished) -> Any:
+        num_tokens = finished.usage.prompt_tokens
+        return EmbeddingList(
+            data=cast("list[EmbeddingObject]", self._items),  # written down already
+            model=self._body.model,
+            usage=EmbeddingUsage(num_tokens, num_tokens),
+        )
+
+
+def shorten(vector: bytes, dimensions: int) -> bytes:
+    """The first values of a float32 vector, of length 1 again. Raises InvalidRequest."""
+    values = _floats(vector)
+    if dimensions > len(values):
+        raise InvalidRequest(
+            f"dimensions is {dimensions}, but this model's embeddings have {len(values)} values: "
+            "fewer may be asked for, not more.",
+            param="dimensions",
+        )
+    if dimensions == len(values):
+        return vector
+    kept = values[:dimensions]
+    length = math.hypot(*kept) or 1.0
+    return struct.pack(f"<{dimensions}f", *(value / length for value in kept))
+
+
+def _floats(vector: bytes) -> tuple[float, ...]:
+    return struct.unpack(f"<{len(vector) // 4}f", vector)

@@ -1,0 +1,102 @@
+"""From what the engine loop says of its jobs to numbered events."""
+
+from shared.messages import (
+    Delta,
+    Echo,
+    Embedding,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Progress,
+    Started,
+)
+from worker.chat.parser import Parts
+from worker.engines.protocol import StepResult
+from worker.job_run import Emission, JobDropped, JobEnded, JobRun, JobStarted
+
+
+def events_of(emissions: list[Emission]) -> list[tuple[JobRun, Event]]:
+    """Number the emissions of one round as events, the text of each choice joined."""
+    joined: dict[tuple[str, int], StepResult] = {}
+    ordered: list[Emission] = []
+    for run, item in emissions:
+        if isinstance(item, StepResult):
+            before = joined.get(item.key)
+            if before is not None:
+                before.text += item.text
+                before.token_ids.extend(item.token_ids)
+                before.logprobs.extend(item.logprobs)
+                before.prompt_logprobs.extend(item.prompt_logprobs)
+                before.finish_reason = item.finish_reason
+                before.prefilled_tokens = item.prefilled_tokens
+                before.embedding = item.embedding
+                continue
+            joined[item.key] = item
+        ordered.append((run, item))
+    events: list[tuple[JobRun, Event]] = []
+    for run, item in ordered:
+        if run.job.echo and isinstance(item, StepResult):
+            echo = _echo(run, item)
+            if echo is not None:
+                run.next_seq += 1
+                events.append((run, echo))
+        event = _event(run, item)
+        run.next_seq += 1
+        events.append((run, event))
+    return events
+
+
+def _echo(run: JobRun, item: StepResult) -> Echo | None:
+    """The prompt of a choice, once: before its first token."""
+    index = item.key[1]
+    read = run.prompt_logprobs.setdefault(index, [])
+    if read is None:
+        return None
+    read += item.prompt_logprobs
+    if not item.token_ids and item.finish_reason is None:
+        return None
+    run.prompt_logprobs[index] = None
+    text = run.echoes[index // run.job.num_choices]
+    return Echo(run.next_seq, run.attempt, index, text, run.sequences[index].prompt, read)
+
+
+def _event(run: JobRun, item: StepResult | JobStarted | JobEnded | JobDropped) -> Event:
+    seq, attempt = run.next_seq, run.attempt
+    if isinstance(item, StepResult):
+        if item.embedding is not None:
+            return Embedding(seq, attempt, item.key[1], item.embedding)
+        if item.token_ids or item.finish_reason is not None:
+            return _delta(run, item)
+        total = len(run.sequences[item.key[1]].prompt)
+        return Progress(seq, attempt, item.prefilled_tokens, total)
+    if isinstance(item, JobStarted):
+        return Started(seq, attempt, item.prompt_tokens)
+    if isinstance(item, JobEnded):
+        return Finished(seq, attempt, item.usage, item.timings)
+    error = item.error
+    return Failed(seq, attempt, error.status, error.code, error.message, error.param)
+
+
+def _delta(run: JobRun, item: StepResult) -> Delta:
+    """What a choice has gained, sorted by its parser if it has one."""
+    index, reason = item.key[1], item.finish_reason
+    parts = Parts(item.text)
+    parser = run.parsers.get(index)
+    if parser is not None:
+        parts = parser.push(item.text)
+        if reason is not None:
+            parts = parts + parser.finish()
+        if reason is FinishReason.STOP and parser.has_calls:
+            reason = FinishReason.TOOL_CALLS
+    return Delta(
+        run.next_seq,
+        run.attempt,
+        index,
+        parts.content,
+        item.token_ids,
+        reason,
+        parts.reasoning,
+        parts.tool_calls,
+        item.logprobs,
+    )
