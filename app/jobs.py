@@ -140,7 +140,11 @@ def _check_number(param: str, number: int, limit: int) -> None:
 
 
 def _check_size(param: str, value: Any, settings: Settings) -> None:
-    """Schemas of all tools together, or what a template is told."""
+    """Schemas of all tools together, or what a template is told. Raises InvalidRequest."""
+    try:
+        msgspec.msgpack.encode(value)
+    except OverflowError as exc:
+        raise InvalidRequest(f"{param} has a number beyond 64 bits.", param=param) from exc
     size, limit = len(msgspec.json.encode(value)), settings.max_schema_bytes
     if size > limit:
         raise InvalidRequest(f"{param} has {size} bytes; at most {limit} are taken.", param=param)

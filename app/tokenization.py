@@ -1,13 +1,14 @@
 """`POST /tokenize` and `POST /detokenize`, with vLLM's bodies."""
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from flask import Blueprint, Flask, Response
 from msgspec import Struct
 
 from app import whole_jobs
-from app.generation import read_body
+from app.documented import documented
+from app.generation import JOB_ERRORS, read_body
 from app.parsing import parse
 from app.schemas import TokenId
 from app.services import services
@@ -37,8 +38,32 @@ class DetokenizeRequest(Struct, frozen=True, kw_only=True):
     tokens: list[TokenId]
 
 
+class Tokens(Struct):
+    """The tokens of a text."""
+
+    count: int
+    max_model_len: int
+    """Tokens per slot, prompt and completion together."""
+    tokens: list[int]
+    token_strs: list[str] | None
+    """Their texts, with `return_token_strs`."""
+
+
+class TokensText(Struct):
+    """The text of tokens."""
+
+    prompt: str
+
+
 @blueprint.post("/tokenize")
+@documented(
+    Tokens,
+    body=TokenizeRequest,
+    example={"model": "gemma-3-270m", "prompt": "Once upon a time"},
+    errors=JOB_ERRORS,
+)
 def tokenize() -> Response:
+    """Turn a text into tokens."""
     body = parse(read_body(), TokenizeRequest)
     add_special = body.add_special_tokens is not False
     job = whole_jobs.new_job(body.model, JobKind.TOKENIZE, [body.prompt], add_special=add_special)
@@ -46,7 +71,14 @@ def tokenize() -> Response:
 
 
 @blueprint.post("/detokenize")
+@documented(
+    TokensText,
+    body=DetokenizeRequest,
+    example={"model": "gemma-3-270m", "tokens": [12938, 3324, 496, 990]},
+    errors=JOB_ERRORS,
+)
 def detokenize() -> Response:
+    """Turn tokens into a text."""
     body = parse(read_body(), DetokenizeRequest)
     job = whole_jobs.new_job(body.model, JobKind.DETOKENIZE, [body.tokens])
     return whole_jobs.run(job, _DetokenizeAnswer())
@@ -67,12 +99,12 @@ class _TokenizeAnswer:
 
     def body(self, finished: Finished) -> Any:
         replicas = services().directory.replicas(self._body.model)
-        return {
-            "count": len(self._token_ids),
-            "max_model_len": max((r.context_length for r in replicas), default=0),
-            "tokens": self._token_ids,
-            "token_strs": msgspec.Raw(self._texts),
-        }
+        return Tokens(
+            count=len(self._token_ids),
+            max_model_len=max((r.context_length for r in replicas), default=0),
+            tokens=self._token_ids,
+            token_strs=cast("list[str]", msgspec.Raw(self._texts)),
+        )
 
 
 class _DetokenizeAnswer:
@@ -84,4 +116,4 @@ class _DetokenizeAnswer:
             self._text = event.text
 
     def body(self, finished: Finished) -> Any:
-        return {"prompt": self._text}
+        return TokensText(self._text)
