@@ -64,7 +64,7 @@ def test_users_add_no_control_token(name: str, texts: list[str]) -> None:
     assert MARK.encode() not in bytes(token for token in tokens if token < 256)
 
 
-@pytest.mark.parametrize("name", ["hermes", "llama", "mistral", "deepseek", "plain"])
+@pytest.mark.parametrize("name", ["hermes", "llama", "mistral", "deepseek", "harmony", "plain"])
 @settings(max_examples=100, deadline=None)
 @given(st.lists(_HOSTILE, min_size=1, max_size=12))
 def test_hostile_text_is_read_as_it_stands(name: str, texts: list[str]) -> None:

@@ -34,6 +34,7 @@ class Style:
     """Mistral's: ids of calls have nine letters or digits."""
     has_text_arguments: bool = False
     """Arguments of calls are JSON text, not objects."""
+    reasoning_key: str = "reasoning_content"
     has_system: bool = True
     """It takes a system message; if not, instructions go into the first one of the user."""
 
@@ -76,7 +77,7 @@ def _message(message: ChatMessage, style: Style, guard: Callable[[str], str]) ->
     if message.name is not None:
         result["name"] = guard(message.name)
     if message.reasoning is not None:
-        result["reasoning_content"] = guard(message.reasoning)
+        result[style.reasoning_key] = guard(message.reasoning)
     if message.tool_call_id is not None:
         result["tool_call_id"] = guard(_call_id(message.tool_call_id, style))
     if message.tool_calls:
