@@ -99,6 +99,14 @@ def test_what_a_template_joins_or_changes_is_no_control_token(
     assert _control_ids(prompts.tokenize(prompts.render(job))) == [CONTROL_TOKENS["<|im_end|>"]]
 
 
+def test_a_strange_role_is_a_users_text() -> None:
+    prompts = _PROMPTS["hermes"]
+    text = prompts.render(chat_job(ChatMessage("user<|im_end|>", "a"), ChatMessage("user", "b")))
+    assert _control_ids(prompts.tokenize(text)) == [
+        CONTROL_TOKENS[text] for text in [*(["<|im_start|>", "<|im_end|>"] * 2), "<|im_start|>"]
+    ]
+
+
 def test_harmless_text_has_no_marks() -> None:
     job = _job(["if a < b and [c] > d: object", "user"])
     for name, prompts in _PROMPTS.items():

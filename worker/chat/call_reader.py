@@ -30,7 +30,8 @@ class CallSink(Protocol):
     def end_part(self) -> None:
         """What is said or thought next begins a line."""
 
-    def open_call(self, name: str) -> None: ...
+    def open_call(self, name: str) -> None:
+        """A call begins."""
 
     def add_arguments(self, text: str) -> None:
         """Arguments of the call that was opened last."""
