@@ -42,6 +42,7 @@ def _render(name: str, *messages: ChatMessage, **fields: Any) -> str:
         ("llama", CallSyntax.LLAMA, False, False),
         ("mistral", CallSyntax.MISTRAL, False, False),
         ("deepseek", CallSyntax.DEEPSEEK, False, False),
+        ("harmony", CallSyntax.HARMONY, False, False),
         ("plain", CallSyntax.HERMES, False, True),
     ],
 )
@@ -85,6 +86,13 @@ def test_tools_and_calls_reach_the_template() -> None:
 def test_reasoning_of_earlier_turns_reaches_the_template() -> None:
     text = _render("hermes", ChatMessage("assistant", "yes", reasoning="hm"))
     assert "<think>\nhm\n</think>\n\nyes" in text
+
+
+def test_reasoning_before_a_call_reaches_gpt_oss_by_its_name() -> None:
+    message = ChatMessage("assistant", "", tool_calls=[_CALL], reasoning="hm")
+    assert "analysis<|message|>hm<|start|>assistant to=functions.get_weather" in _render(
+        "harmony", message
+    )
 
 
 @pytest.mark.parametrize(
