@@ -79,6 +79,8 @@ class AdminModel(Struct, frozen=True, kw_only=True):
     path: str | None
     """Under the model folder of the nodes."""
     engine: str | None
+    task: str | None
+    """As in the settings."""
     device: str | None
     quant: str | None
     """Precision of the KV cache."""
