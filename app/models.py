@@ -11,6 +11,7 @@ from app.documented import documented
 from app.parsing import shortened
 from app.services import services
 from shared.errors import ModelNotFound, QueueUnavailable
+from shared.messages import Capability
 
 blueprint = Blueprint("models", __name__)
 
@@ -27,6 +28,8 @@ class Model(Struct, frozen=True, kw_only=True):
     replicas: int
     context_length: int
     """Tokens per slot, prompt and completion together; 0 = not known before it is loaded."""
+    capabilities: list[Capability] | None
+    """What it can be asked for; null = not known before it is loaded."""
 
 
 class ModelList(Struct, frozen=True, kw_only=True):
@@ -65,10 +68,12 @@ def _model(name: str) -> Model:
     created = min((record.started_at for record in replicas), default=0.0)
     spec = shared.settings.model(name) or shared.directory.specs().get(name)
     context_length = spec.context_length if spec else 0
+    capabilities = next((r.capabilities for r in replicas if r.capabilities), None)
     return Model(
         id=name,
         created=int(created),
         state=shared.catalog.state(name),
         replicas=len(replicas),
         context_length=max((r.context_length for r in replicas), default=context_length),
+        capabilities=capabilities,
     )
