@@ -1,17 +1,21 @@
 """`POST /tokenize` and `POST /detokenize`, with vLLM's bodies."""
 
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 from flask import Blueprint, Flask, Response
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from app import whole_jobs
 from app.documented import documented
 from app.generation import JOB_ERRORS, read_body
+from app.jobs import messages_of, template_arguments_of, tools_of
+from app.message_schemas import Message
 from app.parsing import parse
 from app.schemas import TokenId
 from app.services import services
+from app.tool_schemas import ToolParam
+from shared.errors import InvalidRequest
 from shared.messages import Delta, Event, Finished, JobKind
 
 blueprint = Blueprint("tokenization", __name__)
@@ -25,7 +29,11 @@ class TokenizeRequest(Struct, frozen=True, kw_only=True):
     """Body of `POST /tokenize`."""
 
     model: str
-    prompt: str
+    prompt: str | None = None
+    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    """Instead of a prompt: the tokens are those of a chat with these."""
+    tools: list[ToolParam] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None
     """None = true: the tokens that begin and end every text are counted in."""
     return_token_strs: bool | None = None
@@ -63,10 +71,19 @@ class TokensText(Struct):
     errors=JOB_ERRORS,
 )
 def tokenize() -> Response:
-    """Turn a text into tokens."""
+    """Turn a text, or the messages of a chat, into tokens."""
     body = parse(read_body(), TokenizeRequest)
-    add_special = body.add_special_tokens is not False
-    job = whole_jobs.new_job(body.model, JobKind.TOKENIZE, [body.prompt], add_special=add_special)
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequest("Either prompt or messages must be given.", param="prompt")
+    job = whole_jobs.new_job(
+        body.model,
+        JobKind.TOKENIZE,
+        [] if body.prompt is None else [body.prompt],
+        add_special=body.add_special_tokens is not False,
+        messages=messages_of(body.messages or []),
+        tools=tools_of(body.tools or []),
+        template_arguments=template_arguments_of(body.chat_template_kwargs or {}),
+    )
     return whole_jobs.run(job, _TokenizeAnswer(body))
 
 

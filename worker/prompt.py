@@ -88,8 +88,10 @@ class PromptBuilder:
 
     def tokens(self, job: Job) -> list[int]:
         """The token ids of a tokenize job. Raises InvalidRequest, ContextLengthExceeded."""
+        if job.messages:
+            return self._chat_prompt(job)
         (text,) = job.prompts
-        assert isinstance(text, str), "a tokenize job has a text"
+        assert isinstance(text, str), "a tokenize job has a text, or messages"
         self._check_bytes(text, "prompt")
         return self._engine.vocabulary.tokenize(
             text, add_special=job.add_special, parse_special=False
