@@ -81,9 +81,11 @@ def test_a_bad_body_names_its_parameter(service: Service, path: str, body: Any, 
     assert (status, answer["error"]["param"]) == (400, param), answer
 
 
-@pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
-def test_an_unknown_model_is_not_found(service: Service, path: str) -> None:
-    status, answer = _post(service, path, model="nope", prompt="x", tokens=[1])
+@pytest.mark.parametrize(
+    ("path", "body"), [("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [1]})]
+)
+def test_an_unknown_model_is_not_found(service: Service, path: str, body: Any) -> None:
+    status, answer = _post(service, path, model="nope", **body)
     assert (status, answer["error"]["code"]) == (404, "model_not_found")
 
 
