@@ -136,8 +136,9 @@ class Chat {
     const { turn } = this.#answer;
     const isFirst = turn.ttftMs === null;
     const text = this.#answer.take(frame, performance.now());
-    if (text) this.#views.get(turn).append(text);
-    if (frame.type === 'loading' || (text && isFirst)) this.#views.get(turn).update();
+    if (frame.type === 'chunk') this.#views.get(turn).append(text);
+    const begins = isFirst && turn.ttftMs !== null;
+    if (frame.type === 'loading' || begins) this.#views.get(turn).update();
     if (turn.state !== 'streaming') this.#endAnswer();
   }
 

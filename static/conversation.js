@@ -6,6 +6,7 @@ export function newTurn(question, model) {
     question,
     model,
     text: '',
+    reasoning: '', // what the model thought before it spoke
     state: 'streaming', // then done, stopped or failed
     finishReason: null,
     load: null, // { model, stage, fraction } while its model is being loaded
@@ -54,7 +55,7 @@ export class Answer {
     this.#sentAtMs = nowMs;
   }
 
-  /** Act on one frame; returns the text that it adds. */
+  /** Act on one frame; returns the text that it adds, reasoning aside. */
   take(frame, nowMs) {
     if (frame.type === 'accepted') this.#requestId = frame.request_id;
     else if (frame.type === 'loading') this.turn.load = frame;
@@ -81,7 +82,9 @@ export class Answer {
     if (!choice) return '';
     if (choice.finish_reason) this.turn.finishReason = choice.finish_reason;
     const text = choice.delta.content ?? '';
-    if (text && this.#firstAtMs === null) {
+    const reasoning = choice.delta.reasoning_content ?? '';
+    this.turn.reasoning += reasoning;
+    if ((text || reasoning) && this.#firstAtMs === null) {
       this.#firstAtMs = nowMs;
       this.turn.ttftMs = nowMs - this.#sentAtMs;
     }

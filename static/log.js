@@ -57,6 +57,7 @@ class TurnView {
   #pending = '';
   #frame = 0;
   #textNode = document.createTextNode('');
+  #reasoningNode = document.createTextNode('');
 
   constructor(turn, actions, onGrown) {
     this.#turn = turn;
@@ -65,6 +66,7 @@ class TurnView {
     this.element = template.content.firstElementChild.cloneNode(true);
     this.#find('.question .text').textContent = turn.question;
     this.#find('.answer .text').append(this.#textNode);
+    this.#find('.reasoning p').append(this.#reasoningNode);
     this.#find('.retry').addEventListener('click', actions.onRetry);
     this.#find('.edit').addEventListener('click', actions.onEdit);
     this.reset();
@@ -74,6 +76,7 @@ class TurnView {
   reset() {
     this.#pending = '';
     this.#textNode.data = this.#turn.text;
+    this.#reasoningNode.data = '';
     this.#find('.answer .model').textContent = this.#turn.model;
     this.update();
   }
@@ -98,7 +101,15 @@ class TurnView {
     // A hidden tab runs no frames; the end of the answer does not wait for one.
     cancelAnimationFrame(this.#frame);
     this.#frame = 0;
-    if (!this.#pending) return;
+    // A turn that was stored before there was reasoning has none.
+    const reasoning = (this.#turn.reasoning ?? '').slice(this.#reasoningNode.length);
+    if (reasoning) {
+      this.#reasoningNode.appendData(reasoning);
+      this.#find('.reasoning').hidden = false;
+    } else if (!this.#reasoningNode.length) {
+      this.#find('.reasoning').hidden = true;
+    }
+    if (!this.#pending && !reasoning) return;
     this.#textNode.appendData(this.#pending);
     this.#pending = '';
     this.#onGrown();

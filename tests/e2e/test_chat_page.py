@@ -257,7 +257,7 @@ def test_a_narrow_window_needs_no_sideways_scrolling(browser: Browser, service: 
         chat.model.select_option("counter-small")
         chat.send(_TOO_LONG)
         expect(chat.turns.last).to_have_attribute("data-state", "failed")
-        for summary in chat.page.locator("summary").all():
+        for summary in chat.page.locator("summary:visible").all():
             summary.click()
         expect(chat.page.get_by_label("Temperature")).to_be_visible()
         for width in (360, 320):
@@ -350,3 +350,28 @@ preload = false
         os.kill(pid, signal.SIGCONT)
         expect(chat.turns.last).to_have_attribute("data-state", "done")
         assert (chat.answer().text_content() or "").startswith("18 19 20")
+
+
+def test_reasoning_is_shown_apart_from_the_answer(browser: Browser, tmp_path: Path) -> None:
+    """The template leaves the model in the middle of its thoughts, so all of it is reasoning."""
+    template = tmp_path / "thinking.jinja"
+    template.write_text("{{ messages[-1].content }}{# </think> #}<think>")
+    thinker = f"""
+[[models]]
+name = "thinker"
+path = "counter.gguf"
+context_length = 128
+slots = 2
+chat_template = "{template}"
+"""
+    with (
+        running_service(tmp_path, extra=thinker) as service,
+        opened(browser, service) as chat,
+    ):
+        chat.model.select_option("thinker")
+        chat.send("17")
+        expect(chat.turns.last).to_have_attribute("data-state", "done")
+        reasoning = chat.turns.last.locator(".reasoning")
+        reasoning.locator("summary").click()
+        expect(reasoning.locator("p")).to_have_text(re.compile(r"\d+ \d+ \d+"))
+        expect(chat.answer()).to_have_text("")
