@@ -6,6 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -16,6 +17,7 @@ from tests.conftest import Service, running_service
 _SEED = 20261123
 _NUM_BODIES = 10_000
 _ALLOWED = {200, 400, 404, 413, 504}
+_NUM_CLIENTS = 6
 _GROWTH_BYTES = 24 * 2**20
 
 _CHAT: dict[str, Any] = {
@@ -173,13 +175,11 @@ def _resident_bytes(service: Service) -> int:
     return sum(psutil.Process(pid).memory_info().rss for pid in pids)
 
 
-def test_hostile_bodies(service: Service) -> None:
+def _send_all(service: Service, bodies: list[tuple[str, bytes]]) -> Counter[int]:
+    """Send the bodies over one connection; the number of answers by status."""
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
     statuses: Counter[int] = Counter()
-    resident_bytes = 0
-    for i, (path, body) in enumerate(_bodies(_NUM_BODIES)):
-        if i == _NUM_BODIES // 4:
-            resident_bytes = _resident_bytes(service)
+    for path, body in bodies:
         connection.request("POST", path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         answer = response.read()
@@ -188,6 +188,22 @@ def test_hostile_bodies(service: Service) -> None:
         if response.status != 200:
             error = json.loads(answer)["error"]
             assert error["message"] and error["type"], body[:500]
+    return statuses
+
+
+def _send_at_once(service: Service, bodies: list[tuple[str, bytes]]) -> Counter[int]:
+    with ThreadPoolExecutor(_NUM_CLIENTS) as pool:
+        parts = [bodies[i::_NUM_CLIENTS] for i in range(_NUM_CLIENTS)]
+        counts = pool.map(_send_all, [service] * _NUM_CLIENTS, parts)
+        return sum(counts, Counter())
+
+
+def test_hostile_bodies(service: Service) -> None:
+    bodies = list(_bodies(_NUM_BODIES))
+    begun = _NUM_BODIES // 4
+    statuses = _send_at_once(service, bodies[:begun])
+    resident_bytes = _resident_bytes(service)
+    statuses += _send_at_once(service, bodies[begun:])
     assert statuses[200] > _NUM_BODIES / 20 and statuses[400] > _NUM_BODIES / 4, statuses
     assert _resident_bytes(service) - resident_bytes < _GROWTH_BYTES
     assert "Traceback" not in service.log("web")
