@@ -98,7 +98,7 @@ def test_loading_what_is_loaded_is_done_at_once_and_otherwise_a_conflict(
         ({"name": "x", "device": "cuda:0"}, 422, "device"),
         ({"name": "x", "path": "."}, 422, "device"),  # a folder is for the GPU's engine
         ({"name": "x", "slots": 0}, 400, "slots"),
-        ({"name": "x", "package": "os"}, 400, None),
+        ({"name": "x", "package": "os"}, 400, "package"),
         ({"name": "x", "node": "nowhere"}, 503, None),
     ],
 )
