@@ -1,7 +1,5 @@
 """A job's events as its reader sees them: in order, without holes, without doubles."""
 
-from collections import deque
-
 import redis
 from gevent.queue import Empty, SimpleQueue
 
@@ -96,30 +94,34 @@ class JobStream:
 
 
 def _join(events: list[Event]) -> list[Event]:
-    """Join neighbouring deltas of the same choice."""
-    joined: deque[Event] = deque()
+    """Join the deltas of each choice: how the choices' deltas were mixed is of no meaning."""
+    joined: list[Event] = []
+    place: dict[int, int] = {}
     for event in events:
-        last = joined[-1] if joined else None
-        if (
-            isinstance(event, Delta)
-            and isinstance(last, Delta)
-            and last.index == event.index
-            and last.finish_reason is None
-        ):
-            joined[-1] = Delta(
-                event.seq,
-                event.attempt,
-                event.index,
-                last.text + event.text,
-                last.token_ids + event.token_ids,
-                event.finish_reason,
-                last.reasoning + event.reasoning,
-                _join_calls(last.tool_calls, event.tool_calls),
-                last.logprobs + event.logprobs,
-            )
-        else:
+        if not isinstance(event, Delta):
             joined.append(event)
-    return list(joined)
+        elif event.index in place:
+            before = joined[place[event.index]]
+            assert isinstance(before, Delta), "places are those of deltas"
+            joined[place[event.index]] = _sum(before, event)
+        else:
+            place[event.index] = len(joined)
+            joined.append(event)
+    return joined
+
+
+def _sum(left: Delta, right: Delta) -> Delta:
+    return Delta(
+        right.seq,
+        right.attempt,
+        right.index,
+        left.text + right.text,
+        left.token_ids + right.token_ids,
+        right.finish_reason,
+        left.reasoning + right.reasoning,
+        _join_calls(left.tool_calls, right.tool_calls),
+        left.logprobs + right.logprobs,
+    )
 
 
 def _join_calls(left: list[ToolCallDelta], right: list[ToolCallDelta]) -> list[ToolCallDelta]:

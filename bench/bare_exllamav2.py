@@ -60,7 +60,13 @@ class Bare:
         cache = ExLlamaV2Cache(model, max_seq_len=settings.context_length * settings.slots)
         tokenizer = ExLlamaV2Tokenizer(config, lazy_init=False)
         self._generator = ExLlamaV2DynamicGenerator(
-            model, cache, tokenizer, max_batch_size=settings.slots, max_chunk_size=2048
+            model,
+            cache,
+            tokenizer,
+            max_batch_size=settings.slots,
+            max_chunk_size=2048,
+            # As the service has it without a draft; 8 would reserve as many rows of logits.
+            max_q_size=1,
         )
         self._stop = [tokenizer.eos_token_id]
 

@@ -2,8 +2,8 @@
 
 Each configuration is measured in a process of its own, which holds what a replica holds: the
 replica's modules, the engine, the model. It reads one long input, then generates in all slots at
-the same time, drawing from the whole vocabulary; then its resident set is read from /proc.
-Inputs are random token ids. Prints a table in Markdown.
+the same time, drawing from the whole vocabulary, or embeds; then its resident set is read from
+/proc. Inputs are random token ids. Prints a table in Markdown.
 
 python -m bench.estimates                 all configurations (10 minutes on two cores)
 python -m bench.estimates counter llama   those whose model's name begins so
@@ -21,7 +21,7 @@ from pathlib import Path
 from bench import random_model
 from bench.processes import ROOT
 from shared.settings import DEMO_MODEL
-from tests import counter_model
+from tests import counter_model, embedding_model
 from worker.agent import packaged_weights
 from worker.agent.estimate import estimate
 
@@ -46,6 +46,14 @@ def _demo_file() -> Path:
     return path
 
 
+def _bert_file(name: str, tokenizer: str = "bert", **shape: int) -> Path:
+    path = random_model.FOLDER / f"{name}.gguf"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    embedding_model.Bert(**shape).write(path, tokenizer=tokenizer)
+    return path
+
+
+_BERT = {"width": 384, "layers": 6, "vocabulary": 30_522}
 _MODELS: dict[str, Callable[[], Path]] = {
     "counter": _counter_file,
     "gemma-3-270m q4_k_m": _demo_file,
@@ -53,6 +61,11 @@ _MODELS: dict[str, Callable[[], Path]] = {
     "llama 290M q8_0": partial(random_model.write, "llama-q8_0"),
     "llama 290M q4_0": partial(random_model.write, "llama-q4_0"),
     "mixture of 8 140M q8_0": partial(random_model.write, "mixture-q8_0"),
+    "bert 22M f32": partial(_bert_file, "bert", **_BERT),
+    "bert 25M f32, 8,192 positions": partial(_bert_file, "bert-long", **_BERT, context=8192),
+    "bert 100M f32, 250,000 of Unigram": partial(
+        _bert_file, "bert-unigram", "t5", width=384, layers=3, vocabulary=250_000
+    ),
 }
 
 
@@ -64,6 +77,7 @@ class Configuration:
     quant: str = "f16"
     input_tokens: int = 1024
     """Of the long input, at most; reading fills the context where it is shorter."""
+    task: str = "generate"
 
 
 _CONFIGURATIONS = (
@@ -81,12 +95,21 @@ _CONFIGURATIONS = (
     Configuration("llama 290M q8_0", 16384, 2, "q4_0"),
     Configuration("llama 290M q4_0", 4096, 4),
     Configuration("mixture of 8 140M q8_0", 4096, 2),
+    Configuration("bert 22M f32", 512, 8, task="embed"),
+    Configuration("bert 22M f32", 512, 64, task="embed"),
+    Configuration("bert 25M f32, 8,192 positions", 2048, 4, input_tokens=2048, task="embed"),
+    Configuration("bert 25M f32, 8,192 positions", 8192, 4, input_tokens=8192, task="embed"),
+    Configuration("bert 100M f32, 250,000 of Unigram", 512, 4, task="embed"),
+    Configuration("counter", 4096, 8, input_tokens=4096, task="embed"),
+    Configuration("llama 290M q8_0", 4096, 4, input_tokens=4096, task="embed"),
+    Configuration("llama 290M q8_0", 16384, 4, "q8_0", task="embed"),
+    Configuration("gemma-3-270m q4_k_m", 4096, 4, task="embed"),
 )
 
 
 def main(prefixes: list[str]) -> int:
-    print("| model | context | slots | KV | estimated MiB | measured MiB | ratio |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    print("| model | task | context | slots | KV | estimated MiB | measured MiB | ratio |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     for asked in _CONFIGURATIONS:
         if prefixes and not asked.model.startswith(tuple(prefixes)):
             continue
@@ -97,9 +120,10 @@ def main(prefixes: list[str]) -> int:
             context_length=asked.context_length,
             slots=asked.slots,
             quant=asked.quant,
+            task=asked.task,
         ).total_bytes
         measured = measure(path, asked)
-        row = (asked.model, f"{asked.context_length:,}", asked.slots, asked.quant)
+        row = (asked.model, asked.task, f"{asked.context_length:,}", asked.slots, asked.quant)
         numbers = (
             f"{expected / _MIB:,.0f}", f"{measured / _MIB:,.0f}", f"{expected / measured:.2f}"
         )  # fmt: skip
@@ -114,6 +138,7 @@ def measure(path: Path, asked: Configuration) -> int:
         "context_length": asked.context_length,
         "slots": asked.slots,
         "quant": asked.quant,
+        "task": asked.task,
         "input_tokens": min(asked.input_tokens, asked.context_length - _NEW_TOKENS - 1),
     }
     done = subprocess.run(
@@ -131,7 +156,7 @@ def _load_and_generate(question: dict[str, object]) -> int:
     """Runs in the measured process; returns its resident bytes."""
     import worker.replica  # noqa: F401  # for its memory
     from shared.messages import Sampling
-    from worker.engines.llamacpp import LlamaCppEngine
+    from worker import engines
     from worker.engines.protocol import EngineSettings, Sequence
 
     settings = EngineSettings(
@@ -140,13 +165,15 @@ def _load_and_generate(question: dict[str, object]) -> int:
         slots=int(str(question["slots"])),
         threads=2,
         quant=str(question["quant"]),
+        task=str(question["task"]),
     )
-    engine = LlamaCppEngine(settings)
+    engine = engines.load("llamacpp", settings)
+    new_tokens = 0 if engine.embeds else _NEW_TOKENS
     rng = random.Random(0)
 
     def submit(name: str, num_tokens: int) -> None:
         tokens = [rng.randrange(3, engine.vocab_size) for _ in range(num_tokens)]
-        engine.submit(Sequence((name, 0), tokens, _NEW_TOKENS, Sampling(temperature=1.0, seed=1)))
+        engine.submit(Sequence((name, 0), tokens, new_tokens, Sampling(temperature=1.0, seed=1)))
 
     submit("long", int(str(question["input_tokens"])))
     while engine.has_work:

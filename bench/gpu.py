@@ -1,10 +1,10 @@
 """`python -m bench.gpu`: llmis with ExLlamaV2 on a GPU; prints tables, writes bench/results.
 
 python -m bench.gpu                 everything (about 15 minutes on an H100)
+python -m bench.gpu attention       bandwidth of the attention kernels (bench/attention.py)
 python -m bench.gpu served          the whole service against ExLlamaV2's bare generator, at 1, 8,
                                     32, 33 and 64 streams; 33 is where the quantised path changes
 python -m bench.gpu sdpa            the service with its Triton attention against torch's SDPA
-python -m bench.gpu attention       bandwidth of the attention kernels (bench/attention.py)
 python -m bench.gpu memory          estimates of worker/agent/estimate.py against memory used
 python -m bench.gpu cancel          closed connection → free slot
 """
@@ -31,7 +31,7 @@ _KINDS = ("1b-gptq", "1b")
 _STREAMS = (1, 8, 32, 33, 64)
 _SERVED_TARGET = 0.97
 _PARTIAL = ROOT / "var" / "bench" / "gpu-partial.json"
-"""What there is after each benchmark: a machine that is taken away leaves it behind."""
+"""What there is after each load: a machine that is taken away leaves it behind."""
 
 
 @dataclass
@@ -42,18 +42,33 @@ class Session:
     streams: tuple[int, ...]
     rounds: int
     is_quick: bool
+    partial: Path
     content: dict[str, object] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
+
+    def save(self) -> None:
+        self.partial.parent.mkdir(parents=True, exist_ok=True)
+        encoded = msgspec.json.encode(self.content)
+        # In one step: the end of the time may come in the middle of it.
+        fresh = self.partial.with_name(self.partial.name + ".new")
+        fresh.write_bytes(msgspec.json.format(encoded, indent=1))
+        fresh.rename(self.partial)
+
+    def say(self, text: str) -> None:
+        """Keep what was just found, and print it."""
+        self.save()
+        print(text, flush=True)
 
 
 def main() -> int:
     names, session = _arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
     session.content |= {"machine": machine_facts(), "gpu": gpu_machine.device_facts()}
     session.content["rounds"] = session.rounds
     failed = []
     for name in names:
-        _say(f"{name} ...")
+        session.say(f"{name} ...")
         try:
             _BENCHMARKS[name](session)
         except Exception:
@@ -62,10 +77,8 @@ def main() -> int:
             failed.append(name)
             session.content[f"{name} error"] = traceback.format_exc()
         finally:
-            # Also when time is up: SIGTERM ends this process by SystemExit.
-            _PARTIAL.parent.mkdir(parents=True, exist_ok=True)
-            encoded = msgspec.json.encode(session.content)
-            _PARTIAL.write_bytes(msgspec.json.format(encoded, indent=1))
+            # Also when time is up: a signal ends this process by SystemExit.
+            session.save()
     print("\n" + "\n\n".join(session.tables))
     if not session.is_quick:
         everything = len(names) == len(_BENCHMARKS)
@@ -74,6 +87,13 @@ def main() -> int:
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _end(number: int, _frame: object) -> None:
+    """End in order, once: what runs is stopped, and `timeout` signals a whole group twice."""
+    for ignored in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ignored, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _arguments() -> tuple[list[str], Session]:
@@ -87,38 +107,51 @@ def _arguments() -> tuple[list[str], Session]:
     parser.add_argument("--streams", type=int, nargs="+", default=_STREAMS)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default 3)")
     parser.add_argument("--quick", action="store_true", help="one short round; writes no file")
+    parser.add_argument("--partial", type=Path, default=_PARTIAL, help="kept up to date")
     given = parser.parse_args()
     unknown = set(given.names) - set(_BENCHMARKS)
     if unknown:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     rounds = 1 if given.quick else given.rounds
-    session = Session(tuple(given.kinds), tuple(given.streams), rounds, given.quick)
+    session = Session(tuple(given.kinds), tuple(given.streams), rounds, given.quick, given.partial)
     return given.names or list(_BENCHMARKS), session
 
 
 def _served(session: Session) -> None:
-    found_all: dict[str, object] = {}
+    by_kind: dict[str, object] = {}
+    session.content["served"] = by_kind
     for kind in session.kinds:
         model = GpuModel(kind, slots=max(session.streams))
         loads = [
             gpu_served.token_load(model, n, is_short=session.is_quick) for n in session.streams
         ]
-        found = gpu_served.against_bare(model, loads, session.rounds, _say)
-        results = _medians(found)
-        ratios = {
-            label: by_side["llmis"].tokens_per_s / by_side["bare"].tokens_per_s
-            for label, by_side in results.items()
-        }
-        found_all[kind] = {
-            "medians": results,
-            "rounds": found,
-            "served_over_bare": ratios,
-            "target": _SERVED_TARGET,
-            "meets_target": min(ratios.values()) >= _SERVED_TARGET,
-        }
-        session.content["served"] = found_all
+        # Filled while it runs, and so is what stands in the result.
+        found: gpu_served.Found = {load.label: {} for load in loads}
+
+        def say(text: str, kind: str = kind, found: gpu_served.Found = found) -> None:
+            by_kind[kind] = served_result(found)
+            session.say(text)
+
+        gpu_served.against_bare(model, loads, session.rounds, found, say)
         title = f"{kind}: {model.slots} slots of {model.context_length} tokens; times in ms"
-        session.tables.append(f"{title}\n{report.side_by_side_table(results, 'bare')}")
+        session.tables.append(f"{title}\n{report.side_by_side_table(_medians(found), 'bare')}")
+
+
+def served_result(found: gpu_served.Found) -> dict[str, object]:
+    """Of as many rounds and sides as there are so far."""
+    medians = _medians(found)
+    ratios = {
+        label: by_side["llmis"].tokens_per_s / by_side["bare"].tokens_per_s
+        for label, by_side in medians.items()
+        if {"llmis", "bare"} <= by_side.keys()
+    }
+    return {
+        "medians": medians,
+        "rounds": found,
+        "served_over_bare": ratios,
+        "target": _SERVED_TARGET,
+        "meets_target": len(ratios) == len(found) and min(ratios.values()) >= _SERVED_TARGET,
+    }
 
 
 def _sdpa(session: Session) -> None:
@@ -127,7 +160,9 @@ def _sdpa(session: Session) -> None:
     streams = (min(session.streams), max(session.streams))
     loads = [gpu_served.token_load(model, n, is_short=session.is_quick) for n in streams]
     loads.append(gpu_served.long_load(model, min(32, model.slots)))
-    found = gpu_served.attentions(model, loads, session.rounds, _say)
+    found: gpu_served.Found = {load.label: {} for load in loads}
+    session.content["sdpa"] = {"kind": model.kind, "rounds": found}
+    gpu_served.attentions(model, loads, session.rounds, found, session.say)
     results = _medians(found)
     session.content["sdpa"] = {"kind": model.kind, "medians": results, "rounds": found}
     table = report.side_by_side_table(results, theirs="llmis sdpa", ours="llmis triton")
@@ -146,8 +181,9 @@ def _attention(session: Session) -> None:
 
 
 def _memory(session: Session) -> None:
-    rows = gpu_memory.run(session.is_quick, _say)
+    rows: list[dict[str, object]] = []
     session.content["memory"] = rows
+    gpu_memory.run(session.is_quick, rows, session.say)
     session.tables.append(gpu_memory.table(rows))
 
 
@@ -162,25 +198,19 @@ def _cancel(session: Session) -> None:
     session.tables.append("closed connection → free slot\n" + "\n".join(lines))
 
 
-def _medians(
-    found: dict[str, dict[str, list[Numbers]]],
-) -> dict[str, dict[str, Numbers]]:
+def _medians(found: gpu_served.Found) -> dict[str, dict[str, Numbers]]:
     return {
         label: {side: medians(of_rounds) for side, of_rounds in by_side.items()}
         for label, by_side in found.items()
     }
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
 _BENCHMARKS: dict[str, Callable[[Session], None]] = {
+    "attention": _attention,
     "served": _served,
     "sdpa": _sdpa,
     "memory": _memory,
     "cancel": _cancel,
-    "attention": _attention,
 }
 
 

@@ -38,9 +38,8 @@ _CONFIGURATIONS = (
 )
 
 
-def run(is_quick: bool, say: Callable[[str], None]) -> list[dict[str, object]]:
-    """One row a configuration; bytes."""
-    rows = []
+def run(is_quick: bool, rows: list[dict[str, object]], say: Callable[[str], None]) -> None:
+    """Append one row a configuration; bytes."""
     chosen = _CONFIGURATIONS[:2] if is_quick else _CONFIGURATIONS
     for asked in chosen:
         # So that all folders are there: the service looks for them in one place.
@@ -50,7 +49,6 @@ def run(is_quick: bool, say: Callable[[str], None]) -> list[dict[str, object]]:
             row = _measure(asked, server)
             rows.append(row)
             say(f"  {asked}: used / estimated = {row['used_over_estimated']:.2f}")
-    return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -26,6 +26,9 @@ _NEW_TOKENS = 384
 _LONG_PROMPT_TOKENS = 3500
 _seeds = itertools.count(1)
 
+Found = dict[str, dict[str, list[Numbers]]]
+"""Load label → side → numbers of each round; filled while the loads run."""
+
 
 @dataclass(frozen=True)
 class TokenLoad:
@@ -72,10 +75,9 @@ def long_load(model: GpuModel, num_streams: int) -> TokenLoad:
 
 
 def against_bare(
-    model: GpuModel, loads: list[TokenLoad], rounds: int, say: Callable[[str], None]
-) -> dict[str, dict[str, list[Numbers]]]:
-    """Load label → bare, llmis → numbers of each round."""
-    found: dict[str, dict[str, list[Numbers]]] = {load.label: {} for load in loads}
+    model: GpuModel, loads: list[TokenLoad], rounds: int, found: Found, say: Callable[[str], None]
+) -> None:
+    """The sides are called bare and llmis. `found` has an entry for every load."""
     for number in range(1, rounds + 1):
         with gpu_servers.bare(model) as process:
             for load in loads:
@@ -86,19 +88,16 @@ def against_bare(
 
                 _measure("bare", number, load, run_bare, found, say)
         _run_llmis("llmis", number, model, loads, found, say)
-    return found
 
 
 def attentions(
-    model: GpuModel, loads: list[TokenLoad], rounds: int, say: Callable[[str], None]
-) -> dict[str, dict[str, list[Numbers]]]:
-    """Load label → llmis triton, llmis sdpa → numbers of each round."""
-    found: dict[str, dict[str, list[Numbers]]] = {load.label: {} for load in loads}
+    model: GpuModel, loads: list[TokenLoad], rounds: int, found: Found, say: Callable[[str], None]
+) -> None:
+    """The sides are called llmis triton and llmis sdpa."""
     for number in range(1, rounds + 1):
         for attention in ("triton", "sdpa"):
             side = f"llmis {attention}"
             _run_llmis(side, number, model.with_attention(attention), loads, found, say)
-    return found
 
 
 def plan(load: TokenLoad, model: GpuModel, server: Server, name: str = "") -> Plan:
@@ -127,7 +126,7 @@ def _run_llmis(
     number: int,
     model: GpuModel,
     loads: list[TokenLoad],
-    found: dict[str, dict[str, list[Numbers]]],
+    found: Found,
     say: Callable[[str], None],
 ) -> None:
     with gpu_servers.llmis(model) as server:
@@ -144,7 +143,7 @@ def _measure(
     number: int,
     load: TokenLoad,
     run: Callable[[], LoadResult],
-    found: dict[str, dict[str, list[Numbers]]],
+    found: Found,
     say: Callable[[str], None],
 ) -> None:
     load.check(run())

@@ -89,6 +89,11 @@ def node_key(node: str) -> str:
     return f"llmis:node:{node}"
 
 
+def suspects_key(model: str) -> str:
+    """Hash: fingerprint of a request → how often a replica of the model failed with it."""
+    return f"llmis:model:{model}:suspects"
+
+
 def assignments_key(node: str) -> str:
     """Hash of a node: assignment id → `Assignment`. What the agent is to keep running."""
     return f"llmis:node:{node}:assignments"

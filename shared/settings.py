@@ -144,6 +144,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of a JSON schema or grammar, and of all tools together."""
     max_schema_depth: Count = 64
     max_inputs: Count = 2048
+    """Of one embedding request."""
     models: list[ModelSettings] = msgspec.field(default_factory=lambda: [DEMO_MODEL])
 
     base_dir: str = "."

@@ -7,7 +7,7 @@ Real are generator/dynamic.py, generator/sampler.py, the tokenizer, pages, jobs,
 real are the model (it counts a … j in a circle), attention, and the compiled extension, whose
 few CPU functions the stub below does in torch. What passes here holds for the scripted
 `tests.fake_exllamav2` too; what differs is a mistake in the fake. Needs torch, tokenizers and
-llguidance; pillow is stubbed.
+llguidance; pillow, rich and safetensors are stubbed where they are not.
 """
 
 import importlib
@@ -37,6 +37,14 @@ CIRCLE = ids("abcdefghij")
 GREEDY = Sampling(temperature=0.0)
 
 
+_SUBMODULES = {
+    "PIL": ("PIL.Image",),
+    "rich": ("rich.prompt", "rich.progress"),
+    "safetensors": ("safetensors.torch",),
+}
+"""What exllamav2 imports and the generator does not use."""
+
+
 class _Extension(ModuleType):
     """What the generator calls of exllamav2_ext on the CPU; anything else says its name."""
 
@@ -55,12 +63,13 @@ class _Extension(ModuleType):
         return int(differ[0]) if len(differ) else limit
 
     def apply_rep_penalty(
-        self, ids: torch.Tensor, _: float, sustain: int, __: int, frequency: float,
+        self, ids: torch.Tensor, repetition: float, sustain: int, __: int, frequency: float,
         presence: float, logits: torch.Tensor,
     ) -> None:  # fmt: skip
         seen = ids[0].tolist()
         seen = seen[len(seen) - (len(seen) if sustain == -1 else sustain) :]
         for token in set(seen):
+            logits[0, 0, token] *= 1 / repetition if logits[0, 0, token] > 0 else repetition
             logits[0, 0, token] -= presence + frequency * seen.count(token)
 
     def fast_fadd_cpu(self, a: torch.Tensor, b: torch.Tensor) -> None:
@@ -131,6 +140,7 @@ def _load(settings: EngineSettings, folder: Any) -> loading.Loaded:
         model_dir=str(folder.path), eos_token_id=2, bos_token_id=1, pad_token_id=None,
     )  # fmt: skip
     tokenizer = library.ExLlamaV2Tokenizer(config, lazy_init=True)
+    loading.never_decode(tokenizer, VOCAB)
     made = [
         loading.Model(config, _Model(config), _Cache(plan.cache_tokens), tokenizer)
         for _ in range(2)
@@ -146,6 +156,7 @@ def _load(settings: EngineSettings, folder: Any) -> loading.Loaded:
         made[1] if has_draft else None,
         speculation is not None and not has_draft,
         "cpu",
+        "sdpa",
     )
 
 
@@ -166,6 +177,12 @@ def _check_texts(engine: Any) -> None:
     for step in sink.steps("j"):
         assert step.token_ids == [entry.chosen.token_id for entry in step.logprobs]
     assert run_all(engine, make_run("j", **options | {"max_tokens": 7})).text("j") == "bcdef�"
+    model.detours = {CIRCLE[5]: smile[1], smile[1]: CIRCLE[6]}
+    sink = run_all(engine, make_run("j", **options))
+    assert len(sink.steps("j")) >= 12, "a byte that is no character holds nothing back"
+    sink = run_all(engine, make_run("j", stop=["hij"], **options))
+    assert sink.text("j") == "bcdef�g"
+    model.detours = dict(zip([CIRCLE[5], *smile], [*smile, END], strict=True))
     model.detours[smile[1]] = END
     sink = run_all(engine, make_run("j", **options))
     assert (sink.text("j"), len(sink.tokens("j"))) == ("bcdef�", 8), "held text is not lost"
@@ -179,6 +196,9 @@ def _check_sampling(engine: Any) -> None:
     penal = Sampling(temperature=0.0, presence_penalty=40.0)
     sink = run_all(engine, make_run("j", prompt=ids("bbbba"), max_tokens=3, sampling=penal))
     assert sink.text("j") == "bcd", "the prompt is not penalised"
+    penal = Sampling(temperature=0.0, repetition_penalty=40.0)
+    sink = run_all(engine, make_run("j", prompt=ids("bbbba"), max_tokens=11, sampling=penal))
+    assert sink.text("j") == "bcdefghijab", "unlikely words stay so, the prompt is not penalised"
     bias = Sampling(temperature=0.0, logit_bias={ids("z")[0]: 50.0})
     sink = run_all(engine, make_run("j", prompt=ids("a"), max_tokens=5, sampling=bias))
     assert sink.text("j") == "zzzzz"
@@ -228,13 +248,10 @@ def _check_pages(engine: Any) -> None:
 
 
 def main(folder: str) -> None:
-    image = ModuleType("PIL.Image")
-    image.Image = object  # type: ignore[attr-defined]
-    stubs: dict[str, ModuleType] = {"exllamav2_ext": _Extension("exllamav2_ext")}
-    if importlib.util.find_spec("PIL") is None:
-        package = ModuleType("PIL")
-        package.Image = image  # type: ignore[attr-defined]
-        stubs |= {"PIL": package, "PIL.Image": image}
+    stubs: dict[str, Any] = {"exllamav2_ext": _Extension("exllamav2_ext")}
+    for package in ("PIL", "rich", "safetensors"):
+        if importlib.util.find_spec(package) is None:
+            stubs |= {name: mock.MagicMock() for name in (package, *_SUBMODULES[package])}
     sys.path.insert(0, folder)
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "9.0")
     with (

@@ -81,7 +81,14 @@ class Bert:
             add_norm(f"blk.{i}.attn_output_norm")
             add_norm(f"blk.{i}.layer_output_norm")
 
-    def write(self, path: Path, pooling: gguf.PoolingType | None = gguf.PoolingType.MEAN) -> None:
+    def write(
+        self,
+        path: Path,
+        pooling: gguf.PoolingType | None = gguf.PoolingType.MEAN,
+        *,
+        tokenizer: str = "bert",
+    ) -> None:
+        """`tokenizer`: WordPiece, or t5, which is Unigram."""
         writer = gguf.GGUFWriter(path, "bert")
         writer.add_context_length(self.context)
         writer.add_embedding_length(self.width)
@@ -92,8 +99,9 @@ class Bert:
         writer.add_causal_attention(False)
         if pooling is not None:
             writer.add_pooling_type(pooling)
-        writer.add_tokenizer_model("bert")
+        writer.add_tokenizer_model(tokenizer)
         writer.add_token_list(self.tokens)
+        writer.add_token_scores([-1.0] * len(self.tokens))
         writer.add_token_types([3] * 5 + [1] * (len(self.tokens) - 5))
         writer.add_token_type_count(2)
         writer.add_pad_token_id(0)

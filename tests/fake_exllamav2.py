@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from tests.fake_exllamav2_sampler import Filter, Sampler, Settings
 
 PAGE = 256
 NAMES = ("exllamav2", "exllamav2.generator", "exllamav2.generator.filters",
-         "worker.engines.exl2.attach")  # fmt: skip
+         "worker.engines.exl2.attach", "exllamav2.rope")  # fmt: skip
 
 
 @dataclass
@@ -40,7 +40,10 @@ class World:
     poisons: dict[str, Exception] = field(default_factory=dict)
     """Job id → what every iteration raises in which it is active."""
     enqueue_errors: dict[str, Exception] = field(default_factory=dict)
+    cancel_error: Exception | None = None
+    """What the next `cancel` raises."""
     load_error: Exception | None = None
+    attention: str = "sdpa"
     head_dim: int = 64
     alt_rope_method: str | None = None
     # seen
@@ -50,6 +53,7 @@ class World:
     configs: list["Config"] = field(default_factory=list)
     caches: list["Cache"] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
+    reserved: list[list[int]] = field(default_factory=list)
     folders: list[list[str]] = field(default_factory=list)
     attached: int = 0
 
@@ -76,7 +80,9 @@ class Config:
         self.original_max_seq_len = self.read.get("original_max_position_embeddings", 0)
         self.alt_rope_method = _world.alt_rope_method
         self.scale_long_factor, self.scale_short_factor = [4.0], [1.0]
-        self.head_dim = _world.head_dim
+        self.head_dim, self.partial_rotary_factor = _world.head_dim, 1.0
+        self.num_hidden_layers, self.num_attention_heads, self.num_key_value_heads = 2, 8, 2
+        self.sliding_window, self.attn_logit_softcapping = 0, None
 
     def arch_compat_overrides(self) -> None:
         assert _world.attached, "attention is attached before the flags are read"
@@ -96,9 +102,12 @@ class Model:
         self.is_loaded = True
 
     def load_autosplit(
-        self, cache: "Cache", last_id_only: bool = False, callback: Any = None
-    ) -> None:
+        self, cache: "Cache", reserve_vram: list[int] | None = None, last_id_only: bool = False,
+        callback: Any = None,
+    ) -> None:  # fmt: skip
         assert cache.lazy and last_id_only
+        assert reserve_vram is not None
+        _world.reserved.append(reserve_vram)
         _world.loads.append("split")
         callback(4, 4)
         self.is_loaded = True
@@ -113,6 +122,9 @@ class Cache:
         self.model, self.max_seq_len, self.lazy, self.batch_size = model, max_seq_len, lazy, 1
         _world.caches.append(self)
 
+    def all_tensors(self) -> list[torch.Tensor]:
+        return [torch.empty(1)] * 4
+
 
 class CacheQ4(Cache):
     pass
@@ -125,8 +137,15 @@ class FakeTokenizer:
     def get_vocab_size(self) -> int:
         return self.hf.get_vocab_size()
 
+    id_to_piece: list[str] | None = None
+    id_to_piece_with_special: list[str] | None = None
+
     def get_id_to_piece_list(self, include_special_tokens: bool = False) -> list[str]:
-        return [self.hf.decode([i]) for i in range(self.get_vocab_size())]
+        if include_special_tokens and self.id_to_piece_with_special is not None:
+            return self.id_to_piece_with_special
+        if self.id_to_piece is None:
+            self.id_to_piece = [self.hf.decode([i]) for i in range(self.get_vocab_size())]
+        return self.id_to_piece
 
 
 class Job:
@@ -149,6 +168,7 @@ class Job:
         self.filters, self.identifier = filters or [], identifier
         self.kv_position = self.cached_pages = self.cached_tokens = 0
         self.held: list[int] = []
+        self.held_text = ""
         self.generator: Any = None
         _world.jobs.append(self)
 
@@ -196,19 +216,25 @@ class Job:
             "job": self, "stage": "streaming", "eos": False, "serial": 0,
             "identifier": self.identifier,
         }  # fmt: skip
-        hf = self.generator.tokenizer.hf
+        tokenizer = self.generator.tokenizer
+        self.held_text += tokenizer.get_id_to_piece_list(False)[token]
         if token in self.stop_tokens:
+            assert tokenizer.get_id_to_piece_list(True)[token] is not None
             return self.end(result, "stop_token")
         if self.new_tokens >= self.max_new_tokens - self.generator.num_draft_tokens:
             return self.end(self.emit(result), "max_new_tokens")
-        if 1 <= hf.decode(self.held).count("�") < 5:
-            return result
+        if 1 <= self.held_text.count("�") < 5:
+            decoded = tokenizer.hf.decode(self.held)
+            if "�" in decoded:
+                return result
+            self.held_text = decoded
         return self.emit(result)
 
     def emit(self, result: dict[str, Any]) -> dict[str, Any]:
-        result["text"] = self.generator.tokenizer.hf.decode(self.held)
+        if self.held_text:
+            result["text"] = self.held_text
         result["token_ids"] = torch.tensor([self.held])
-        self.held = []
+        self.held, self.held_text = [], ""
         return result
 
     def end(self, result: dict[str, Any], reason: str) -> dict[str, Any]:
@@ -218,10 +244,9 @@ class Job:
             "cached_tokens": self.cached_pages * PAGE + self.cached_tokens,
         }  # fmt: skip
         if self.held:
-            result["held"] = {
-                "text": self.generator.tokenizer.hf.decode(self.held),
-                "token_ids": torch.tensor([self.held]),
-            }
+            result["held"] = {"token_ids": torch.tensor([self.held])}
+            if self.held_text:
+                result["held"]["text"] = self.held_text
         return result
 
 
@@ -259,10 +284,21 @@ class Generator:
         self.known_pages: set[tuple[int, ...]] = set()
         self.chunks: list[tuple[str, int]] = []
         """(job id, prompt tokens) of every piece of prefill."""
+        self.first_chunks: list[tuple[str, int]] = []
         _world.generators.append(self)
 
     def warmup(self) -> None:
         self.num_warmups += 1
+
+    def num_remaining_jobs(self) -> int:
+        return len(self.pending_jobs) + len(self.active_jobs)
+
+    def reset_page_table(self) -> None:
+        """Comes at the end of the first steps: what a test sees begins after them."""
+        self.known_pages.clear()
+        self.first_chunks, self.chunks = self.chunks, []
+        _world.num_iterations = 0
+        _world.jobs.clear()
 
     def used_pages(self) -> int:
         shared: set[tuple[int, ...]] = set()
@@ -283,6 +319,9 @@ class Generator:
         return 0
 
     def cancel(self, job: Job) -> None:
+        if _world.cancel_error is not None:
+            error, _world.cancel_error = _world.cancel_error, None
+            raise error
         if job in self.pending_jobs:
             self.pending_jobs.remove(job)
         elif job in self.active_jobs:
@@ -294,7 +333,8 @@ class Generator:
         self._start(results)
         for job in self.active_jobs:
             self._prefill(job, results)
-        if error := _world.errors.pop(_world.num_iterations, None):
+        is_first = any(job.job_id == "first-steps" for job in self.active_jobs)
+        if not is_first and (error := _world.errors.pop(_world.num_iterations, None)):
             raise error
         for job in self.active_jobs:
             if job.job_id in _world.poisons:
@@ -376,7 +416,7 @@ def installed() -> Iterator[World]:
     """Put the package where an import finds it, with a fresh world."""
     global _world
     _world = World()
-    library, generator, filters, attach = (ModuleType(name) for name in NAMES)
+    library, generator, filters, attach, rope = (ModuleType(name) for name in NAMES)
     library.__version__ = "0.3.2-fake"  # type: ignore[attr-defined]
     parts = {
         "ExLlamaV2Config": Config, "ExLlamaV2": Model, "ExLlamaV2Cache": Cache,
@@ -390,13 +430,14 @@ def installed() -> Iterator[World]:
     generator.ExLlamaV2Sampler = Sampler  # type: ignore[attr-defined]
     filters.ExLlamaV2Filter = Filter  # type: ignore[attr-defined]
 
-    def attach_attention(_choice: str) -> str:
+    def attach_attention(_choice: str) -> SimpleNamespace:
         _world.attached += 1
-        return "fake"
+        return SimpleNamespace(name=_world.attention)
 
     attach.attach = attach_attention  # type: ignore[attr-defined]
+    attach.new_attention = lambda name: name  # type: ignore[attr-defined]
     before = {name: sys.modules.get(name) for name in NAMES}
-    sys.modules.update(zip(NAMES, (library, generator, filters, attach), strict=True))
+    sys.modules.update(zip(NAMES, (library, generator, filters, attach, rope), strict=True))
     try:
         yield _world
     finally:

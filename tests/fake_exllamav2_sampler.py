@@ -69,10 +69,17 @@ class Sampler:
     ) -> int:  # fmt: skip
         """Changes `logits` in place, as the real one does. `(1, 1, padded_vocab) float32`."""
         row = logits[0, 0]
-        if s.token_frequency_penalty or s.token_presence_penalty:
+        assert not row.isnan().any(), "the real one goes on, with memory nobody has written"
+        if (
+            s.token_frequency_penalty
+            or s.token_presence_penalty
+            or s.token_repetition_penalty != 1.0
+        ):
             reach = len(ids) if s.token_repetition_range == -1 else s.token_repetition_range
             seen = ids[len(ids) - reach :]
             for token in set(seen):
+                penalty = s.token_repetition_penalty
+                row[token] *= 1 / penalty if row[token] > 0 else penalty
                 row[token] -= s.token_presence_penalty
                 row[token] -= s.token_frequency_penalty * seen.count(token)
         if blocked:

@@ -38,6 +38,8 @@ class EngineLoop:
         """The loop itself died: the process is of no more use."""
         self.last_words = ""
         """Why it died, if the engine said so."""
+        self.suspects: dict[str, int] = {}
+        """See `EngineFatal`."""
         self.num_steps = 0
         self.num_generated_tokens = 0
         self._step_ended_at = time.monotonic()
@@ -86,9 +88,10 @@ class EngineLoop:
         except EngineFatal as error:
             _log.critical("the engine cannot go on: %s", error.message, exc_info=True)
             self.last_words = error.message
+            self.suspects = error.suspects
             self._drop_all(error)
             self.is_wedged = True
-        except Exception:
+        except BaseException:  # a panic in Rust is no Exception
             _log.exception("engine loop died")
             self.is_wedged = True
         finally:
@@ -180,15 +183,21 @@ class EngineLoop:
         run = self._runs.pop(job_id, None)
         if run is None:
             return
-        for sequence in run.sequences:
-            self._engine.cancel(sequence.key)
-        self._waiting = deque(s for s in self._waiting if s.key[0] != job_id)
-        run.outcome = error.code or error.type
-        self._emit([(run, JobDropped(error))])
+        try:
+            for sequence in run.sequences:
+                self._engine.cancel(sequence.key)
+        finally:
+            self._waiting = deque(s for s in self._waiting if s.key[0] != job_id)
+            run.outcome = error.code or error.type
+            self._emit([(run, JobDropped(error))])
 
     def _drop_all(self, error: LlmisError) -> None:
         for job_id in list(self._runs):
-            self._drop(job_id, error)
+            try:
+                self._drop(job_id, error)
+            except Exception:
+                # The others are to hear of their ends too.
+                _log.exception("not cancelled", extra={"request_id": job_id})
 
 
 def _prompt_tokens(run: JobRun) -> int:

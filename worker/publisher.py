@@ -15,7 +15,7 @@ import time
 import redis
 
 from shared import messages, names
-from shared.messages import Event, Failed, Finished
+from shared.messages import Event, Failed, Finished, Job, JobKind
 from shared.registry import BEAT_S
 from worker.events import events_of
 from worker.job_run import Emission, JobDropped, JobEnded, JobRun
@@ -23,6 +23,8 @@ from worker.job_run import Emission, JobDropped, JobEnded, JobRun
 _log = logging.getLogger(__name__)
 _MAX_ROUND = 512
 """Emissions in one round trip."""
+_VECTORS_TTL_S = 60
+"""How long the log of an embedding job stays: vectors are large, and it is read at once."""
 
 
 class Publisher:
@@ -118,7 +120,7 @@ class Publisher:
             key = names.log_key(run.id)
             pipe.rpush(key, payload)
             if isinstance(event, Finished | Failed):
-                pipe.expire(key, self._job_ttl_s)
+                pipe.expire(key, self._ttl_s(run.job))
             elif event.seq == 0:
                 pipe.expire(key, self._running_ttl_s)
             by_channel.setdefault(run.job.reply_channel, []).append((run.id, payload))
@@ -131,6 +133,10 @@ class Publisher:
                 self._unheard_since.pop(channel, None)
             else:
                 self._unheard_since.setdefault(channel, now)
+
+    def _ttl_s(self, job: Job) -> int:
+        is_large = job.kind is JobKind.EMBEDDING
+        return min(_VECTORS_TTL_S, self._job_ttl_s) if is_large else self._job_ttl_s
 
     def _missing(
         self, encoded: list[tuple[JobRun, Event, bytes]]

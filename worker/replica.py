@@ -27,7 +27,7 @@ from shared.lifecycle import Assignment, ModelSpec, StopOrder
 from shared.messages import ReplicaState, Sampling
 from shared.settings import Settings
 from shared.version import VERSION
-from worker import engines, tasks
+from worker import engines, suspects, tasks
 from worker.chat.template import ChatTemplate
 from worker.engine_loop import EngineLoop
 from worker.engines.protocol import Engine, EngineSettings, Sequence, Speculation
@@ -123,6 +123,7 @@ class ReplicaProcess:
                 spec.cache_tokens,
                 self._speculation(),
                 spec.task,
+                suspects.recall(self._client, spec.name),
             ),
         )
         self._vital_signs.enter("warming up")
@@ -190,6 +191,8 @@ class ReplicaProcess:
             print(f"llmis replica: {self._loop.last_words}", file=sys.stderr, flush=True)
         try:
             self._publisher.stop(self._settings.redis_timeout_s)
+            if self._loop is not None and self._loop.suspects:
+                suspects.remember(self._client, self._spec.name, self._loop.suspects)
             registry.withdraw(self._client, self.id)
         finally:
             os._exit(70)

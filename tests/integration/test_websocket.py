@@ -2,11 +2,14 @@
 
 import http.client
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import wsproto
 from simple_websocket import Client, ConnectionClosed
+from wsproto.events import Request, TextMessage
 
 from shared import registry
 from tests.conftest import ENDLESS, Service, wait_for
@@ -144,3 +147,52 @@ def test_vanishing_clients_leave_no_error_in_the_log(service: Service) -> None:
         lambda: not any(r.busy_slots for r in registry.read(service.redis)), "all slots are free"
     )
     assert service.log("web").count("unexpected error") == before
+
+
+def test_a_client_that_does_not_read_holds_up_nobody_and_gets_larger_pieces(
+    service: Service, ws: Client
+) -> None:
+    """Its frames wait in the socket, and the text behind them is joined."""
+    num_choices, num_tokens = 64, 1900
+    body = {"model": "counter", "prompt": "5", "max_tokens": num_tokens, "temperature": 0}
+    request = {"type": "request", "id": "slow", "endpoint": "completions"}
+    with socket.create_connection(("127.0.0.1", service.port)) as sock:
+        protocol = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
+        sock.sendall(protocol.send(Request(host=f"127.0.0.1:{service.port}", target="/v1/ws")))
+        protocol.receive_data(sock.recv(4096))
+        frame = json.dumps({**request, "body": {**body, "n": num_choices}})
+        sock.sendall(protocol.send(TextMessage(frame)))
+        done = '"request done"'
+        before = service.log("replica-counter").count(done)
+        _request(ws, "other", max_tokens=500)
+        text = ""
+        while (frame_of_other := _receive(ws))["type"] != "done":
+            if frame_of_other["type"] == "chunk":
+                text += frame_of_other["data"]["choices"][0]["text"]
+        assert text == expected_text(5, 500)
+        wait_for(lambda: service.log("replica-counter").count(done) >= before + 2, "both ran", 60)
+        texts, num_frames = _read_all(sock, protocol, num_choices)
+    assert texts == [expected_text(5, num_tokens)] * num_choices
+    assert num_frames < num_choices * num_tokens / 4
+
+
+def _read_all(
+    sock: socket.socket, protocol: wsproto.WSConnection, num_choices: int
+) -> tuple[list[str], int]:
+    """The texts of a request that has the connection for itself, and the number of frames."""
+    texts, num_frames, partial = [""] * num_choices, 0, ""
+    while True:
+        for event in protocol.events():
+            if not isinstance(event, TextMessage):
+                continue
+            partial += event.data
+            if not event.message_finished:
+                continue
+            frame, partial = json.loads(partial), ""
+            num_frames += 1
+            if frame["type"] == "done":
+                return texts, num_frames
+            if frame["type"] == "chunk":
+                choice = frame["data"]["choices"][0]
+                texts[choice["index"]] += choice["text"]
+        protocol.receive_data(sock.recv(65536))

@@ -1,6 +1,8 @@
 """The kernels' tests run on the GPU where there is one, else in Triton's interpreter."""
 
 import importlib.util
+from collections.abc import Callable
+from functools import wraps
 
 import pytest
 
@@ -23,3 +25,17 @@ if HAS_LIBRARIES:
     @pytest.fixture(scope="session")
     def device() -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @pytest.fixture(autouse=True)
+    def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+        """New tensors are full of NaN: what a kernel leaves unwritten shows, if it is read."""
+        for name in ("empty", "empty_like"):
+            monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+
+    def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        @wraps(make)
+        def make_and_fill(*args: object, **kwargs: object) -> torch.Tensor:
+            made = make(*args, **kwargs)
+            return made.fill_(float("nan")) if made.is_floating_point() else made
+
+        return make_and_fill

@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from worker.engines.exl2 import kernels
-from worker.engines.exl2.tiles import MAX_SPLITS, choose_tile, pad_head_dim
+from worker.engines.exl2.tiles import COMBINE_WARPS, MAX_SPLITS, choose_tile, pad_head_dim
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 _TYPES = {
@@ -28,27 +28,34 @@ _TYPES = {
     **dict.fromkeys(("score_scale", "cap_log2"), "fp32"),
 }
 """Everything else is an i32."""
-_HOPPER = 90
-_CONSUMER = 86
-"""The first with 99 KiB of shared memory."""
+_HOPPER, _A100, _CONSUMER = 90, 80, 86
+SHARED_BYTES_OF_SM = {_HOPPER: 228 * 1024, _A100: 164 * 1024, _CONSUMER: 100 * 1024}
+_PREFIX = {_HOPPER: "", _A100: "middle-", _CONSUMER: "small-"}
 
 
 def main() -> None:
+    for arch, prefix in _PREFIX.items():
+        for head_dim in (64, 128, 256):
+            for rows in (4, 1024):
+                name = f"{prefix}paged-{head_dim}-{rows}"
+                _attend(name, rows, head_dim, is_split=rows < 1024, arch=arch)
     for head_dim in (64, 128, 256):
-        for rows in (4, 64, 1024):
-            _attend(f"paged-{head_dim}-{rows}", rows, head_dim, is_split=rows < 1024)
         _attend(f"packed-{head_dim}", 1024, head_dim, has_pages=False)
         _attend(f"split-{head_dim}", 1024, head_dim, is_split=True)
+    # Seven query heads share a KV head in Qwen2; divisions by seven take registers.
+    for rows in (7, 1024):
+        _attend(f"seven-{rows}", rows, 128, is_split=True, group=7, kv_heads=4)
+    _attend("split-96", 1024, 96, is_split=True)
+    _attend("paged-192", 1024, 192)
+    _attend("split-192", 1024, 192, is_split=True)
     _attend("window-softcap-256", 1024, 256, has_window=True, has_softcap=True)
     _attend("window-softcap-128", 4, 128, has_window=True, has_softcap=True)
     _attend("softcap-128", 1024, 128, has_softcap=True)
     _attend("vision-72", 1024, 72, has_pages=False, is_causal=False)
-    for head_dim in (64, 128, 256):
-        for rows in (4, 64, 1024):
-            _attend(f"small-{head_dim}-{rows}", rows, head_dim, arch=_CONSUMER)
-    _attend("small-packed-256", 1024, 256, has_pages=False, arch=_CONSUMER)
+    for arch in (_A100, _CONSUMER):
+        _attend(f"{_PREFIX[arch]}packed-256", 1024, 256, has_pages=False, arch=arch)
     combine = {"HEAD_DIM": 128, "BLOCK_D": 128, "MAX_SPLITS": MAX_SPLITS}
-    _build("combine", kernels.combine_splits, combine, {})
+    _build("combine", kernels.combine_splits, combine, {"num_warps": COMBINE_WARPS})
     append = {"KV_STRIDE": 1024, "BLOCK": 1024, "PAGE_SIZE": 256}
     _build("append", kernels.append_to_pages, append, {})
 
@@ -62,14 +69,17 @@ def _attend(
     has_window: bool = False,
     has_softcap: bool = False,
     is_split: bool = False,
+    group: int = 4,
+    kv_heads: int = 8,
     arch: int = _HOPPER,
 ) -> None:
-    tile = choose_tile(rows, pad_head_dim(head_dim), is_large=arch == _HOPPER)
+    tile = choose_tile(rows, pad_head_dim(head_dim), SHARED_BYTES_OF_SM[arch])
     absent = ("q_starts", "kv_starts") if has_pages else ("block_table", "cache_lens")
     absent += () if is_split else ("partials", "logsums")
     constants = {
-        "KV_HEADS": 8, "GROUP": 4, "HEAD_DIM": head_dim, "BLOCK_D": pad_head_dim(head_dim),
-        "BLOCK_M": tile.rows, "BLOCK_N": tile.keys, "PAGE_SIZE": 256 if has_pages else 1,
+        "KV_HEADS": kv_heads, "GROUP": group, "HEAD_DIM": head_dim,
+        "BLOCK_D": pad_head_dim(head_dim), "BLOCK_M": tile.rows, "BLOCK_N": tile.keys,
+        "PAGE_SIZE": 256 if has_pages else 1,
         "HAS_PAGES": has_pages, "IS_CAUSAL": is_causal, "HAS_WINDOW": has_window,
         "HAS_SOFTCAP": has_softcap, "IS_SPLIT": is_split, **dict.fromkeys(absent),
     }  # fmt: skip
@@ -100,7 +110,11 @@ def _build(
         },
     )
     built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    facts |= {"threads": 32 * options.get("num_warps", 4), "shared": built.metadata.shared}
+    facts |= {
+        "arch": arch,
+        "threads": 32 * options.get("num_warps", 4),
+        "shared": built.metadata.shared,
+    }
     print(json.dumps({"name": name, **facts, **_resources(built), **_instructions(built)}))
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from tests.kernels.gpu_build import SHARED_BYTES_OF_SM
+
 ROOT = Path(__file__).parent.parent.parent
-_SHARED_OF_PROGRAM = 227 * 1024
-_SHARED_OF_CONSUMERS_PROGRAM = 99 * 1024
-_SHARED_OF_SM = 228 * 1024
 _SHARED_OF_SYSTEM = 1024
-"""Taken from each program's share."""
+"""Taken from each program's share of an SM, and from what a lone one may have."""
+_SPILLS = {"small-": 64}
+"""Bytes of a thread by the beginning of a name: slower for it, not wrong."""
 _REGISTERS_OF_SM = 65_536
 
 
@@ -37,20 +38,12 @@ def builds() -> dict[str, dict[str, Any]]:
     return {line["name"]: line for line in lines}
 
 
-def test_nothing_spills_and_everything_fits(builds: dict[str, dict[str, Any]]) -> None:
+def test_everything_fits_and_next_to_nothing_spills(builds: dict[str, dict[str, Any]]) -> None:
+    assert len(builds) > 30
     for name, build in builds.items():
-        if not name.startswith("small-"):
-            assert build["stack"] == 0, build
-            assert build["shared"] <= _SHARED_OF_PROGRAM, build
-
-
-def test_a_consumers_card_has_room_for_the_small_tiles(builds: dict[str, dict[str, Any]]) -> None:
-    """A few registers spill in its prefill, which is slower, not wrong."""
-    small = [build for name, build in builds.items() if name.startswith("small-")]
-    assert len(small) == 10
-    for build in small:
-        assert build["shared"] <= _SHARED_OF_CONSUMERS_PROGRAM, build
-        assert build["stack"] <= 64, build
+        limit = max((n for start, n in _SPILLS.items() if name.startswith(start)), default=0)
+        assert build["stack"] <= limit, build
+        assert build["shared"] <= SHARED_BYTES_OF_SM[build["arch"]] - _SHARED_OF_SYSTEM, build
 
 
 def test_keys_and_values_are_copied_sixteen_bytes_at_a_time(
@@ -62,18 +55,20 @@ def test_keys_and_values_are_copied_sixteen_bytes_at_a_time(
 
 
 def test_a_prefill_uses_hoppers_own_matrix_instruction(builds: dict[str, dict[str, Any]]) -> None:
-    for name in ("paged-64-1024", "paged-128-1024", "paged-256-1024", "paged-128-64", "vision-72"):
+    for name in ("paged-64-1024", "paged-128-1024", "paged-256-1024", "vision-72"):
         assert builds[name]["wgmma"] > 0, builds[name]
 
 
-@pytest.mark.parametrize("rows", [4, 64, 1024])
+@pytest.mark.parametrize("rows", [4, 1024])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("prefix", ["", "middle-", "small-"])
 def test_as_many_programs_fit_on_an_sm_as_the_splits_count_on(
-    builds: dict[str, dict[str, Any]], head_dim: int, rows: int
+    builds: dict[str, dict[str, Any]], prefix: str, head_dim: int, rows: int
 ) -> None:
-    build = builds[f"paged-{head_dim}-{rows}"]
+    build = builds[f"{prefix}paged-{head_dim}-{rows}"]
     count = build["programs_per_sm"]
-    assert count * (build["shared"] + _SHARED_OF_SYSTEM) <= _SHARED_OF_SM, build
+    shared = build["shared"] + _SHARED_OF_SYSTEM
+    assert count * shared <= SHARED_BYTES_OF_SM[build["arch"]], build
     # Registers are given out to warps, in steps of 8 a thread.
     registers = -(-build["registers"] // 8) * 8
     assert count * registers * build["threads"] <= _REGISTERS_OF_SM, build

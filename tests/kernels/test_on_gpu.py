@@ -3,12 +3,13 @@
 Triton's interpreter has no tensor cores, no pipeline and no memory model.
 """
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.kernels.reference import TOLERANCE, Case, error, make
+from tests.kernels.reference import PAGE_SIZE, TOLERANCE, Case, error, make
 from worker.engines.exl2.attach import new_attention
 from worker.engines.exl2.calls import Attention, check_paged
 from worker.engines.exl2.warm_up import warm_up
@@ -47,6 +48,32 @@ def test_long_sequences(
 def test_options_at_length(attention: Attention, case: Case, device: torch.device) -> None:
     made = make(case, device)
     assert error(attention.paged(check_paged(made.call)), made.expected) < TOLERANCE
+
+
+def test_a_cache_of_more_than_two_to_the_31_elements(device: torch.device) -> None:
+    """Where 32 bits would not do: keys and values at the end of an 8.7 GB cache."""
+    num_pages, kv_heads, head_dim, length = 8300, 8, 128, 700
+    shape = (num_pages, PAGE_SIZE, kv_heads, head_dim)
+    needed = 2 * 2 * math.prod(shape)
+    if torch.cuda.mem_get_info()[0] < needed + (1 << 30):
+        pytest.skip(f"needs {needed >> 30} GiB of free GPU memory")
+    assert (num_pages - 4) * math.prod(shape[1:]) > 2**31
+    made = make(Case((length, length), 1, 4 * kv_heads, kv_heads, head_dim), device)
+    # The pages of the small cache lie at the end of the large one; all before them is NaN.
+    num_small = made.call.k_cache.shape[0]
+    caches = []
+    for small in (made.call.k_cache, made.call.v_cache):
+        large = torch.empty(shape, dtype=torch.float16, device=device)
+        large[-num_small:] = small
+        caches.append(large)
+    table = made.call.block_table + (num_pages - num_small)
+    call = replace(made.call, k_cache=caches[0], v_cache=caches[1], block_table=table)
+    out = new_attention("triton").paged(check_paged(call))
+    assert error(out, made.expected) < TOLERANCE
+    for large, after in zip(caches, (made.k_after, made.v_after), strict=True):
+        written = large[-num_small:].cpu().view(torch.int16)
+        assert torch.equal(written, after.view(torch.int16))
+        assert bool(large[: num_pages - num_small].isnan().all())
 
 
 def test_a_step_never_waits_for_the_device(attention: Attention, device: torch.device) -> None:

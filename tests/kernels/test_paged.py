@@ -56,6 +56,22 @@ def test_splits_add_up_to_the_whole(
     check(attention, Case((500, 3), 2, head_dim=128, num_splits=num_splits), device)
 
 
+def test_splits_of_one_long_sequence_leave_the_short_ones_whole(
+    attention: Attention, device: torch.device
+) -> None:
+    """Most splits of the short ones have no key: they write nothing but that."""
+    check(attention, Case((700, 0, 3, 65), heads=4, kv_heads=2, num_splits=16), device)
+
+
+def test_a_new_key_outside_of_the_table_is_written_nowhere(device: torch.device) -> None:
+    """A fault of the caller must not reach another sequence's page."""
+    made = make(Case((200, 10)), device)
+    made.call.cache_lens.copy_(torch.tensor([256, -1], dtype=torch.int32))
+    before = made.call.k_cache.clone()
+    new_attention("triton").paged(check_paged(made.call))
+    assert torch.equal(made.call.k_cache.view(torch.int16), before.view(torch.int16))
+
+
 def test_columns_that_no_sequence_needs_are_not_read(
     attention: Attention, device: torch.device
 ) -> None:
@@ -139,10 +155,16 @@ def test_head_sizes_between_powers_of_two(
     check(attention, Case((200,), 2, head_dim=head_dim, num_splits=2), device)
 
 
+@pytest.mark.parametrize("shared_kib", [164, 100])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-@pytest.mark.parametrize("q_len", [1, 20, 70])
-def test_the_tiles_of_a_small_gpu(
-    q_len: int, head_dim: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("q_len", [1, 70])
+def test_the_tiles_of_smaller_gpus(
+    q_len: int,
+    head_dim: int,
+    shared_kib: int,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(triton_attention, "_facts", lambda _: triton_attention._Device(4, False))
+    facts = triton_attention._Device(4, shared_kib * 1024)
+    monkeypatch.setattr(triton_attention, "_facts", lambda _: facts)
     check(new_attention("triton"), Case((150,), q_len, 2, 1, head_dim), device)

@@ -42,6 +42,8 @@ def exl2(monkeypatch: pytest.MonkeyPatch) -> Iterator["World"]:
     """A scripted exllamav2 in place of the real one."""
     from tests import fake_exllamav2  # torch: other tests do without
 
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.setenv(name, "")  # so that what a load sets is undone
+        monkeypatch.delenv(name)
     with fake_exllamav2.installed() as world:
         yield world

@@ -20,20 +20,31 @@ class _NVMLError(Exception):
     pass
 
 
-def _nvml(count: int, *, has_driver: bool = True) -> SimpleNamespace:
+def _nvml(count: int, *, has_driver: bool = True, lost: int | None = None) -> SimpleNamespace:
     def init() -> None:
         if not has_driver:
             raise _NVMLError
+
+    def handle(index: int) -> int:
+        if index == lost:
+            raise _NVMLError("GPU is lost")
+        return index
 
     return SimpleNamespace(
         NVMLError=_NVMLError,
         nvmlInit=init,
         nvmlShutdown=lambda: None,
         nvmlDeviceGetCount=lambda: count,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetHandleByIndex=handle,
+        nvmlDeviceGetUUID=lambda index: f"GPU-{index}{index}",
         nvmlDeviceGetMemoryInfo=lambda index: SimpleNamespace(total=80, free=70 - index),
         nvmlDeviceGetName=lambda index: b"a GPU" if index else "a GPU",
     )
+
+
+@pytest.fixture(autouse=True)
+def _all_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 def _spec(**fields: str) -> ModelSpec:
@@ -48,6 +59,27 @@ def test_the_gpus_are_listed_after_the_ram(monkeypatch: pytest.MonkeyPatch) -> N
         ("cuda:0", "a GPU", 80, 70),
         ("cuda:1", "a GPU", 80, 69),
     ]
+
+
+@pytest.mark.parametrize(
+    ("visible", "free"),
+    [("", []), ("2", [68]), ("2, 0", [68, 70]), ("GPU-1,GPU-2", [69, 68]), ("7,1", [69])],
+)
+def test_gpus_are_numbered_as_a_replica_sees_them(
+    monkeypatch: pytest.MonkeyPatch, visible: str, free: list[int]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", _nvml(3))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    _, *gpus = devices()
+    assert [gpu.available_bytes for gpu in gpus] == free
+    assert visible == "7,1" or [gpu.id for gpu in gpus] == [f"cuda:{i}" for i in range(len(free))]
+
+
+def test_a_gpu_that_does_not_answer_is_left_out_and_the_others_keep_their_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", _nvml(3, lost=1))
+    assert [device.id for device in devices()] == ["cpu", "cuda:0", "cuda:2"]
 
 
 @pytest.mark.parametrize("module", [None, _nvml(1, has_driver=False)])
@@ -66,6 +98,8 @@ def test_without_the_library_or_a_driver_there_are_none(
         ("exllamav2", "auto", ["cuda:0", "cuda:1"]),
         ("exllamav2", "cuda:1", ["cuda:1"]),
         ("exllamav2", "cuda:0,cuda:1", ["cuda:0", "cuda:1"]),
+        ("exllamav2", "cuda:0, cuda:1", ["cuda:0", "cuda:1"]),
+        ("exllamav2", "cuda", ["cuda:0", "cuda:1"]),
     ],
 )
 def test_a_model_takes_room_where_it_says(engine: str, device: str, expected: list[str]) -> None:

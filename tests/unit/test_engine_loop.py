@@ -166,3 +166,50 @@ def test_a_loop_that_dies_says_so_and_drops_its_jobs() -> None:
         loop.submit(make_run("j"))
         sink.wait_for_ends(1)
         assert loop.is_wedged
+
+
+class _Panic(BaseException):
+    """Like pyo3's: no Exception."""
+
+
+def test_a_panic_ends_the_loop_like_any_other_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ScriptedEngine(1, ["x"])
+
+    def panic() -> None:
+        raise _Panic("index out of bounds")
+
+    monkeypatch.setattr(engine, "step", panic)
+    with _loop(engine) as (loop, sink):
+        loop.start()
+        loop.submit(make_run("j"))
+        sink.wait_for_ends(1)
+        loop.stop()
+    assert loop.is_wedged, "nobody would notice a replica without its loop"
+
+
+def test_a_cancel_that_fails_keeps_no_job_from_hearing_of_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = ScriptedEngine(2, ["x"] * 100000)
+
+    def fail(_: tuple[str, int]) -> None:
+        raise AssertionError("odd")
+
+    monkeypatch.setattr(engine, "cancel", fail)
+    with _loop(engine) as (loop, sink):
+        for name in ("a", "b", "c"):
+            loop.submit(make_run(name))
+        loop.start()
+        loop.stop()
+        sink.wait_for_ends(3)
+    assert all(isinstance(sink.of(name)[-1], JobDropped) for name in "abc")
+
+
+def test_the_suspects_of_a_lost_engine_are_kept() -> None:
+    engine = ScriptedEngine(1, [EngineFatal("CUDA error", {"f": 2})])
+    with _loop(engine) as (loop, sink):
+        loop.submit(make_run("j"))
+        loop.start()
+        sink.wait_for_ends(1)
+        loop.stop()
+    assert loop.suspects == {"f": 2}

@@ -362,6 +362,21 @@ def test_the_text_part_of_a_larger_model(tmp_path: Path) -> None:
     assert _exllamav2(folder).kv_cache_bytes == 2 * 4096 * 32 * 1024
 
 
+def test_gemma_3_leaves_out_what_it_takes_for_granted(tmp_path: Path) -> None:
+    text = {"model_type": "gemma3_text", "hidden_size": 2048, "num_hidden_layers": 16}
+    folder = _write_folder(tmp_path, {"text_config": text}, _EMBEDDINGS | _HEAD)
+    assert _exllamav2(folder).kv_cache_bytes == 2 * 4096 * 16 * 4 * 256 * 4
+
+
+@pytest.mark.parametrize(
+    "name", ["vision_tower.a.weight", "model.visual.b.weight", "multi_modal_projector.c"]
+)
+def test_what_sees_is_not_loaded(tmp_path: Path, name: str) -> None:
+    seeing = {name: ("F16", [64, 64], 8192)}
+    folder = _write_folder(tmp_path, _CONFIG, _EMBEDDINGS | _HEAD | seeing)
+    assert _exllamav2(folder).weights_bytes == 4_096_000
+
+
 @pytest.mark.parametrize(
     "changes", [{"hidden_size": 0}, {"hidden_size": "x"}, {"num_hidden_layers": None}]
 )

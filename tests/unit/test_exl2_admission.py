@@ -103,7 +103,7 @@ def test_one_job_that_cannot_be_enqueued_fails_alone(exl2: World, tmp_path: Path
 # -- reading prompts while others stream -----------------------------------------------------
 
 
-def test_long_prompts_are_read_one_at_a_time_and_in_small_pieces_while_streams_run(
+def test_long_prompts_are_read_two_at_a_time_and_in_small_pieces_while_streams_run(
     exl2: World, tmp_path: Path
 ) -> None:
     exl2.texts["s"] = ids("s" * 500)
@@ -111,6 +111,7 @@ def test_long_prompts_are_read_one_at_a_time_and_in_small_pieces_while_streams_r
     assert admit(engine, _sequence("s", 3, max_tokens=400))
     step_until(engine, lambda seen: any(r.text for r in seen))
     assert admit(engine, _sequence("x", 3000))
+    assert admit(engine, _sequence("z", 3000))
     assert not admit(engine, _sequence("y", 3000)), "its turn comes when x is read"
     for _ in range(5):
         assert any(r.key == ("s", 0) and r.token_ids for r in engine.step()), "s goes on"
@@ -127,13 +128,27 @@ def test_nobody_streams_so_a_prompt_is_read_in_large_pieces(exl2: World, tmp_pat
     assert exl2.generators[0].chunks == [("x", 2048), ("x", 2048), ("x", 903)]
 
 
-def test_short_prompts_are_read_two_at_a_time(exl2: World, tmp_path: Path) -> None:
-    engine = make_engine(tmp_path)
-    assert admit(engine, _sequence("a", 100))
-    assert admit(engine, _sequence("b", 100))
-    assert not admit(engine, _sequence("c", 100))
+def test_short_prompts_are_read_eight_at_a_time_while_streams_run(
+    exl2: World, tmp_path: Path
+) -> None:
+    exl2.texts["s"] = ids("s" * 500)
+    engine = make_engine(tmp_path, slots=16)
+    assert admit(engine, _sequence("s", 3, max_tokens=400))
+    step_until(engine, lambda seen: any(r.text for r in seen))
+    assert [admit(engine, _sequence(name, 100)) for name in "abcdefghi"] == [True] * 8 + [False]
     engine.step()
-    assert admit(engine, _sequence("c", 100))
+    assert admit(engine, _sequence("i", 100))
+
+
+def test_nobody_waits_so_all_that_come_are_read_at_once(exl2: World, tmp_path: Path) -> None:
+    engine = make_engine(tmp_path, slots=16, context_length=4096)
+    assert all(admit(engine, _sequence(name, 2000)) for name in "abcdefghijklmnop")
+    engine.step()
+    assert len(exl2.generators[0].chunks) == 16
+    for key in list(engine._live):
+        engine.cancel(key)
+    taken = [admit(engine, _sequence(name, 4000)) for name in "abcdefghij"]
+    assert taken == [True] * 8 + [False] * 2, "a step must end within seconds"
 
 
 def test_cancelling_while_a_prompt_is_read_frees_its_pages(exl2: World, tmp_path: Path) -> None:

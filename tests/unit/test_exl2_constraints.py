@@ -14,9 +14,10 @@ from shared.messages import FinishReason, Grammar, GrammarKind, Sampling
 from tests.fake_exllamav2 import Job, World
 from tests.unit import exl2_folder
 from tests.unit.exl2_engine import make_engine, run_all
-from tests.unit.exl2_folder import VOCAB, ids
+from tests.unit.exl2_folder import END, VOCAB, ids
 from tests.unit.loop_sink import make_run
 from worker.engines.exl2.constraints import Constraint
+from worker.engines.exl2.vocabulary import Vocabulary
 from worker.engines.grammar import GrammarCompiler
 from worker.engines.protocol import Sequence, Speculation
 
@@ -172,3 +173,60 @@ def test_a_token_against_the_grammar_is_an_error_and_no_exception(
     assert constraint.error is not None
     constraint.compute_mask()
     assert torch.equal(constraint.mask(torch.zeros(VOCAB)), torch.zeros(VOCAB))
+
+
+def test_a_panic_in_the_grammar_is_an_error_and_no_exception(compiler: GrammarCompiler) -> None:
+    class PanicError(BaseException):
+        """Like pyo3's."""
+
+    class Matcher:
+        def is_stopped(self) -> bool:
+            return False
+
+        def unsafe_compute_mask_ptr(self, *_: int) -> None:
+            raise PanicError("index out of bounds")
+
+        consume_token = unsafe_compute_mask_ptr
+
+    for panics in (Constraint.compute_mask, lambda c: c.accept(5)):
+        constraint = Constraint(Matcher(), VOCAB)  # type: ignore[arg-type]
+        panics(constraint)
+        assert constraint.error is not None and "out of bounds" in constraint.error.message
+
+
+def test_a_text_whose_grammar_failed_at_its_last_token_is_not_reported_as_correct(
+    exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(self: Constraint) -> None:
+        self.error = EngineError("The grammar could not be followed: too complex")
+
+    monkeypatch.setattr(Constraint, "compute_mask", break_down)
+    exl2.texts["bad"] = [END]
+    sink = run_all(make_engine(tmp_path), make_run("bad", grammar=GRAMMARS["regex"]))
+    assert "too complex" in sink.error("bad").message
+
+
+def test_the_loop_compiles_no_grammar(
+    exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(tmp_path)
+    sequence = Sequence(("j", 0), [5], 5, Sampling(), grammar=GRAMMARS["schema"])
+    engine.check(sequence)
+    monkeypatch.delattr(GrammarCompiler, "_compile")
+    monkeypatch.delattr(GrammarCompiler, "check")
+    engine.submit(sequence)
+
+
+def test_a_model_whose_tokens_llguidance_cannot_read_loads(
+    exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Vocabulary) -> LLTokenizer:
+        raise ValueError("unsupported tokenizer")
+
+    monkeypatch.setattr(Vocabulary, "new_llguidance_tokenizer", fail)
+    engine = make_engine(tmp_path)
+    sequence = Sequence(("j", 0), [5], 5, Sampling(), grammar=GRAMMARS["regex"])
+    with pytest.raises(InvalidRequest) as caught:
+        engine.check(sequence)
+    assert caught.value.param == "response_format"
+    assert run_all(engine, make_run("j")).end("j")

@@ -13,6 +13,7 @@ from tests.unit.exl2_engine import admit, make_engine, run_all, running
 from tests.unit.exl2_folder import ids
 from tests.unit.loop_sink import make_run
 from worker.engines.exl2.failures import Failure, Quarantine, classify
+from worker.engines.exl2.live import LiveSequence
 from worker.engines.protocol import EngineFatal, Sequence
 
 
@@ -152,10 +153,10 @@ def test_who_was_active_at_two_failures_is_refused_and_bystanders_are_acquitted(
 def test_quarantine_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("worker.engines.exl2.failures.time.monotonic", lambda: now)
-    quarantine, sequence = Quarantine(), Sequence(("a", 0), [1], 5, Sampling())
-    quarantine.strike(sequence)
+    quarantine, sequence = Quarantine({}), Sequence(("a", 0), [1], 5, Sampling())
+    quarantine.strike([sequence])
     quarantine.check(sequence)
-    quarantine.strike(sequence)
+    quarantine.strike([sequence])
     with pytest.raises(Quarantined):
         quarantine.check(sequence)
     now += 601
@@ -186,3 +187,93 @@ def test_closing_frees_all(exl2: World, tmp_path: Path) -> None:
     engine.close()
     assert not model.is_loaded
     assert exl2.generators[0].sampling_pool._shutdown
+
+
+def test_choices_of_one_request_are_one_suspect(exl2: World, tmp_path: Path) -> None:
+    exl2.errors[1] = ValueError("odd")
+    engine = make_engine(tmp_path)
+    choices = [Sequence(("a", i), [5], 5, Sampling(seed=i)) for i in range(3)]
+    for sequence in choices:
+        engine.submit(sequence)
+    with pytest.raises(EngineError, match="odd"):
+        engine.step()
+    engine.check(choices[0])
+
+
+def test_the_next_process_knows_who_was_there_when_the_gpu_was_lost(
+    exl2: World, tmp_path: Path
+) -> None:
+    sequence = Sequence(("a", 0), [5], 5, Sampling())
+    suspects: dict[str, int] = {}
+    for count in (1, 2):
+        exl2.errors[1] = RuntimeError("CUDA error: an illegal memory access")
+        engine = make_engine(tmp_path, suspects=suspects)
+        engine.submit(sequence)
+        with pytest.raises(EngineFatal) as caught:
+            engine.step()
+        suspects = caught.value.suspects
+        assert list(suspects.values()) == [count]
+    with pytest.raises(Quarantined):
+        make_engine(tmp_path, suspects=suspects).check(sequence)
+
+
+def test_out_of_memory_while_a_prompt_is_read_lowers_the_piece_and_not_the_batch(
+    exl2: World, tmp_path: Path
+) -> None:
+    engine = make_engine(tmp_path, context_length=8192)
+    exl2.texts["s"] = ids("s" * 100)
+    engine.submit(Sequence(("s", 0), ids("s"), 100, Sampling()))
+    engine.step()
+    engine.submit(Sequence(("x", 0), ids("x" * 5000), 5, Sampling()))
+    exl2.errors[2] = torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(EngineError, match="out of memory"):
+        engine.step()
+    assert exl2.generators[-1].max_chunk_size == 256, "half of what was read beside a stream"
+    assert engine.free_slots == 4
+
+
+def test_a_cancel_that_fails_is_the_failure_of_the_next_step(exl2: World, tmp_path: Path) -> None:
+    engine = make_engine(tmp_path)
+    exl2.texts["b"] = exl2.texts["a"] = ids("x" * 50)
+    for name in "ab":
+        engine.submit(Sequence((name, 0), ids(name), 40, Sampling()))
+    engine.step()
+    exl2.cancel_error = AssertionError("page was referenced twice")
+    engine.cancel(("a", 0))
+    engine.cancel(("b", 0))
+    assert engine.has_work, "a step is to come"
+    assert not engine.can_admit(Sequence(("c", 0), ids("c"), 4, Sampling()))
+    with pytest.raises(EngineError, match="referenced twice"):
+        engine.step()
+    assert not engine.has_work
+    exl2.texts["next"] = ids("fine")
+    assert run_all(engine, make_run("next", max_tokens=4)).text("next") == "fine"
+
+
+def test_a_cancel_that_fails_after_a_stop_string_loses_no_text(exl2: World, tmp_path: Path) -> None:
+    exl2.texts["j"] = ids("beforeSTOPafter")
+    exl2.cancel_error = AssertionError("page was referenced twice")
+    with running(make_engine(tmp_path)) as (loop, sink):
+        loop.submit(make_run("j", max_tokens=60, stop=["STOP"]))
+        loop.start()
+        sink.wait_for_ends(1)
+        assert sink.text("j") == "before"
+        exl2.texts["lost"] = exl2.texts["next"] = ids("fine")
+        loop.submit(make_run("next", max_tokens=4))
+        sink.wait_for_ends(1)
+        assert sink.text("next") == "fine"
+        assert not loop.is_wedged
+
+
+def test_a_result_that_cannot_be_read_fails_the_step_and_not_the_loop(
+    exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise KeyError("token_ids")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LiveSequence, "take", fail)
+        assert "token_ids" in run_all(engine, make_run("j")).error("j").message
+    assert run_all(engine, make_run("j")).end("j")

@@ -1,7 +1,9 @@
 """ExLlamaV2: what is loaded where, and how large."""
 
 import logging
+import math
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from tests.unit import exl2_folder
 from tests.unit.exl2_engine import make_engine, run_all
 from tests.unit.exl2_folder import ids
 from tests.unit.loop_sink import make_run
-from worker.engines.exl2.plan import make_plan, parse_devices, visible_devices
+from worker.engines.exl2 import first_steps
+from worker.engines.exl2.plan import make_plan
 from worker.engines.protocol import EngineSettings, Sequence, Speculation
 
 
@@ -75,20 +78,9 @@ def test_several_devices_share_the_layers(
 def test_a_chosen_device_is_the_only_one_that_is_seen(exl2: World, tmp_path: Path) -> None:
     engine = make_engine(tmp_path, device="cuda:3")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID", "as the agent counts"
     assert engine.device == "cuda:3"
     assert exl2.loads == ["one"]
-
-
-def test_devices() -> None:
-    assert parse_devices("auto") is None
-    assert parse_devices("cuda:0, cuda:2") == [0, 2]
-    for bad in ("cpu", "cuda:x", "cuda:1,cuda:1", "1"):
-        with pytest.raises(SettingsError, match="device"):
-            parse_devices(bad)
-    assert visible_devices([1, 2], None) == "1,2"
-    assert visible_devices([1], "GPU-a,GPU-b") == "GPU-b"
-    with pytest.raises(SettingsError, match="no cuda:2"):
-        visible_devices([2], "4,5")
 
 
 def test_what_the_plan_comes_to() -> None:
@@ -109,6 +101,8 @@ def test_what_the_plan_comes_to() -> None:
         ({"slots": 256, "speculation": Speculation(num_tokens=8)}, "at most 227"),
         ({"speculation": Speculation(num_tokens=0)}, "1 to 15"),
         ({"cache_tokens": 1024}, "needs 4096"),
+        ({"context_length": 4, "speculation": Speculation(num_tokens=4)}, "at least 6"),
+        ({"context_length": 1}, "at least 2"),
     ],
 )
 def test_what_cannot_be_is_said(options: dict[str, object], reason: str) -> None:
@@ -160,6 +154,19 @@ def test_a_draft_model_has_as_many_positions_as_the_main_one(exl2: World, tmp_pa
     assert [config.max_seq_len for config in exl2.configs] == [131072, 131072]
 
 
+def test_several_devices_leave_room_for_the_draft_model_on_the_first(
+    exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    draft = exl2_folder.write(tmp_path / "draft")
+    (draft / "model.safetensors").write_bytes(b"x" * 1000)
+    make_engine(tmp_path / "main", speculation=Speculation(draft, 3))
+    cache_bytes = 4 * 2048 * (2 * 2 * 64 * 4)
+    main, other = exl2.reserved
+    assert main == [(192 << 20) + 1000 + cache_bytes + (1 << 30), 64 << 20, 64 << 20]
+    assert other == [192 << 20, 64 << 20, 64 << 20], "the draft model takes that room"
+
+
 def test_a_model_that_loads_and_does_not_run(
     exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,3 +208,67 @@ def test_without_exllamav2_the_engine_says_what_it_needs(
     monkeypatch.setitem(__import__("sys").modules, "exllamav2", None)
     with pytest.raises(EngineError, match="needs torch with CUDA"):
         make_engine(tmp_path)
+
+
+def test_the_largest_piece_of_a_prompt_is_read_before_the_first_request(
+    exl2: World, tmp_path: Path
+) -> None:
+    make_engine(tmp_path, context_length=8192)
+    assert exl2.generators[0].first_chunks == [("first-steps", 2048)]
+    assert not exl2.generators[0].known_pages, "no request finds it in the cache"
+    make_engine(tmp_path, context_length=1024, speculation=Speculation(num_tokens=3))
+    assert exl2.generators[1].first_chunks == [("first-steps", 1019)]
+    make_engine(tmp_path, context_length=3)
+    assert exl2.generators[2].first_chunks == []
+
+
+def test_memory_that_does_not_do_for_a_prompt_is_said_at_load(exl2: World, tmp_path: Path) -> None:
+    exl2.poisons["first-steps"] = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(EngineError, match="Lower cache_tokens, slots or context_length"):
+        make_engine(tmp_path)
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("odd"), ZeroDivisionError("odd")])
+def test_whatever_is_raised_at_load_is_an_error_with_a_reason(
+    exl2: World, tmp_path: Path, error: Exception
+) -> None:
+    exl2.poisons["first-steps"] = error
+    with pytest.raises(EngineError, match="failed to run it: odd"):
+        make_engine(tmp_path)
+    exl2.poisons.clear()
+    exl2.load_error = error
+    with pytest.raises((EngineError, SettingsError), match="odd"):
+        make_engine(tmp_path)
+
+
+def test_the_attention_is_compiled_for_every_kind_of_layer(
+    exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    def warm_up(*shape: object, **options: object) -> int:
+        calls.append((*shape, options))
+        return 1
+
+    monkeypatch.setattr(first_steps, "warm_up", warm_up)
+    make_engine(tmp_path)
+    assert not calls, "torch's needs none"
+    exl2.attention = "triton"
+    make_engine(tmp_path, speculation=Speculation(tmp_path, 3))
+    options = {"windows": {-1}, "softcap": 0.0, "page_size": 256, "device": torch.device("cpu")}
+    assert calls == [("triton", 8, 2, 64, options)] * 2
+
+
+def test_yarn_scales_as_the_model_was_trained_whatever_the_context(
+    exl2: World, tmp_path: Path
+) -> None:
+    exl2.alt_rope_method = "yarn"
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    exl2_folder.write(tmp_path, rope_scaling=scaling)
+    found = []
+    for context_length in (1024, 4096):
+        make_engine(tmp_path, context_length=context_length)
+        rope = sys.modules["exllamav2.rope"]
+        found.append(rope.get_rope_params_yarn(torch.device("cpu"), exl2.configs[-1], 5e5))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1] == pytest.approx(0.1 * math.log(4) + 1)

@@ -89,12 +89,74 @@ def test_longrope_gets_its_original_length_where_it_is_looked_for() -> None:
     assert config["original_max_position_embeddings"] == 4096
 
 
-def test_yarn_without_its_original_length() -> None:
+def test_yarn_gets_the_defaults_of_transformers() -> None:
     given = {"rope_scaling": {"type": "yarn", "factor": 4.0}, "max_position_embeddings": 131072}
-    assert normalise(_folder(given))["rope_scaling"]["original_max_position_embeddings"] == 32768
-    del given["max_position_embeddings"]
+    scaling = normalise(_folder(given))["rope_scaling"]
+    assert scaling["original_max_position_embeddings"] == 131072
+    given["rope_scaling"] = {"type": "yarn", "original_max_position_embeddings": 32768}
+    assert normalise(_folder(given))["rope_scaling"]["factor"] == 4.0
+    given = {"rope_scaling": {"type": "yarn", "factor": 4.0}}
     with pytest.raises(SettingsError, match="original_max_position_embeddings"):
         normalise(_folder(given))
+
+
+@pytest.mark.parametrize(
+    ("declared", "reason"),
+    [
+        ({"quant_method": "awq", "bits": 4}, "'awq'"),
+        ({"quant_method": "fp8"}, "'fp8'"),
+        ({"quant_method": "gptq", "bits": 8}, "8 bits"),
+    ],
+)
+def test_weights_that_are_quantised_otherwise_are_refused(
+    declared: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(SettingsError, match=reason):
+        normalise(_folder({"quantization_config": declared}))
+
+
+@pytest.mark.parametrize(
+    "declared", [{"quant_method": "exl2", "bits": 4.25}, {"quant_method": "gptq", "bits": 4}]
+)
+def test_weights_that_are_quantised_for_it(declared: dict[str, Any]) -> None:
+    assert normalise(_folder({"quantization_config": declared}))
+
+
+_S, _F = "sliding_attention", "full_attention"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kinds", "pattern"),
+    [
+        ("Cohere2ForCausalLM", [_S, _S, _S, _F] * 3, 4),
+        ("Gemma2ForCausalLM", [_S, _F] * 3, 2),
+        ("Gemma2ForCausalLM", [_S] * 3, 4),
+    ],
+)
+def test_which_layers_see_a_window_becomes_a_pattern(
+    architecture: str, kinds: list[str], pattern: int
+) -> None:
+    config = normalise(_folder({"architectures": [architecture], "layer_types": kinds}))
+    assert config["sliding_window_pattern"] == pattern
+
+
+def test_the_pattern_of_the_text_part_is_lifted_to_where_it_is_read() -> None:
+    given = {"architectures": ["Gemma3ForConditionalGeneration"]}
+    kinds = [_S, _S, _F, _S]
+    assert (
+        normalise(_folder(given | {"text_config": {"layer_types": kinds}}))[
+            "sliding_window_pattern"
+        ]
+        == 3
+    )
+    config = normalise(_folder(given | {"text_config": {"sliding_window_pattern": 6}}))
+    assert config["sliding_window_pattern"] == 6
+
+
+@pytest.mark.parametrize("kinds", [[_F, _S, _F], [_S, _F, _F], [_F, _F]])
+def test_layers_without_a_period_are_refused(kinds: list[str]) -> None:
+    with pytest.raises(SettingsError, match="no period"):
+        normalise(_folder({"architectures": ["Cohere2ForCausalLM"], "layer_types": kinds}))
 
 
 def test_scaling_that_would_be_left_out_is_refused() -> None:
@@ -104,7 +166,16 @@ def test_scaling_that_would_be_left_out_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "architectures",
-    [["Gemma3ForCausalLM"], ["DeepseekV3ForCausalLM"], [], None, ["LlamaForCausalLM"] * 2, "x"],
+    [
+        ["Gemma3ForCausalLM"],
+        ["DbrxForCausalLM"],
+        ["GPTBigCodeForCausalLM"],
+        ["DeepseekV3ForCausalLM"],
+        [],
+        None,
+        ["LlamaForCausalLM"] * 2,
+        "x",
+    ],
 )
 def test_what_would_be_loaded_as_llama_is_refused(architectures: Any) -> None:
     with pytest.raises(SettingsError, match=r"architectures|does not run"):

@@ -14,6 +14,7 @@ from tests.fake_exllamav2 import Job, Settings, World
 from tests.unit.exl2_engine import make_engine, run_all
 from tests.unit.exl2_folder import VOCAB, ids, word
 from tests.unit.loop_sink import make_run
+from worker.engines.exl2 import logprobs
 from worker.engines.exl2.sampling import new_settings
 from worker.engines.protocol import Sequence, Speculation
 
@@ -155,11 +156,61 @@ def test_every_token_has_its_logprobs_whatever_is_held_back(
     assert b"".join(entry.chosen.piece for _, entry in pairs) == "a🙂Helloé".encode()
 
 
-def test_nobody_pays_for_logprobs_that_were_not_asked_for(exl2: World, tmp_path: Path) -> None:
-    run_all(make_engine(tmp_path), make_run("j"))
-    assert exl2.jobs[0].receive_logits.__func__ is Job.receive_logits  # type: ignore[attr-defined]
+def test_nobody_pays_for_logprobs_that_were_not_asked_for(
+    exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(logprobs, "raw_logits")
+    assert run_all(make_engine(tmp_path), make_run("j")).end("j")
 
 
 def test_too_many_alternatives_are_refused(exl2: World, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="0 to 20"):
         make_engine(tmp_path).check(Sequence(("j", 0), [5], 5, Sampling(), logprobs=21))
+
+
+def test_the_repetition_penalty_is_of_the_completion_alone(exl2: World, tmp_path: Path) -> None:
+    exl2.logits = lambda job: _row(a=2.0, b=1.5, c=1.2)
+    engine = make_engine(tmp_path)
+    penalty = Sampling(temperature=0.0, repetition_penalty=1.5)
+    sink = run_all(engine, make_run("j", prompt=ids("aaab"), max_tokens=4, sampling=penalty))
+    assert sink.text("j") == "abaa", "2.0, then 1.5, then 2.0 / 1.5 > 1.2 however often"
+
+
+def test_penalties_add_up(exl2: World, tmp_path: Path) -> None:
+    exl2.logits = lambda job: _row(a=2.0, b=1.5, c=1.2)
+    both = Sampling(temperature=0.0, repetition_penalty=1.5, presence_penalty=0.5)
+    sink = run_all(make_engine(tmp_path), make_run("j", max_tokens=3, sampling=both))
+    assert sink.text("j") == "abc", "2.0 / 1.5 - 0.5 < 1.2"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_numbers_that_are_none_end_their_sequence_alone(
+    exl2: World, tmp_path: Path, temperature: float
+) -> None:
+    def logits(job: Job) -> torch.Tensor:
+        row = _row(a=1.0)
+        if job.job_id == "bad" and job.new_tokens == 2:
+            row[7] = math.nan
+        return row
+
+    exl2.logits = logits
+    engine = make_engine(tmp_path)
+    sampling = Sampling(temperature=temperature)
+    sink = run_all(engine, make_run("bad", sampling=sampling), make_run("fine"))
+    assert "NaN" in sink.error("bad").message
+    assert sink.text("bad") == "aa"
+    assert sink.text("fine") == "aaaaa"
+    assert len(exl2.generators) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"max_tokens": 0}, "max_tokens"), ({"prompt_logprobs": True, "logprobs": 1}, "echo")],
+)
+def test_what_the_generator_cannot_do_is_refused(
+    exl2: World, tmp_path: Path, fields: dict[str, Any], param: str
+) -> None:
+    options = {"prompt": [5], "max_tokens": 5, "sampling": Sampling()} | fields
+    with pytest.raises(InvalidRequest, match=r"[Tt]his model's engine does not") as e:
+        make_engine(tmp_path).check(Sequence(("j", 0), **options))
+    assert e.value.param == param

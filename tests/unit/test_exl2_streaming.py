@@ -8,7 +8,7 @@ from shared.errors import RequestCancelled
 from shared.messages import FinishReason, Sampling
 from tests.fake_exllamav2 import World
 from tests.unit.exl2_engine import make_engine, run_all, running
-from tests.unit.exl2_folder import END, IM_END, ids, word
+from tests.unit.exl2_folder import END, IM_END, IM_START, ids, word
 from tests.unit.loop_sink import make_run
 from worker.engines.protocol import Speculation
 
@@ -168,3 +168,23 @@ def test_many_streams_do_not_mix(
     engine = make_engine(tmp_path, slots=8, speculation=speculation)
     sink = run_all(engine, *(make_run(name, max_tokens=50) for name in names))
     assert [sink.text(name) for name in names] == [f"this is {name}" for name in names]
+
+
+def test_a_byte_that_is_no_character_holds_nothing_back(exl2: World, tmp_path: Path) -> None:
+    lone = ids("🙂")[1]
+    exl2.texts["j"] = [*ids("a"), lone, *ids("bcdefSTOPxyz" + "z" * 60)]
+    sink = run_all(make_engine(tmp_path), make_run("j", max_tokens=60, stop=["STOP"]))
+    assert sink.text("j") == "a�bcdef"
+    assert len(sink.tokens("j")) == 11, "the stop string is seen when it comes"
+    assert max(len(step.token_ids) for step in sink.steps("j")) == 1
+
+
+def test_control_tokens_that_are_shown_give_their_text(exl2: World, tmp_path: Path) -> None:
+    exl2.texts["j"] = [*ids("a"), IM_START, *ids("b"), END]
+    engine = make_engine(tmp_path)
+    assert run_all(engine, make_run("j", max_tokens=60)).text("j") == "ab"
+    shown = make_run("j", max_tokens=60, shown_tokens=frozenset({IM_START}), logprobs=0)
+    sink = run_all(engine, shown)
+    assert sink.text("j") == "a<|im_start|>b"
+    entries = [entry for step in sink.steps("j") for entry in step.logprobs]
+    assert [entry.chosen.piece for entry in entries] == [b"a", b"<|im_start|>", b"b", b""]

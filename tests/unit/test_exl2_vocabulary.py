@@ -116,3 +116,13 @@ def test_a_tokenizer_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": 5}')
     with pytest.raises(SettingsError, match=r"tokenizer\.json"):
         Vocabulary(read_folder(tmp_path))
+
+
+def test_added_tokens_are_written_as_they_read(tmp_path: Path) -> None:
+    folder = exl2_folder.write(tmp_path)
+    tokenizer = exl2_folder.make_tokenizer()
+    tokenizer.add_tokens([AddedToken("é", normalized=False)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    vocabulary = Vocabulary(read_folder(folder))
+    (token,) = vocabulary.tokenize("é", add_special=False, parse_special=False)
+    assert vocabulary.piece(token) == "é".encode(), "and not the byte that é stands for"

@@ -36,15 +36,14 @@ def _texts(events: list[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, Delta))
 
 
-def test_neighbouring_deltas_of_a_choice_are_joined() -> None:
+def test_the_deltas_of_each_choice_are_joined() -> None:
     stream, log = _stream()
     for event in _LOG:
         stream.push(event)
     events = stream.read(0)
     assert events == [
-        Delta(1, 0, 0, "ab", [1, 2]),
+        Delta(3, 0, 0, "abc", [1, 2, 4], FinishReason.STOP),
         Delta(2, 0, 1, "x", [3], FinishReason.STOP),
-        Delta(3, 0, 0, "c", [4], FinishReason.STOP),
         _LOG[4],
     ]
     assert stream.is_ended
@@ -56,7 +55,7 @@ def test_a_hole_is_repaired_from_the_log(lost: int) -> None:
     stream, log = _stream()
     for event in _LOG[:lost] + _LOG[lost + 1 :]:
         stream.push(event)
-    assert _texts(stream.read(0)) == "abxc"
+    assert _texts(stream.read(0)) == "abcx"
     assert stream.is_ended
     assert log.num_reads == 1
 
@@ -66,7 +65,7 @@ def test_a_lost_last_event_is_found_by_a_reader_that_asks() -> None:
     stream.push(_LOG[0])
     assert _texts(stream.read(0)) == "a"
     assert stream.read(0) == []
-    assert _texts(stream.repair()) == "bxc"
+    assert _texts(stream.repair()) == "bcx"
     assert stream.is_ended
 
 
@@ -87,7 +86,7 @@ def test_a_failed_repair_loses_nothing() -> None:
     with pytest.raises(redis.ConnectionError):
         stream.read(0)
     log.lrange = good  # type: ignore[method-assign]
-    assert _texts(stream.read(0)) == "bxc"
+    assert _texts(stream.read(0)) == "bcx"
 
 
 def test_closing_wakes_the_reader() -> None:

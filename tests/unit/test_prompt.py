@@ -138,3 +138,50 @@ def test_chat_needs_a_template_and_adds_its_stop_strings() -> None:
     sequence = _builder("{{ messages[0].content }}").sequences(chat)[0]
     assert bytes(sequence.prompt) == b"hi"
     assert sequence.stop == ["A", "END"]
+
+
+class _Embedder(ScriptedEngine):
+    embeds = True
+
+
+def _embedding_job(*prompts: str | list[int]) -> Job:
+    return _job(kind=JobKind.EMBEDDING, prompts=list(prompts))
+
+
+def test_an_input_is_a_sequence_that_may_fill_the_context() -> None:
+    builder = PromptBuilder(_Embedder(1, []), None, [])
+    first, second = builder.sequences(_embedding_job("abc", [7] * 100))
+    assert (first.key, first.prompt, first.max_tokens) == (("j", 0), [97, 98, 99], 0)
+    assert (second.key, len(second.prompt)) == (("j", 1), 100)
+    for too_long in ([7] * 101, "x" * 101):
+        with pytest.raises(ContextLengthExceeded) as caught:
+            builder.sequences(_embedding_job("abc", too_long))
+        assert caught.value.param == "input"
+    with pytest.raises(InvalidRequest) as refused:
+        builder.sequences(_embedding_job([256]))
+    assert refused.value.param == "input"
+
+
+def test_a_job_of_the_wrong_kind_names_the_model() -> None:
+    for engine, job in (
+        (_Embedder(1, []), _job()),
+        (_Embedder(1, []), _job(kind=JobKind.CHAT, messages=[ChatMessage("user", "x")])),
+        (ScriptedEngine(1, []), _embedding_job("x")),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            PromptBuilder(engine, None, []).sequences(job)
+        assert caught.value.param == "model"
+
+
+def test_texts_and_tokens_are_translated_past_the_engine() -> None:
+    builder = _builder()
+    job = _job(kind=JobKind.TOKENIZE, prompts=["x" * 99 + "é"])
+    with pytest.raises(ContextLengthExceeded):
+        builder.tokens(job)
+    tokens = builder.tokens(_job(kind=JobKind.TOKENIZE, prompts=["aé"]))
+    assert tokens == [97, 195, 169]
+    assert builder.token_texts(tokens) == ["a", "\ufffd", "\ufffd"]
+    assert builder.text(_job(kind=JobKind.DETOKENIZE, prompts=[tokens])) == "aé"
+    with pytest.raises(InvalidRequest) as caught:
+        builder.text(_job(kind=JobKind.DETOKENIZE, prompts=[[256]]))
+    assert caught.value.param == "tokens"

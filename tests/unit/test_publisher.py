@@ -5,8 +5,19 @@ from typing import Any
 import redis
 
 from shared import messages, names
-from shared.messages import Delta, Finished, FinishReason, Job, JobKind, Started, Timings, Usage
-from worker.engines.protocol import StepResult
+from shared.messages import (
+    Delta,
+    Embedding,
+    Finished,
+    FinishReason,
+    Job,
+    JobKind,
+    Sampling,
+    Started,
+    Timings,
+    Usage,
+)
+from worker.engines.protocol import Sequence, StepResult
 from worker.events import events_of
 from worker.job_run import Emission, JobEnded, JobRun, JobStarted
 from worker.publisher import Publisher
@@ -107,3 +118,12 @@ def test_a_pipeline_cut_anywhere_leaves_every_event_in_the_log_once() -> None:
         publisher.stop(timeout_s=5)
         assert all(run.done.is_set() for run in runs)
         assert _log(server, "a") == _log(server, "b") == [0, 1, 2], applied
+
+
+def test_an_embedding_is_an_event_of_its_own() -> None:
+    run = _run()
+    run.sequences.append(Sequence(("j", 0), [1] * 600, 0, Sampling()))
+    vector = StepResult(("j", 0), finish_reason=FinishReason.STOP, embedding=b"\0\0\x80?")
+    partial = StepResult(("j", 0), prefilled_tokens=512)
+    events = events_of([(run, partial), (run, vector)])
+    assert [event for _, event in events] == [Embedding(0, 0, 0, b"\0\0\x80?")]

@@ -4,13 +4,19 @@ Read through NVML (the package nvidia-ml-py, which GPU hosts have): it needs no 
 an agent holds no GPU memory of its own.
 """
 
+import logging
+import os
 import platform
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from shared.errors import InvalidModel
+from shared.errors import InvalidModel, SettingsError
 from shared.lifecycle import ModelSpec
+from worker import cuda_devices
 from worker.agent.memory import host_memory
 
+_log = logging.getLogger(__name__)
 RAM = "cpu"
 GPU_ENGINES = ("exllamav2",)
 
@@ -25,7 +31,7 @@ class DeviceMemory:
 
 
 def devices() -> list[DeviceMemory]:
-    """The RAM of this host first, then its GPUs in the driver's order."""
+    """The RAM of this host first, then its GPUs, numbered as replicas number them."""
     memory = host_memory()
     ram = DeviceMemory(RAM, platform.machine(), memory.total_bytes, memory.available_bytes)
     return [ram, *_gpus()]
@@ -41,17 +47,49 @@ def _gpus() -> list[DeviceMemory]:
     except pynvml.NVMLError:
         return []  # no driver, no GPU
     try:
-        return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return list(_visible_gpus(pynvml))
     finally:
         pynvml.nvmlShutdown()
 
 
-def _gpu(pynvml: object, index: int) -> DeviceMemory:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)  # type: ignore[attr-defined]
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)  # type: ignore[attr-defined]
-    name = pynvml.nvmlDeviceGetName(handle)  # type: ignore[attr-defined]
-    text = name.decode() if isinstance(name, bytes) else str(name)
-    return DeviceMemory(f"cuda:{index}", text, int(memory.total), int(memory.free))
+def _visible_gpus(nvml: Any) -> Iterator[DeviceMemory]:
+    """A GPU that does not answer, say one fallen off the bus, is left out; the others keep
+    their numbers."""
+    handles: dict[str, Any] = {}
+    """Index, and UUID where there is one, → NVML's handle."""
+    count = nvml.nvmlDeviceGetCount()
+    for index in range(count):
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            handles[str(index)] = handle
+            handles[_text(nvml.nvmlDeviceGetUUID(handle))] = handle
+        except nvml.NVMLError as exc:
+            _log.warning("GPU %d does not answer: %s", index, exc)
+    names = cuda_devices.visible_names(os.environ)
+    for number, name in enumerate(map(str, range(count)) if names is None else names):
+        try:
+            match = name if name in handles else _by_prefix(handles, name)
+            if match is not None:
+                yield _gpu(nvml, number, handles[match])
+        except nvml.NVMLError as exc:
+            _log.warning("GPU %s does not answer: %s", name, exc)
+
+
+def _by_prefix(handles: Iterable[str], name: str) -> str | None:
+    """CUDA takes the beginning of a UUID for the whole."""
+    if not name.startswith("GPU-"):
+        return None
+    return next((uuid for uuid in handles if uuid.startswith(name)), None)
+
+
+def _gpu(nvml: Any, number: int, handle: Any) -> DeviceMemory:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    name = _text(nvml.nvmlDeviceGetName(handle))
+    return DeviceMemory(f"cuda:{number}", name, int(memory.total), int(memory.free))
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def devices_of(spec: ModelSpec, there: list[DeviceMemory]) -> list[DeviceMemory]:
@@ -63,7 +101,7 @@ def devices_of(spec: ModelSpec, there: list[DeviceMemory]) -> list[DeviceMemory]
         ids = [RAM]
     else:
         ids.remove(RAM)
-        wanted = spec.device.split(",") if spec.device != "auto" else ids or ["a GPU"]
+        wanted = _wanted_gpus(spec.device) or ids or ["a GPU"]
     found = [device for device in there if device.id in wanted and device.id in ids]
     if len(found) < len(set(wanted)):
         raise InvalidModel(
@@ -72,6 +110,14 @@ def devices_of(spec: ModelSpec, there: list[DeviceMemory]) -> list[DeviceMemory]
             param="device",
         )
     return found
+
+
+def _wanted_gpus(device: str) -> list[str]:
+    """Empty: all. Raises InvalidModel."""
+    try:
+        return [f"cuda:{number}" for number in cuda_devices.parse_devices(device) or []]
+    except SettingsError as exc:
+        raise InvalidModel(str(exc), param="device") from exc
 
 
 def overlap(left: ModelSpec, right: ModelSpec, there: list[DeviceMemory]) -> bool:

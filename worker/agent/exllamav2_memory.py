@@ -6,7 +6,7 @@ were not compared with a GPU yet. Weights may be EXL2, GPTQ or 16-bit.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -28,6 +28,12 @@ _PROCESS_BYTES = (1000 + 256) * MIB
 """CUDA context, cuBLAS, the allocator's slack, and a reserve."""
 _WEIGHTS_SLACK = 0.05
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+_OTHER_PARTS = ("vision_tower.", "visual.", "multi_modal_projector.")
+"""Of models that also see: they are used for text alone."""
+_GEMMA3 = {
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208,
+}  # fmt: skip
+"""What its files leave out (exllamav2@v0.3.2:exllamav2/architecture.py)."""
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 
@@ -61,12 +67,6 @@ class _Config(msgspec.Struct):
     @property
     def padded_vocabulary(self) -> int:
         return round_up(self.vocab_size, 32)
-
-
-class _Nested(msgspec.Struct):
-    """config.json of a model with more than text."""
-
-    text_config: _Config | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +110,14 @@ def read_footprint(path: Path) -> ExLlamaV2Footprint:
 
 
 def _read_config(raw: bytes) -> _Config:
-    nested = decode_json(raw, _Nested, "config.json")
-    return nested.text_config or decode_json(raw, _Config, "config.json")
+    """The part of a model that also sees that is about text, if it is one."""
+    config = decode_json(raw, dict[str, Any], "config.json")
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        config = text
+    if str(config.get("model_type")).startswith("gemma3"):
+        config = _GEMMA3 | config
+    return decode_json(msgspec.json.encode(config), _Config, "config.json")
 
 
 def _weights_bytes(folder: SafetensorsFolder, config: _Config) -> int:
@@ -119,6 +125,8 @@ def _weights_bytes(folder: SafetensorsFolder, config: _Config) -> int:
     total = 0
     has_head = False
     for name, tensor in folder.tensors.items():
+        if name.removeprefix("model.").startswith(_OTHER_PARTS):
+            continue
         has_head = has_head or "lm_head." in name
         if not name.endswith(_EMBEDDINGS):
             total += tensor.num_bytes // 2 if tensor.dtype == "F32" else tensor.num_bytes

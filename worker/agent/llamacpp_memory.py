@@ -34,6 +34,8 @@ _SLOT_BYTES = MIB // 4
 _TOKEN_BYTES = 240
 """One entry of llama.cpp's vocabulary: texts, scores, both directions of the map."""
 _MERGE_BYTES = 240
+_UNIGRAM_TOKEN_BYTES = 320
+"""More in a Unigram vocabulary, for its tree of prefixes: 256 with the texts of Gemma's."""
 _CANDIDATE_BYTES = 12
 """llama_token_data: a sampler lists the whole vocabulary."""
 _SCORED_TOKENS = 16
@@ -80,7 +82,9 @@ def read_footprint(path: Path) -> LlamaCppFootprint:
 
 def weights_bytes(header: GgufHeader, shape: Shape) -> int:
     """The tensors, and the vocabulary beside them."""
-    vocabulary_bytes = shape.vocabulary * _TOKEN_BYTES + shape.merges * _MERGE_BYTES
+    is_unigram = header.metadata.get("tokenizer.ggml.model") == "t5"
+    token_bytes = _TOKEN_BYTES + (_UNIGRAM_TOKEN_BYTES if is_unigram else 0)
+    vocabulary_bytes = shape.vocabulary * token_bytes + shape.merges * _MERGE_BYTES
     return _tensor_bytes(header, platform.machine()) + vocabulary_bytes
 
 

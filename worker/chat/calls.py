@@ -8,8 +8,10 @@ import string
 from collections.abc import Callable
 from enum import StrEnum
 
+from shared.messages import Tool
 from worker.chat.call_reader import CallReader, CallSink
 from worker.chat.reading import Characters, Reading
+from worker.chat.xml_calls import CALL, CALL_END, read_xml
 
 _NAME = frozenset(string.ascii_letters + string.digits + "_-.")
 _MAX_NAME = 256
@@ -24,14 +26,15 @@ class CallSyntax(StrEnum):
     """`[TOOL_CALLS] [{"name": …, "arguments": …}]`."""
     MISTRAL_NAMED = "mistral-named"
     """`[TOOL_CALLS]name[ARGS]{…}`, and again for each call: Mistral since 2025."""
+    QWEN_XML = "qwen-xml"
+    """`<tool_call><function=name><parameter=key>…`: Qwen3-Coder. See `worker.chat.xml_calls`."""
     DEEPSEEK = "deepseek"
     """`<｜tool▁call▁begin｜>function<｜tool▁sep｜>name` and a fenced block: V3, R1."""
     DEEPSEEK_NAMED = "deepseek-named"
     """`<｜tool▁call▁begin｜>name<｜tool▁sep｜>{…}<｜tool▁call▁end｜>`: V3.1."""
 
 
-Reader = Callable[[Characters, CallSink], Reading[None]]
-CALL, CALL_END = "<tool_call>", "</tool_call>"
+Reader = Callable[[Characters, CallSink, list[Tool]], Reading[None]]
 PYTHON_TAG = "<|python_tag|>"
 TOOL_CALLS, ARGS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 CALLS_BEGIN, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -39,15 +42,15 @@ CALL_BEGIN, SEPARATOR = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"
 FENCED_CALL_END = "<｜tool▁call▁end｜>"
 
 
-def _hermes(source: Characters, sink: CallSink) -> Reading[None]:
-    while (yield from source.until(CALL, sink.say)):
+def _hermes(source: Characters, sink: CallSink, _: list[Tool]) -> Reading[None]:
+    while (yield from source.until(sink.say, CALL)):
         if (yield from CallReader(source, sink).read()):
             yield from source.skip(CALL_END, is_end=True)
         else:
             sink.say(CALL)
 
 
-def _llama(source: Characters, sink: CallSink) -> Reading[None]:
+def _llama(source: Characters, sink: CallSink, _: list[Tool]) -> Reading[None]:
     """Without a tag a call may stand at the start only, or behind another one."""
     may_begin = True
     while may_begin:
@@ -57,14 +60,14 @@ def _llama(source: Characters, sink: CallSink) -> Reading[None]:
             continue
         if is_tagged:
             sink.say(PYTHON_TAG)
-        may_begin = yield from source.until(PYTHON_TAG, sink.say)
+        may_begin = bool((yield from source.until(sink.say, PYTHON_TAG)))
         if may_begin:
             source.put_back(PYTHON_TAG)
 
 
-def _mistral(source: Characters, sink: CallSink) -> Reading[None]:
+def _mistral(source: Characters, sink: CallSink, _: list[Tool]) -> Reading[None]:
     """Both of Mistral's ways: models of one generation lapse into the other's."""
-    while (yield from source.until(TOOL_CALLS, sink.say)):
+    while (yield from source.until(sink.say, TOOL_CALLS)):
         blanks = yield from source.blanks()
         first = yield from source.next()
         source.put_back(first)
@@ -114,9 +117,9 @@ def _name(source: Characters) -> Reading[str]:
     return name
 
 
-def _deepseek(source: Characters, sink: CallSink) -> Reading[None]:
+def _deepseek(source: Characters, sink: CallSink, _: list[Tool]) -> Reading[None]:
     """Both of DeepSeek's ways. The mark in front of all calls is dropped with the first."""
-    while (yield from source.until(CALLS_BEGIN, sink.say)):
+    while (yield from source.until(sink.say, CALLS_BEGIN)):
         num_calls = 0
         while (yield from source.skip(CALL_BEGIN)):
             if not (yield from _deepseek_call(source, sink)):
@@ -158,6 +161,7 @@ def _deepseek_call(source: Characters, sink: CallSink) -> Reading[bool]:
 READERS: dict[CallSyntax, Reader] = {
     CallSyntax.HERMES: _hermes,
     CallSyntax.LLAMA: _llama,
+    CallSyntax.QWEN_XML: read_xml,
     CallSyntax.MISTRAL: _mistral,
     CallSyntax.MISTRAL_NAMED: _mistral,
     CallSyntax.DEEPSEEK: _deepseek,
@@ -166,6 +170,7 @@ READERS: dict[CallSyntax, Reader] = {
 MARKS: dict[CallSyntax, tuple[str, ...]] = {
     CallSyntax.HERMES: (CALL, CALL_END),
     CallSyntax.LLAMA: (PYTHON_TAG,),
+    CallSyntax.QWEN_XML: (CALL, CALL_END),
     CallSyntax.MISTRAL: (TOOL_CALLS, ARGS, CALL_ID),
     CallSyntax.MISTRAL_NAMED: (TOOL_CALLS, ARGS, CALL_ID),
     CallSyntax.DEEPSEEK: (CALLS_BEGIN, CALLS_END, CALL_BEGIN, SEPARATOR, FENCED_CALL_END),

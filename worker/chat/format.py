@@ -38,6 +38,7 @@ class ChatFormat:
         return OutputParser(
             (job.id, choice),
             calls=calls,
+            tools=job.tools,
             reasoning=self.reasoning,
             starts_in_reasoning=starts_in_reasoning,
             is_parallel=job.parallel_tool_calls,
@@ -70,6 +71,6 @@ def _call_syntax(source: str) -> CallSyntax | None:
         return CallSyntax.DEEPSEEK if "```json" in source else CallSyntax.DEEPSEEK_NAMED
     if "<|start_header_id|>" in source and '"parameters"' in source:
         return CallSyntax.LLAMA
-    # Qwen3-Coder and GLM put XML between the same marks.
-    is_xml = "<function=" in source or "<arg_key>" in source
-    return CallSyntax.HERMES if "<tool_call>" in source and not is_xml else None
+    if "<tool_call>" not in source or "<arg_key>" in source:
+        return None  # GLM, too, has these marks, around an XML of its own
+    return CallSyntax.QWEN_XML if "<function=" in source else CallSyntax.HERMES

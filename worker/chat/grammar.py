@@ -15,6 +15,16 @@ from worker.chat import calls
 from worker.chat.calls import CallSyntax
 from worker.chat.conversation import may_call
 from worker.chat.parser import Reasoning
+from worker.chat.xml_calls import (
+    CALL,
+    CALL_END,
+    FUNCTION,
+    FUNCTION_END,
+    PARAMETER,
+    PARAMETER_END,
+    is_text,
+    property_schemas,
+)
 
 
 class _Shape(NamedTuple):
@@ -29,9 +39,8 @@ class _Shape(NamedTuple):
 
 
 _SHAPES = {
-    CallSyntax.HERMES: _Shape(
-        f'{calls.CALL}\n{{"name": "NAME", "arguments": ', f"}}\n{calls.CALL_END}", "\n"
-    ),
+    CallSyntax.HERMES: _Shape(f'{CALL}\n{{"name": "NAME", "arguments": ', f"}}\n{CALL_END}", "\n"),
+    CallSyntax.QWEN_XML: _Shape(f"{CALL}\n{FUNCTION}NAME>\n", f"{FUNCTION_END}\n{CALL_END}", "\n"),
     CallSyntax.LLAMA: _Shape('{"name": "NAME", "parameters": ', "}", "; "),
     CallSyntax.MISTRAL: _Shape(
         '{"name": "NAME", "arguments": ', "}", ", ", f"{calls.TOOL_CALLS}[", "]"
@@ -115,6 +124,7 @@ class _Lark:
             if mark in control_tokens
         }
         self._shape = _SHAPES[syntax]
+        self._is_xml = syntax is CallSyntax.QWEN_XML
         self.rules: list[str] = []
 
     def add_calls(self, job: Job, mark: str) -> None:
@@ -124,8 +134,12 @@ class _Lark:
             before = shape.before.replace('"NAME"', json.dumps(tool.name, ensure_ascii=False))
             before = before.replace("NAME", tool.name) if before == shape.before else before
             parts = [*self._literals(before), f"arguments_{i}", *self._literals(shape.after)]
-            schema = json.dumps(_arguments_schema(tool))
-            self.rules += [f"call_{i}: {' '.join(parts)}", f"arguments_{i}: %json {schema}"]
+            self.rules.append(f"call_{i}: {' '.join(parts)}")
+            if self._is_xml:
+                self.rules += _parameter_rules(i, tool)
+            else:
+                schema = json.dumps(_arguments_schema(tool))
+                self.rules.append(f"arguments_{i}: %json {schema}")
             names.append(f"call_{i}")
         self.rules.append(f"call: {' | '.join(names)}")
         more = [*self._literals(shape.separator), "call"]
@@ -168,3 +182,33 @@ def _callable_tools(job: Job) -> list[Tool]:
 def _arguments_schema(tool: Tool) -> dict[str, Any]:
     is_open = not any(key in tool.parameters for key in _COMBINED)
     return {**({"type": "object"} if is_open else {}), **tool.parameters, "x-guidance": _LAYOUT}
+
+
+def _parameter_rules(index: int, tool: Tool) -> list[str]:
+    """The parameters of a call in XML, in the order of their schema."""
+    schemas = property_schemas(tool.name, [tool])
+    required = tool.parameters.get("required") or []
+    end = json.dumps(f"\n{PARAMETER_END}\n")
+    elements, rules = [], []
+    for i, (key, schema) in enumerate(schemas.items()):
+        name, begin = f"{index}_{i}", json.dumps(f"{PARAMETER}{key}>\n", ensure_ascii=False)
+        elements.append(f"parameter_{name}" + ("" if key in required else "?"))
+        choices = _choices(schema)
+        if choices:
+            rules.append(f"value_{name}: ({' | '.join(choices)}) {end}")
+        elif is_text(schema):
+            rules.append(f"value_{name}[suffix={end}]: /(.|\\n)*/")
+        else:
+            whole = {**schema, "$defs": tool.parameters.get("$defs", {}), "x-guidance": _LAYOUT}
+            rules.append(f"json_{name}: %json {json.dumps(whole)}")
+            rules.append(f"value_{name}: json_{name} {end}")
+        rules.append(f"parameter_{name}: {begin} value_{name}")
+    return [f"arguments_{index}: {' '.join(elements) or json.dumps('')}", *rules]
+
+
+def _choices(schema: Any) -> list[str]:
+    """The texts that a string may be, if the schema lists them."""
+    if not isinstance(schema, dict) or not is_text(schema):
+        return []
+    listed = [schema["const"]] if "const" in schema else schema.get("enum") or []
+    return [json.dumps(text, ensure_ascii=False) for text in listed if isinstance(text, str)]

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field
 
-from shared.messages import ToolCallDelta
+from shared.messages import Tool, ToolCallDelta
 from worker.chat.calls import READERS, CallSyntax
 from worker.chat.reading import Characters, Reading, TrimmedText
 
@@ -44,17 +44,20 @@ class OutputParser:
         key: tuple[str, int],
         *,
         calls: CallSyntax | None = None,
+        tools: list[Tool] | None = None,
         reasoning: Reasoning | None = None,
         starts_in_reasoning: bool = False,
         is_parallel: bool = True,
     ) -> None:
         """`key`: job id and choice index, from which the ids of the calls are made. `calls`:
-        None = there are no calls. `is_parallel`: report more than one call."""
+        None = there are no calls. `tools`: where arguments are read by their schemas.
+        `is_parallel`: report more than one call."""
         self._source = Characters()
         self._content = TrimmedText()
         self._thought = TrimmedText(is_trimming=True)
         self._calls = _Calls(key, is_parallel, self._content)
         self._syntax = calls
+        self._tools = tools or []
         self._reasoning = reasoning
         self._starts_in_reasoning = starts_in_reasoning
         self._run = self._read()
@@ -85,7 +88,7 @@ class OutputParser:
         if self._reasoning is not None:
             yield from self._read_reasoning(self._reasoning)
         if self._syntax is not None:
-            yield from READERS[self._syntax](self._source, self._calls)
+            yield from READERS[self._syntax](self._source, self._calls, self._tools)
         else:
             while char := (yield from self._source.next()):
                 self._content.say(char)
@@ -96,7 +99,7 @@ class OutputParser:
         is_marked = yield from self._source.skip(marks.begin)
         if not is_marked and not self._starts_in_reasoning:
             return
-        if (yield from self._source.until(marks.end, self._thought.say)):
+        if (yield from self._source.until(self._thought.say, marks.end)):
             self._thought.trim()
             self._content.trim()
         else:

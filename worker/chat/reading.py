@@ -20,34 +20,44 @@ class Characters:
     def __init__(self) -> None:
         self._back: list[str] = []
         """Last in, first out."""
-        self._is_over = False
+        self._has_ended = False
+
+    @property
+    def is_over(self) -> bool:
+        """A reader has met the end of the text, and nothing was put back."""
+        return self._has_ended and not self._back
 
     def next(self) -> Reading[str]:
         """Return the next character; "" at the end of the text, however often it is asked."""
         if self._back:
             return self._back.pop()
-        if self._is_over:
+        if self._has_ended:
             return ""
         char = yield
-        self._is_over = not char
+        self._has_ended = not char
         return char
 
     def put_back(self, text: str) -> None:
         self._back.extend(reversed(text))
 
-    def until(self, mark: str, say: Callable[[str], None]) -> Reading[bool]:
-        """Pass characters on to `say` up to a mark, which is dropped. False = no mark came."""
+    def until(self, say: Callable[[str], None], *marks: str) -> Reading[str]:
+        """Pass characters on to `say` up to one of the marks, which is dropped and returned.
+        "" = the text is over. No mark begins with another one."""
+        begins = {mark[0] for mark in marks}
         held = ""
         while char := (yield from self.next()):
+            if not held and char not in begins:
+                say(char)
+                continue
             held += char
-            if held == mark:
-                return True
-            while not mark.startswith(held):
+            if held in marks:
+                return held
+            while not any(mark.startswith(held) for mark in marks):
                 say(held[0])
                 held = held[1:]
         if held:
             say(held)
-        return False
+        return ""
 
     def skip(self, mark: str, *, is_end: bool = False) -> Reading[bool]:
         """Drop blanks and a mark behind them. Anything else is put back, and False returned;
@@ -80,22 +90,26 @@ class TrimmedText:
         self._is_trimming = is_trimming
         self._blanks = ""
         self._taken: list[str] = []
+        self._is_empty = True
 
     def say(self, text: str) -> None:
         for char in text:
             if char not in BLANKS:
                 self._taken.append(self._blanks + char)
-                self._blanks, self._is_trimming = "", False
+                self._blanks, self._is_trimming, self._is_empty = "", False, False
             elif not self._is_trimming:
                 self._blanks += char
 
     def trim(self) -> None:
-        """Drop the blanks that wait, and those that come next."""
-        self._blanks, self._is_trimming = "", True
+        """Drop the blanks that wait, and those that come next. What follows text that was
+        there before begins a line."""
+        self._blanks = "" if self._is_empty else "\n"
+        self._is_trimming = True
 
     def flush(self) -> None:
-        """The text is over: blanks at its end belong to it."""
-        self._taken.append(self._blanks)
+        """The text is over: blanks at its end belong to it, unless they were to be trimmed."""
+        if not self._is_trimming:
+            self._taken.append(self._blanks)
         self._blanks = ""
 
     def take(self) -> str:

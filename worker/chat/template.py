@@ -7,6 +7,7 @@ nothing that it does with that may take the task thread for long, or memory with
 import json
 import re
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -85,7 +86,7 @@ class ChatTemplate:
         return text.removeprefix(self._bos_text) if self._bos_text else text
 
 
-def _join(pieces: Any) -> str:
+def _join(pieces: Iterator[str]) -> str:
     """Raises TemplateError for what is too long or takes too long."""
     started, length, taken = time.monotonic(), 0, []
     for piece in pieces:

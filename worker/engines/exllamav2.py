@@ -11,27 +11,23 @@ import traceback
 from typing import Any
 
 from shared.errors import EngineError, InvalidRequest
-from worker.engines.exl2 import loading, pages, sampling
+from worker.engines.exl2 import admission, loading, pages, sampling
+from worker.engines.exl2.admission import Admission
 from worker.engines.exl2.checks import check_limits
 from worker.engines.exl2.constraints import Constraint, new_filter
 from worker.engines.exl2.failures import Failure, Quarantine, classify
+from worker.engines.exl2.first_steps import first_generator
 from worker.engines.exl2.limits import BatchLimits
 from worker.engines.exl2.live import LiveSequence, new_job
 from worker.engines.exl2.model_folder import read_folder
-from worker.engines.exl2.pages import Demand, Key, PageLedger
+from worker.engines.exl2.pages import Key
 from worker.engines.exl2.vocabulary import Vocabulary
 from worker.engines.grammar import GrammarCompiler
 from worker.engines.protocol import EngineFatal, EngineSettings, Sequence, StepResult
 
 _log = logging.getLogger(__name__)
-_MAX_READING = 2
-"""Prompts that are read at the same time: each is a pass of its own through the weights, in
-every step, while the streams wait."""
-_BUSY_CHUNK_TOKENS = 512
-"""Prompt tokens a step while others stream."""
 _MAX_FAILURES_IN_A_ROW = 4
 """Without any sequence that ends well between them: the process is of no use."""
-_ENQUEUE_ERRORS = (AssertionError, ValueError, TypeError, IndexError, KeyError, RuntimeError)
 
 
 class ExLlamaV2Engine:
@@ -54,24 +50,14 @@ class ExLlamaV2Engine:
         self.context_length = plan.context_length
         self.vocab_size = min(self._loaded.vocab_size, self.vocabulary.size)
         self._limits = BatchLimits(settings.slots, plan.max_input_tokens)
-        self._generator = self._first_generator()
+        self._generator: Any = first_generator(self._loaded, self._limits)
         self._live: dict[Key, LiveSequence] = {}
-        self._ledger = PageLedger(plan.num_pages)
-        self._asked: tuple[Sequence, Demand] | None = None
-        """What was worked out for the sequence at the head of the queue: it is asked for in
-        every step while it waits."""
-        self._quarantine = Quarantine()
+        self._admission = Admission(plan.num_pages, plan.num_draft_tokens)
+        self._ledger = self._admission.ledger
+        self._quarantine = Quarantine(settings.suspects)
         self._failures_in_a_row = 0
-
-    def _first_generator(self) -> Any:
-        """Warmed up: the kernels try out their variants in their first calls; and what fails at
-        all, fails now. Raises EngineError."""
-        try:
-            generator = self._new_generator()
-            generator.warmup()
-        except _ENQUEUE_ERRORS as exc:
-            raise EngineError(f"exllamav2 loaded the model and failed to run it: {exc}") from exc
-        return generator
+        self._broken: Exception | None = None
+        """What went wrong between two steps; the next one raises it."""
 
     def close(self) -> None:
         for key in list(self._live):
@@ -89,63 +75,63 @@ class ExLlamaV2Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._live)
+        return bool(self._live) or self._broken is not None
 
     def check(self, sequence: Sequence) -> None:
-        self._quarantine.check(sequence)
-        check_limits(sequence, self.vocab_size, self.context_length)
+        self._check_fields(sequence)
         if sequence.grammar is not None:
             self._grammars.check(sequence.grammar)
 
+    def _check_fields(self, sequence: Sequence) -> None:
+        self._quarantine.check(sequence)
+        check_limits(sequence, self.vocab_size, self.context_length)
+
     def can_admit(self, sequence: Sequence) -> bool:
-        wanted = self._demand(sequence)
-        if not self._ledger.can_ever_fit(wanted):
+        if self._broken is not None:
+            return False
+        if not self._ledger.can_ever_fit(self._admission.demand(sequence)):
             return True
-        return self.free_slots > 0 and self._ledger.fits(wanted) and self._can_read(wanted)
+        return self.free_slots > 0 and self._admission.has_room(sequence, self._live.values())
 
     def submit(self, sequence: Sequence) -> None:
         assert sequence.prompt, "a sequence begins with at least one token"
-        self.check(sequence)
-        wanted = self._demand(sequence)
+        # Not the grammar again: compiling is nothing for the loop.
+        self._check_fields(sequence)
+        wanted = self._admission.demand(sequence)
         if not self._ledger.can_ever_fit(wanted):
             raise InvalidRequest(
                 f"The request needs {wanted.total_pages * pages.PAGE_TOKENS} tokens of the KV "
                 f"cache, there are {self._ledger.num_pages * pages.PAGE_TOKENS}.",
                 param="max_tokens",
             )
-        live = self._enqueue(sequence, wanted)
-        self._live[sequence.key] = live
-        self._ledger.take(sequence.key, wanted)
-        self._asked = None
+        self._live[sequence.key] = self._enqueue(sequence, self._ledger.unread_tokens(wanted))
+        self._admission.take(sequence)
 
     def cancel(self, key: Key) -> None:
         live = self._live.pop(key, None)
         if live is not None:
             self._ledger.release(key)
-            self._generator.cancel(live.job)
+            self._take_out(live)
 
     def step(self) -> list[StepResult]:
-        self._tune()
         try:
+            if self._broken is not None:
+                raise self._broken
+            self._tune()
             results = self._generator.iterate()
+            return [step for result in results if (step := self._map(result)) is not None]
         except Exception as exc:
             # Whatever it is (assertions, lookups, CUDA by way of RuntimeError): pages and jobs
             # are in no known state now.
             _log.exception("exllamav2 failed with %d sequences in the batch", len(self._live))
             raise self._recover(exc) from None
-        steps = [step for result in results if (step := self._map(result)) is not None]
-        return steps + self._constraint_errors()
 
     # -- one step ----------------------------------------------------------------------------
 
     def _tune(self) -> None:
         """Set what the generator reads anew in every iteration."""
         live = self._live.values()
-        is_streaming = any(not one.is_reading for one in live)
-        chunk_tokens = self._limits.chunk_tokens
-        self._generator.max_chunk_size = (
-            min(_BUSY_CHUNK_TOKENS, chunk_tokens) if is_streaming else chunk_tokens
-        )
+        self._generator.max_chunk_size = admission.chunk_tokens(self._limits.chunk_tokens, live)
         if self._loaded.uses_ngrams:
             is_long_enough = all(one.num_tokens >= loading.MIN_NGRAM_CONTEXT for one in live)
             self._generator.use_ngram_draft = is_long_enough
@@ -158,49 +144,27 @@ class ExLlamaV2Engine:
             return live.read(result)
         if result["stage"] != "streaming":
             return None
+        if live.error is not None:
+            self.cancel(live.sequence.key)
+            return StepResult(live.sequence.key, error=live.error)
         taken = live.take(result)
-        is_gone = bool(result["eos"])
-        if taken is not None and taken.finish_reason is not None:
-            self._finish(live, is_gone=is_gone)
+        if taken.finish_reason is not None:
+            self.cancel(live.sequence.key)
+            self._quarantine.acquit(live.sequence)
+            self._failures_in_a_row = 0
         return taken
 
-    def _finish(self, live: LiveSequence, *, is_gone: bool) -> None:
-        """`is_gone`: the generator has ended it; else it was our stop string, or our count."""
-        del self._live[live.sequence.key]
-        self._ledger.release(live.sequence.key)
-        if not is_gone:
+    def _take_out(self, live: LiveSequence) -> None:
+        """Free what the generator holds for it; nothing, if it has ended the job itself."""
+        try:
             self._generator.cancel(live.job)
-        self._quarantine.acquit(live.sequence)
-        self._failures_in_a_row = 0
-
-    def _constraint_errors(self) -> list[StepResult]:
-        failed = [
-            (key, live.constraint.error)
-            for key, live in self._live.items()
-            if live.constraint is not None and live.constraint.error is not None
-        ]
-        for key, _ in failed:
-            self.cancel(key)
-        return [StepResult(key, error=error) for key, error in failed]
+        except Exception as exc:
+            _log.exception("exllamav2 failed to cancel")
+            self._broken = exc
 
     # -- admission ---------------------------------------------------------------------------
 
-    def _demand(self, sequence: Sequence) -> Demand:
-        if self._asked is None or self._asked[0] is not sequence:
-            num_draft_tokens = self._loaded.plan.num_draft_tokens
-            wanted = pages.demand(sequence.prompt, sequence.max_tokens, num_draft_tokens)
-            self._asked = (sequence, wanted)
-        return self._asked[1]
-
-    def _can_read(self, wanted: Demand) -> bool:
-        """Whether one more prompt may be read now: few at a time, and of long ones just one."""
-        reading = [live.unread_tokens for live in self._live.values() if live.is_reading]
-        unread = self._ledger.unread_tokens(wanted)
-        if not reading or unread <= 0:
-            return True
-        return len(reading) < _MAX_READING and sum(reading) + unread <= _BUSY_CHUNK_TOKENS
-
-    def _enqueue(self, sequence: Sequence, wanted: Demand) -> LiveSequence:
+    def _enqueue(self, sequence: Sequence, unread_tokens: int) -> LiveSequence:
         """Raises LlmisError; the generator is as before then."""
         loaded = self._loaded
         constraint = filters = None
@@ -221,7 +185,7 @@ class ExLlamaV2Engine:
             self.vocabulary,
             frozenset(self._stop_ids),
             constraint,
-            self._ledger.unread_tokens(wanted),
+            unread_tokens,
         )
         try:
             settings = sampling.new_settings(
@@ -239,7 +203,7 @@ class ExLlamaV2Engine:
             )
             live.watch(job, self.vocab_size)
             self._generator.enqueue(job)
-        except _ENQUEUE_ERRORS as exc:
+        except Exception as exc:
             raise EngineError(f"The engine could not take the request: {exc}") from exc
         return live
 
@@ -249,16 +213,18 @@ class ExLlamaV2Engine:
         """Forget all sequences and make a new generator on the loaded model. Returns the error
         that the sequences end with."""
         failure, num_active = classify(exc), len(self._live)
-        for live in self._live.values():
-            self._quarantine.strike(live.sequence)
+        is_reading = any(live.is_reading for live in self._live.values())
+        suspects = self._quarantine.strike(live.sequence for live in self._live.values())
+        self._broken = None
         self._live.clear()
         self._ledger.clear()
         reason = f"{type(exc).__name__}: {exc}".strip().splitlines()[0][:300]
         if failure is Failure.DEVICE_LOST:
-            return EngineFatal(f"The GPU failed ({reason}); the replica starts again.")
+            return EngineFatal(f"The GPU failed ({reason}); the replica starts again.", suspects)
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
-            return EngineFatal(f"The engine failed again and again, at last with {reason}")
+            return EngineFatal(f"The engine failed again and again, at last {reason}", suspects)
+        read_tokens = self._generator.max_chunk_size if is_reading else 0
         _end_threads(self._generator)
         self._generator = None
         # The frames of the failed step hold its tensors.
@@ -266,12 +232,13 @@ class ExLlamaV2Engine:
         gc.collect()
         message = f"The engine failed while it ran this request ({reason})."
         if failure is Failure.OUT_OF_MEMORY:
-            self._limits.lower(num_active)
+            self._limits.lower(num_active, read_tokens)
             message = "The GPU ran out of memory while it ran this request. Please try again."
         try:
             self._generator = self._new_generator()
-        except _ENQUEUE_ERRORS as second:
-            return EngineFatal(f"The engine could not be made again after {reason}: {second}")
+        except Exception as second:
+            message = f"The engine could not be made again after {reason}: {second}"
+            return EngineFatal(message, suspects)
         return EngineError(message)
 
     def _new_generator(self) -> Any:

@@ -4,7 +4,7 @@ Thread rule: one thread, the engine loop, owns an engine and calls all its metho
 `vocabulary`, `check` and the read-only properties may be used from others.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -18,6 +18,12 @@ class EngineFatal(EngineError):
 
     Clients see an `EngineError`; that the process ends is between engine, loop and replica.
     """
+
+    def __init__(self, message: str, suspects: Mapping[str, int] | None = None) -> None:
+        """`suspects`: fingerprint of each request that was running → how often it has been when
+        the engine failed. The next process is told of them."""
+        super().__init__(message)
+        self.suspects = dict(suspects or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,8 @@ class EngineSettings:
     speculation: Speculation | None = None
     task: str = "generate"
     """`generate` or `embed`."""
+    suspects: Mapping[str, int] = field(default_factory=dict)
+    """`EngineFatal.suspects` of the processes before this one."""
 
 
 @dataclass(slots=True)

@@ -11,6 +11,17 @@ MAX_ALTERNATIVES = 20
 
 def check_limits(sequence: Sequence, vocab_size: int, context_length: int) -> None:
     """Raises InvalidRequest."""
+    if sequence.max_tokens == 0:
+        raise InvalidRequest(
+            "max_tokens = 0: this model's engine does not read a prompt without going on.",
+            param="max_tokens",
+        )
+    if sequence.prompt_logprobs:
+        raise InvalidRequest(
+            "This model's engine does not do log probabilities of the prompt: leave out echo, "
+            "or logprobs.",
+            param="echo",
+        )
     for ids in (sequence.prompt, sequence.sampling.logit_bias):
         # Embeddings are looked up in a table in RAM: another id ends the whole step.
         if ids and not 0 <= min(ids) <= max(ids) < vocab_size:

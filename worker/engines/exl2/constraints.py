@@ -3,6 +3,7 @@
 The mask of the next token is made in the generator's thread pool while the GPU works.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ class Constraint:
     """The grammar of one sequence: which tokens may come next.
 
     `compute_mask` and what follows it happen one after the other, though in different threads.
+    Nothing here raises: it would take the whole batch along.
     """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
@@ -30,14 +32,12 @@ class Constraint:
 
     def accept(self, token: int) -> None:
         if self.error is None and not self._matcher.is_stopped():
-            self._matcher.consume_token(token)
-            self._note_error()
+            self._run(lambda: self._matcher.consume_token(token))
 
     def compute_mask(self) -> None:
-        """Never raises: in the thread pool it would take the whole batch along."""
         if self.error is None:
-            self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-            self._note_error()
+            bits = self._bits
+            self._run(lambda: self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes))
 
     def mask(self, logits: torch.Tensor) -> torch.Tensor:
         """Set what is not allowed to -inf, in place. `logits`: `(padded_vocab,) float32 cpu`."""
@@ -49,10 +49,14 @@ class Constraint:
         logits[size:] = float("-inf")
         return logits
 
-    def _note_error(self) -> None:
-        if self._matcher.is_error():
-            reason = first_lines(self._matcher.get_error())
-            self.error = EngineError(f"The grammar could not be followed: {reason}")
+    def _run(self, step: Callable[[], object]) -> None:
+        try:
+            step()
+            reason = self._matcher.get_error() if self._matcher.is_error() else ""
+        except BaseException as exc:  # a panic in Rust is no Exception
+            reason = f"{type(exc).__name__}: {exc}"
+        if reason:
+            self.error = EngineError(f"The grammar could not be followed: {first_lines(reason)}")
 
 
 def new_filter(filter_class: type[Any], model: Any, tokenizer: Any, constraint: Constraint) -> Any:

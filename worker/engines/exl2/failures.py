@@ -6,6 +6,7 @@ Runs in the engine loop; `Quarantine.check` in task threads too.
 import hashlib
 import time
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from enum import Enum, auto
 
 from shared.errors import Quarantined
@@ -47,17 +48,21 @@ class Quarantine:
     """Counts the failures that a request was part of, by what it asks for and not by its id:
     it is the client's next try that brings a bad request back. A success acquits."""
 
-    def __init__(self) -> None:
-        self._strikes: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
+    def __init__(self, suspects: Mapping[str, int]) -> None:
+        """`suspects`: fingerprint → failures in processes before this one."""
+        self._strikes = OrderedDict((f, (n, time.monotonic())) for f, n in suspects.items())
         """Fingerprint → failures, monotonic time of the last one. Replaced, never changed."""
 
-    def strike(self, sequence: Sequence) -> None:
-        fingerprint = _fingerprint(sequence)
-        strikes = self._count(fingerprint) + 1
-        self._strikes[fingerprint] = (strikes, time.monotonic())
-        self._strikes.move_to_end(fingerprint)
+    def strike(self, sequences: Iterable[Sequence]) -> dict[str, int]:
+        """Count one failure against each request that was part of it, however many of its
+        choices were. Returns the failures of each so far."""
+        counts = {f: self._count(f) + 1 for f in {_fingerprint(s) for s in sequences}}
+        for fingerprint, count in counts.items():
+            self._strikes[fingerprint] = (count, time.monotonic())
+            self._strikes.move_to_end(fingerprint)
         while len(self._strikes) > _MAX_SUSPECTS:
             self._strikes.popitem(last=False)
+        return counts
 
     def acquit(self, sequence: Sequence) -> None:
         if self._strikes:
@@ -71,18 +76,19 @@ class Quarantine:
                 f"It is refused for {_FORGIVEN_AFTER_S / 60:.0f} minutes."
             )
 
-    def _count(self, fingerprint: bytes) -> int:
+    def _count(self, fingerprint: str) -> int:
         strikes, at = self._strikes.get(fingerprint, (0, 0.0))
         return strikes if time.monotonic() - at < _FORGIVEN_AFTER_S else 0
 
 
-def _fingerprint(sequence: Sequence) -> bytes:
+def _fingerprint(sequence: Sequence) -> str:
     """Of everything but the seed: another choice of the same request is the same request."""
     s = sequence.sampling
     settings = (
         sequence.max_tokens, sequence.stop, sequence.grammar, sequence.logprobs,
         sequence.min_tokens, sequence.ignore_eos, s.temperature, s.top_p, s.top_k, s.min_p,
-        s.presence_penalty, s.frequency_penalty, sorted(s.logit_bias.items()),
+        s.presence_penalty, s.frequency_penalty, s.repetition_penalty,
+        sorted(s.logit_bias.items()),
     )  # fmt: skip
     text = f"{sequence.prompt}{settings}"
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()

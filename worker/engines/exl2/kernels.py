@@ -97,7 +97,8 @@ def attend(
 
     IS_SPLIT: each split writes its normalised result to partials (tokens, heads, splits,
     HEAD_DIM) fp32 and its base-2 logarithm of the softmax sum to logsums (tokens, heads,
-    splits), -inf if it has no key. Otherwise the result goes to `out`.
+    splits): -inf if it has no key, and then its partials stay unwritten. Otherwise the
+    result goes to `out`.
     """
     # Neighbours share tokens (KV heads lie side by side), and in a prefill the blocks with
     # the most keys come first.
@@ -121,82 +122,88 @@ def attend(
         page_row = block_table
 
     first_row = block * BLOCK_M
-    # A sequence that is shorter than the longest one has fewer blocks.
-    if first_row < q_len * GROUP:
-        rows = first_row + tl.arange(0, BLOCK_M)
-        tokens = rows // GROUP
-        heads = kv_head * GROUP + rows % GROUP
-        is_row = rows < q_len * GROUP
-        # Bottom-right alignment: token i stands at kv_len - q_len + i, below 0 where there
-        # are more queries than keys (those see nothing, and their result is 0).
-        q_positions = kv_len - q_len + tokens
-        first_position = kv_len - q_len + first_row // GROUP
-        last_token = tl.minimum((first_row + BLOCK_M - 1) // GROUP, q_len - 1)
-        last_position = kv_len - q_len + last_token
+    if not HAS_PAGES:  # noqa: SIM102, with pages a branch would only cost registers
+        # A sequence that is shorter than the longest one has fewer blocks.
+        if first_row >= q_len * GROUP:
+            return
+    rows = first_row + tl.arange(0, BLOCK_M)
+    tokens = rows // GROUP
+    heads = kv_head * GROUP + rows % GROUP
+    is_row = rows < q_len * GROUP
+    # Bottom-right alignment: token i stands at kv_len - q_len + i, below 0 where there
+    # are more queries than keys (those see nothing, and their result is 0).
+    q_positions = kv_len - q_len + tokens
+    first_position = kv_len - q_len + first_row // GROUP
+    last_token = tl.minimum((first_row + BLOCK_M - 1) // GROUP, q_len - 1)
+    last_position = kv_len - q_len + last_token
 
-        # What the rows of this block see begins in first_tile and ends before last_key.
-        last_key = kv_len
+    # What the rows of this block see begins in first_tile and ends before last_key.
+    last_key = kv_len
+    if IS_CAUSAL:
+        last_key = tl.minimum(kv_len, last_position + 1)
+    last_key = tl.maximum(last_key, 0)
+    first_tile = 0
+    if HAS_WINDOW:
+        first_tile = tl.maximum(first_position - window_left, 0) // BLOCK_N
+    num_tiles = tl.maximum(tl.cdiv(last_key, BLOCK_N) - first_tile, 0)
+    tiles_per_split = tl.cdiv(num_tiles, num_splits)
+    # Whole tiles to each split; the last ones may get none.
+    begin = (first_tile + tl.minimum(split * tiles_per_split, num_tiles)) * BLOCK_N
+    end = (first_tile + tl.minimum((split + 1) * tiles_per_split, num_tiles)) * BLOCK_N
+
+    offs_n = tl.arange(0, BLOCK_N)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask_d = offs_d < HEAD_DIM
+    KV_STRIDE: tl.constexpr = KV_HEADS * HEAD_DIM
+    head_base = kv_head * HEAD_DIM
+    offs_k = head_base + offs_n[None, :] * KV_STRIDE + offs_d[:, None]
+    offs_v = head_base + offs_n[:, None] * KV_STRIDE + offs_d[None, :]
+    # Row of (tokens × heads), the leading index of q, out, partials and logsums.
+    out_rows = (q_start + tokens) * (KV_HEADS * GROUP) + heads
+    mask_q = is_row[:, None] & mask_d[None, :]
+    if IS_SPLIT:
+        # Short sequences beside a long one have many splits without a key. Those must cost next
+        # to nothing: no queries read, and no result written but the sum.
+        mask_q = mask_q & (begin < end)
+    q_tile = tl.load(q + out_rows[:, None] * HEAD_DIM + offs_d[None, :], mask=mask_q, other=0.0)
+
+    acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+    row_max = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
+    row_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
+    IS_PADDED: tl.constexpr = BLOCK_D != HEAD_DIM
+    masked_from = begin
+    if BLOCK_M >= 128 and not HAS_WINDOW:
+        # A prefill computes, so it saves itself the masks where every row sees every key
+        # of a tile. A decode step waits for memory: one loop keeps its loads in flight.
+        first_hidden = kv_len
         if IS_CAUSAL:
-            last_key = tl.minimum(kv_len, last_position + 1)
-        last_key = tl.maximum(last_key, 0)
-        first_tile = 0
-        if HAS_WINDOW:
-            first_tile = tl.maximum(first_position - window_left, 0) // BLOCK_N
-        num_tiles = tl.maximum(tl.cdiv(last_key, BLOCK_N) - first_tile, 0)
-        tiles_per_split = tl.cdiv(num_tiles, num_splits)
-        # Whole tiles to each split; the last ones may get none, which leaves their sum 0.
-        begin = (first_tile + tl.minimum(split * tiles_per_split, num_tiles)) * BLOCK_N
-        end = (first_tile + tl.minimum((split + 1) * tiles_per_split, num_tiles)) * BLOCK_N
-
-        offs_n = tl.arange(0, BLOCK_N)
-        offs_d = tl.arange(0, BLOCK_D)
-        mask_d = offs_d < HEAD_DIM
-        KV_STRIDE: tl.constexpr = KV_HEADS * HEAD_DIM
-        head_base = kv_head * HEAD_DIM
-        offs_k = head_base + offs_n[None, :] * KV_STRIDE + offs_d[:, None]
-        offs_v = head_base + offs_n[:, None] * KV_STRIDE + offs_d[None, :]
-        # Row of (tokens × heads), the leading index of q, out, partials and logsums.
-        out_rows = (q_start + tokens) * (KV_HEADS * GROUP) + heads
-        mask_q = is_row[:, None] & mask_d[None, :]
-        q_tile = tl.load(q + out_rows[:, None] * HEAD_DIM + offs_d[None, :], mask=mask_q, other=0.0)
-
-        acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-        row_max = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
-        row_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
-        IS_PADDED: tl.constexpr = BLOCK_D != HEAD_DIM
-        masked_from = begin
-        if BLOCK_M >= 128 and not HAS_WINDOW:
-            # A prefill computes, so it saves itself the masks where every row sees every key
-            # of a tile. A decode step waits for memory: one loop keeps its loads in flight.
-            first_hidden = kv_len
-            if IS_CAUSAL:
-                first_hidden = tl.minimum(kv_len, first_position + 1)
-            masked_from = tl.maximum(first_hidden, 0) // BLOCK_N * BLOCK_N
-            masked_from = tl.minimum(tl.maximum(masked_from, begin), end)
-            acc, row_max, row_sum = _attend_range(
-                acc, row_max, row_sum, q_tile, k, v, page_row, kv_start, begin, masked_from,
-                kv_len, q_positions, score_scale, cap_log2, window_left, offs_k, offs_v, mask_d,
-                KV_STRIDE, BLOCK_N, PAGE_SIZE, HAS_PAGES, IS_CAUSAL, HAS_WINDOW, HAS_SOFTCAP,
-                IS_PADDED, False,
-            )  # fmt: skip
+            first_hidden = tl.minimum(kv_len, first_position + 1)
+        masked_from = tl.maximum(first_hidden, 0) // BLOCK_N * BLOCK_N
+        masked_from = tl.minimum(tl.maximum(masked_from, begin), end)
         acc, row_max, row_sum = _attend_range(
-            acc, row_max, row_sum, q_tile, k, v, page_row, kv_start, masked_from, end, kv_len,
-            q_positions, score_scale, cap_log2, window_left, offs_k, offs_v, mask_d,
+            acc, row_max, row_sum, q_tile, k, v, page_row, kv_start, begin, masked_from,
+            kv_len, q_positions, score_scale, cap_log2, window_left, offs_k, offs_v, mask_d,
             KV_STRIDE, BLOCK_N, PAGE_SIZE, HAS_PAGES, IS_CAUSAL, HAS_WINDOW, HAS_SOFTCAP,
-            IS_PADDED, True,
+            IS_PADDED, False,
         )  # fmt: skip
+    acc, row_max, row_sum = _attend_range(
+        acc, row_max, row_sum, q_tile, k, v, page_row, kv_start, masked_from, end, kv_len,
+        q_positions, score_scale, cap_log2, window_left, offs_k, offs_v, mask_d,
+        KV_STRIDE, BLOCK_N, PAGE_SIZE, HAS_PAGES, IS_CAUSAL, HAS_WINDOW, HAS_SOFTCAP,
+        IS_PADDED, True,
+    )  # fmt: skip
 
-        # A row without a key has the sum 0, and its result is 0.
-        divisor = tl.where(row_sum == 0.0, 1.0, row_sum)
-        acc = acc / divisor[:, None]
-        if IS_SPLIT:
-            slots = out_rows * num_splits + split
-            tl.store(partials + slots[:, None] * HEAD_DIM + offs_d[None, :], acc, mask=mask_q)
-            # log2(1) = 0, so this is row_max = -inf for a row without a key.
-            tl.store(logsums + slots, row_max + tl.log2(divisor), mask=is_row)
-        else:
-            target = out + out_rows[:, None] * HEAD_DIM + offs_d[None, :]
-            tl.store(target, acc.to(out.dtype.element_ty), mask=mask_q)
+    # A row without a key has the sum 0, and its result is 0.
+    divisor = tl.where(row_sum == 0.0, 1.0, row_sum)
+    acc = acc / divisor[:, None]
+    if IS_SPLIT:
+        slots = out_rows * num_splits + split
+        tl.store(partials + slots[:, None] * HEAD_DIM + offs_d[None, :], acc, mask=mask_q)
+        # log2(1) = 0, so this is row_max = -inf for a row without a key.
+        tl.store(logsums + slots, row_max + tl.log2(divisor), mask=is_row)
+    else:
+        target = out + out_rows[:, None] * HEAD_DIM + offs_d[None, :]
+        tl.store(target, acc.to(out.dtype.element_ty), mask=mask_q)
 
 
 @triton.jit(do_not_specialize=["num_splits"])
@@ -225,9 +232,11 @@ def combine_splits(
         part = s0 + tl.arange(0, COMBINE_CHUNK)
         is_part = part < num_splits
         logsum = tl.load(logsums + row * num_splits + part, mask=is_part, other=float("-inf"))
+        # A split without a key has written nothing else.
+        has_key = logsum > float("-inf")
         values = tl.load(
             partials + (row * num_splits + part)[:, None] * HEAD_DIM + offs_d[None, :],
-            mask=is_part[:, None] & (offs_d < HEAD_DIM)[None, :],
+            mask=has_key[:, None] & (offs_d < HEAD_DIM)[None, :],
             other=0.0,
         )
         acc += tl.sum(values * (tl.exp2(logsum - top) / total)[:, None], 0)
@@ -249,9 +258,9 @@ def append_to_pages(
     token = tl.program_id(0)
     sequence = tl.program_id(1).to(tl.int64)
     position = tl.load(cache_lens + sequence) + token
-    # Behind the table there is no page of this sequence: better a missing key than another
+    # Outside of the table there is no page of this sequence: better a missing key than another
     # sequence's page overwritten.
-    has_page = position < table_width * PAGE_SIZE
+    has_page = (position >= 0) & (position < table_width * PAGE_SIZE)
     page = tl.load(
         block_table + sequence * table_width + position // PAGE_SIZE, mask=has_page, other=0
     ).to(tl.int64)

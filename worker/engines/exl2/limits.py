@@ -19,15 +19,16 @@ class BatchLimits:
     chunk_tokens: int
     """Tokens of a prompt in a step; a multiple of the page."""
 
-    def lower(self, num_active: int) -> None:
-        """After running out of memory with so many sequences: halve the batch; with a single
-        one the piece of a prompt. What the failed step held must be let go of before."""
+    def lower(self, num_active: int, read_tokens: int) -> None:
+        """After running out of memory with so many sequences: halve the piece of a prompt, of
+        which the step read up to `read_tokens` (0: none), since it takes most; else the batch.
+        What the failed step held must be let go of before."""
         torch.cuda.empty_cache()
-        if num_active > 1:
-            self.max_batch = max(1, min(self.max_batch, num_active) // 2)
-        else:
-            half = self.chunk_tokens // 2
+        if read_tokens > PAGE_TOKENS or num_active == 1:
+            half = min(self.chunk_tokens, read_tokens or self.chunk_tokens) // 2
             self.chunk_tokens = max(PAGE_TOKENS, half - half % PAGE_TOKENS)
+        else:
+            self.max_batch = max(1, min(self.max_batch, num_active) // 2)
         _log.error(
             "out of GPU memory with %d sequences: from now on at most %d, and %d prompt tokens "
             "a step. A smaller cache_tokens, context_length or slots leaves more room.",

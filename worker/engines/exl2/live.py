@@ -4,12 +4,14 @@ Engine loop only, but for the two hooks around the sampler, which run in the gen
 sampling threads while the loop waits for them.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from shared.errors import EngineError
 from shared.messages import FinishReason, TokenLogprobs
 from worker.engines.exl2 import logprobs, sampling
 from worker.engines.exl2.constraints import Constraint
@@ -20,11 +22,8 @@ from worker.text import TextAssembler
 
 
 class LiveSequence:
-    """Text comes from the token ids, by way of our own assembler, as with every engine.
-
-    The generator holds tokens back while their text ends in half a character; `take` gets them
-    late then, but it gets all of them.
-    """
+    """Text comes from the token ids, by way of our own assembler, as with every engine. The
+    generator knows no text (see `loading`), so it holds none back."""
 
     def __init__(
         self,
@@ -35,12 +34,17 @@ class LiveSequence:
         unread_tokens: int,
     ) -> None:
         self.sequence = sequence
-        self.constraint = constraint
+        self._constraint = constraint
         self.unread_tokens = unread_tokens
         """Prompt tokens not computed yet, as far as is known; 0 once tokens come."""
         self.job: Any = None
         """The ExLlamaV2DynamicJob."""
         self._vocabulary = vocabulary
+        self._shown = {
+            token: text.encode()
+            for text, token in vocabulary.control_tokens.items()
+            if token in sequence.shown_tokens
+        }
         self._stop_ids = frozenset() if sequence.ignore_eos else stop_ids
         self._assembler = TextAssembler(
             sequence.stop, strip_leading_space=sequence.strip_leading_space
@@ -48,6 +52,12 @@ class LiveSequence:
         self._num_generated = 0
         self._logprobs: deque[TokenLogprobs] = deque()
         """Of the tokens drawn and not yet taken, in order."""
+        self._error: EngineError | None = None
+
+    @property
+    def error(self) -> EngineError | None:
+        """Why the sequence, alone, has to end. What was drawn since then means nothing."""
+        return self._error or (self._constraint.error if self._constraint else None)
 
     @property
     def is_reading(self) -> bool:
@@ -60,19 +70,20 @@ class LiveSequence:
         return len(self.sequence.prompt) + self._num_generated
 
     def watch(self, job: Any, vocab_size: int) -> None:
-        """Put the hooks around the job's sampling that the sequence needs.
+        """Put the hooks around the job's sampling.
 
         `receive_logits(logits)` is called once for each position that is sampled, with logits
-        nobody has touched, and returns the drawn token first.
+        `(1, 1, padded_vocab) float32 cpu` nobody has touched, and returns the drawn token first.
         """
         self.job = job
         sequence, draw = self.sequence, job.receive_logits
         follows = sampling.has_penalty(sequence.sampling)
         num_alternatives = sequence.logprobs
-        if not follows and num_alternatives is None:
-            return
 
         def receive_logits(logits: torch.Tensor) -> Any:
+            self._check(logits[0, -1, :vocab_size])
+            if self._error is not None:
+                logits.zero_()  # anything that can be drawn: the token is not taken
             if follows:
                 sampling.follow_output(job.gen_settings, job.new_tokens)
             if num_alternatives is None:
@@ -80,13 +91,17 @@ class LiveSequence:
             raw = logprobs.raw_logits(logits, vocab_size)
             drawn = draw(logits)
             self._logprobs.append(
-                logprobs.token_logprobs(
-                    raw, int(drawn[0].item()), num_alternatives, self._vocabulary.piece
-                )
+                logprobs.token_logprobs(raw, int(drawn[0].item()), num_alternatives, self._piece)
             )
             return drawn
 
         job.receive_logits = receive_logits
+
+    def _check(self, row: torch.Tensor) -> None:
+        """With NaN the sampler's best token is memory that nobody has written
+        (exllamav2@v0.3.2:exllamav2_ext/cpp/sampling_avx2.cpp, softmax_cpu_avx2)."""
+        if not math.isfinite(float(row.max())):  # NaN if there is any
+            self._error = EngineError("The model computed no valid probabilities (NaN).")
 
     # -- results -----------------------------------------------------------------------------
 
@@ -98,8 +113,8 @@ class LiveSequence:
             self.sequence.key, prefilled_tokens=done, cached_tokens=self._cached_tokens()
         )
 
-    def take(self, result: dict[str, Any]) -> StepResult | None:
-        """From a result of the stage "streaming"; None while its text is held back."""
+    def take(self, result: dict[str, Any]) -> StepResult:
+        """From a result of the stage "streaming"."""
         self.unread_tokens = 0
         drawn = _token_ids(result)
         if result["eos"]:
@@ -112,8 +127,6 @@ class LiveSequence:
             # Not by a token that we count as an end: the generator knows why.
             taken.finish_reason = FinishReason.STOP
             taken.text += self._assembler.finish()
-        if not taken.token_ids and taken.finish_reason is None:
-            return None
         return taken
 
     def _accept(self, token: int, taken: StepResult) -> None:
@@ -128,12 +141,15 @@ class LiveSequence:
             taken.text += self._assembler.finish()
             taken.finish_reason = FinishReason.STOP
             return
-        taken.text += self._assembler.push(self._vocabulary.piece(token))
+        taken.text += self._assembler.push(self._piece(token))
         if self._assembler.is_stopped:
             taken.finish_reason = FinishReason.STOP
         elif self._num_generated >= self.sequence.max_tokens:
             taken.text += self._assembler.finish()
             taken.finish_reason = FinishReason.LENGTH
+
+    def _piece(self, token: int) -> bytes:
+        return self._shown.get(token) or self._vocabulary.piece(token)
 
     def _cached_tokens(self) -> int:
         """As the generator reports it at the end of a job; ours may end before."""
@@ -166,7 +182,6 @@ def new_job(
         gen_settings=settings,
         seed=sequence.sampling.seed,
         stop_conditions=[] if sequence.ignore_eos else list(stop_ids),
-        decode_special_tokens=False,
         filters=filters,
         identifier=sequence.key,
     )

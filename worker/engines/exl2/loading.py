@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import EngineError, SettingsError
+from worker import cuda_devices
+from worker.engines.exl2 import yarn
 from worker.engines.exl2.failures import Failure, classify
-from worker.engines.exl2.model_config import is_quantised, loadable_folder
+from worker.engines.exl2.model_config import is_quantised, loadable_folder, rope_scaling
 from worker.engines.exl2.model_folder import ModelFolder, read_folder
-from worker.engines.exl2.plan import Plan, make_plan, visible_devices
+from worker.engines.exl2.plan import Plan, make_plan
 from worker.engines.protocol import EngineSettings
 
 _log = logging.getLogger(__name__)
@@ -27,7 +29,10 @@ _MAX_NGRAM = 4
 MIN_NGRAM_CONTEXT = _MAX_NGRAM - 1
 """Tokens that the n-gram guesser looks at: on a shorter sequence it raises IndexError
 (exllamav2@v0.3.2:generator/dynamic.py, iterate_ngram_gen)."""
-_ATTACH = "worker.engines.exl2.attach"
+_MAIN_RESERVE_BYTES, _OTHER_RESERVE_BYTES = 192 << 20, 64 << 20
+"""What `load_autosplit` leaves free by itself on the first device, and on each other."""
+_WORKING_BYTES = 1 << 30
+ATTACH = "worker.engines.exl2.attach"
 
 
 @dataclass(slots=True)
@@ -53,6 +58,8 @@ class Loaded:
     draft: Model | None
     uses_ngrams: bool
     device: str
+    attention: str
+    """Name of the one in use."""
 
     @property
     def vocab_size(self) -> int:
@@ -95,13 +102,9 @@ class Loaded:
 def load(settings: EngineSettings, folder: ModelFolder) -> Loaded:
     """Raises SettingsError for what the user can mend, EngineError for the rest."""
     plan = make_plan(settings, is_quantised=is_quantised(folder.config))
-    if plan.devices is not None:
-        # Before CUDA starts: no context is made on the others, and they are numbered from 0.
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices(
-            plan.devices, os.environ.get("CUDA_VISIBLE_DEVICES")
-        )
+    cuda_devices.restrict(os.environ, plan.devices)
     library, generators, filters = _import()
-    attention = importlib.import_module(_ATTACH).attach(
+    attention = importlib.import_module(ATTACH).attach(
         os.environ.get("LLMIS_EXL2_ATTENTION", "auto")
     )
     speculation = settings.speculation
@@ -110,25 +113,29 @@ def load(settings: EngineSettings, folder: ModelFolder) -> Loaded:
         draft_folder = _draft_folder(folder, speculation.draft_path)
     num_parts = 2 if draft_folder else 1
     try:
-        main = _load_model(library, folder, plan, 0, _progress(settings, 0, num_parts))
+        on_progress = _progress(settings, 0, num_parts)
+        reserved_bytes = _draft_bytes(library, draft_folder, plan) if draft_folder else 0
+        main = _load_model(library, folder, plan, 0, on_progress, reserved_bytes)
         draft = None
         if draft_folder is not None:
             # The generator wants no fewer positions of it than of the main model.
             num_positions = main.config.max_seq_len
             on_progress = _progress(settings, 1, num_parts)
             draft = _load_model(library, draft_folder, plan, num_positions, on_progress)
-    except (AssertionError, ValueError, TypeError, KeyError, OSError, RuntimeError) as exc:
+    except Exception as exc:
         raise _explain(exc, folder.path) from exc
     device = _device_name(plan)
     _log.info(
         "exllamav2 %s: %d tokens of KV cache, attention: %s",
         library.__version__,
         plan.cache_tokens,
-        attention,
+        attention.name,
         extra={"device": device},
     )
     uses_ngrams = speculation is not None and draft is None
-    return Loaded(library, generators, filters, plan, main, draft, uses_ngrams, device)
+    return Loaded(
+        library, generators, filters, plan, main, draft, uses_ngrams, device, attention.name
+    )
 
 
 def _import() -> tuple[Any, Any, Any]:
@@ -136,7 +143,7 @@ def _import() -> tuple[Any, Any, Any]:
         library = importlib.import_module("exllamav2")
         generators = importlib.import_module("exllamav2.generator")
         filters = importlib.import_module("exllamav2.generator.filters")
-    except (ImportError, OSError, RuntimeError) as exc:
+    except Exception as exc:
         raise EngineError(
             f"exllamav2 cannot be imported: {exc}. It needs torch with CUDA, and nvcc or a built "
             "extension (docs/operations.md)."
@@ -150,7 +157,9 @@ def _load_model(
     plan: Plan,
     min_positions: int,
     on_progress: Callable[[int, int], None],
+    reserved_bytes: int = 0,
 ) -> Model:
+    """`reserved_bytes` of the first of several devices are left to another model."""
     import torch
 
     with ExitStack() as stack:
@@ -159,23 +168,38 @@ def _load_model(
         config.prepare()
         config.arch_compat_overrides()
         _set_positions(config, plan, min_positions)
+        if config.alt_rope_method == "yarn":
+            yarn.attach(config, rope_scaling(folder))
         config.max_input_len = plan.max_input_tokens
         # Logits are wanted for the last positions alone; without a limit they are made for all.
         config.max_output_len = max(_MIN_OUTPUT_ROWS, plan.num_draft_tokens + 1)
         _check_cache(config, plan)
         model = library.ExLlamaV2(config)
         cache_class = getattr(library, plan.cache_class)
-        if torch.cuda.device_count() > 1:
+        num_devices = torch.cuda.device_count()
+        if num_devices > 1:
             # Layers and their part of the cache go to one device after the other.
             cache = cache_class(model, max_seq_len=plan.cache_tokens, lazy=True)
-            model.load_autosplit(cache, last_id_only=True, callback=on_progress)
+            reserved = [_MAIN_RESERVE_BYTES + reserved_bytes]
+            reserved += [_OTHER_RESERVE_BYTES] * (num_devices - 1)
+            model.load_autosplit(
+                cache, reserve_vram=reserved, last_id_only=True, callback=on_progress
+            )
         else:
             model.load(callback=on_progress)
             cache = cache_class(model, max_seq_len=plan.cache_tokens)
         tokenizer = library.ExLlamaV2Tokenizer(config, lazy_init=True)
-        # Made at the first token otherwise, in the middle of the batch.
-        tokenizer.get_id_to_piece_list(True)
+        never_decode(tokenizer, config.vocab_size)
     return Model(config, model, cache, tokenizer)
+
+
+def never_decode(tokenizer: Any, vocab_size: int) -> None:
+    """Let every token have no text. The texts are ours to make, from the token ids; with texts
+    the generator holds tokens back, for as long as a byte among them is no UTF-8
+    (exllamav2@v0.3.2:generator/dynamic.py, receive_sample), and it takes seconds to decode the
+    vocabulary, twice."""
+    size = max(-(-int(vocab_size) // 32) * 32, int(tokenizer.get_vocab_size()))
+    tokenizer.id_to_piece = tokenizer.id_to_piece_with_special = [""] * size
 
 
 def _set_positions(config: Any, plan: Plan, min_positions: int) -> None:
@@ -200,6 +224,22 @@ def _check_cache(config: Any, plan: Plan) -> None:
             f"quant: heads of {config.head_dim} values cannot be quantised, it takes a multiple "
             "of 32. Use f16."
         )
+
+
+def _draft_bytes(library: Any, folder: ModelFolder, plan: Plan) -> int:
+    """What a draft model takes of the first of several devices, rather more: its files, its
+    cache in 16 bits, and room to work."""
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        return 0
+    config = library.ExLlamaV2Config()
+    with loadable_folder(folder) as view:
+        config.model_dir = str(view)
+        config.prepare()
+        weights_bytes = sum(file.stat().st_size for file in view.glob("*.safetensors"))
+    token_bytes = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return weights_bytes + int(plan.cache_tokens * token_bytes) + _WORKING_BYTES
 
 
 def _draft_folder(folder: ModelFolder, path: Path) -> ModelFolder:

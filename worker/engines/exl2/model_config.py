@@ -17,34 +17,46 @@ from typing import Any
 
 from shared.errors import SettingsError
 from worker.engines.exl2.model_folder import ModelFolder
+from worker.engines.exl2.rope_config import fill, flatten_rope
 
 ARCHITECTURES = frozenset(
     f"{name}ForCausalLM"
     for name in (
         "Llama", "Mistral", "Mixtral", "Yi", "Orion", "Qwen2", "Qwen3", "Qwen3Moe", "Gemma",
-        "Gemma2", "Starcoder2", "Cohere", "Cohere2", "Dbrx", "Phi3", "GPTBigCode", "MiniCPM",
-        "InternLM2", "Index", "Granite", "Glm4",
+        "Gemma2", "Starcoder2", "Cohere", "Cohere2", "Phi3", "MiniCPM", "InternLM2", "Index",
+        "Granite", "Glm4",
     )
 ) | {
     f"{name}ForConditionalGeneration"
     for name in ("Mistral3", "Gemma3", "Qwen2VL", "Qwen2_5_VL")
 }  # fmt: skip
-"""What architecture.py names, less GPT2 (its positions end with a table) and Gemmoe. Models
-that also see are used for text alone."""
+"""What architecture.py names, less GPT2 and GPTBigCode (their positions end with a table), Dbrx
+(whose memory nobody here can estimate) and Gemmoe. Models that also see are used for text alone."""
 
-_ROPE_TYPES = {"default", "linear", "su", "longrope", "yarn", "llama3", "mrope"}
-_SLIDING_THETA = 10000.0
-"""What ExLlamaV2 has built in for the sliding layers of Gemma 3."""
+_ALTERNATING = {"Cohere2ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForConditionalGeneration"}
+"""Some of their layers see a window of the text only."""
+_GPTQ_BITS = 4
 
 
 def normalise(folder: ModelFolder) -> dict[str, Any]:
     """Return the config to load with. Raises SettingsError."""
     config = copy.deepcopy(folder.config)
     _check_architecture(config, folder.path)
+    _check_quantisation(config, folder.path)
     for part in (config, config.get("text_config")):
         if isinstance(part, dict):
-            _flatten_rope(part, config, folder.path)
+            flatten_rope(part, config, folder.path)
+    if config["architectures"][0] in _ALTERNATING:
+        _set_sliding_pattern(config, folder.path)
     return config
+
+
+def rope_scaling(folder: ModelFolder) -> dict[str, Any]:
+    """The normalised one of the text model, from where ExLlamaV2 reads it; empty without one."""
+    config = normalise(folder)
+    parts = (config, config.get("text_config"))
+    found = (part.get("rope_scaling") for part in parts if isinstance(part, dict))
+    return next((scaling for scaling in found if scaling), {})
 
 
 def is_quantised(config: dict[str, Any]) -> bool:
@@ -96,56 +108,38 @@ def _check_architecture(config: dict[str, Any], path: Path) -> None:
         )
 
 
-def _flatten_rope(part: dict[str, Any], config: dict[str, Any], path: Path) -> None:
-    """Turn `rope_parameters` (transformers 5) into `rope_theta` and `rope_scaling`."""
-    parameters = part.pop("rope_parameters", None)
-    if isinstance(parameters, dict):
-        parameters = dict(_of_full_attention(parameters, path))
-        for key in ("rope_theta", "partial_rotary_factor"):
-            if key in parameters:
-                _fill(part, key, parameters.pop(key))
-        if parameters.get("rope_type", parameters.get("type", "default")) != "default":
-            _fill(part, "rope_scaling", parameters)
-    scaling = part.get("rope_scaling")
-    if not isinstance(scaling, dict):
+def _check_quantisation(config: dict[str, Any], path: Path) -> None:
+    """ExLlamaV2 goes by the names of the tensors: of another method it says that some lack, or
+    takes packed integers for weights."""
+    declared = config.get("quantization_config")
+    if not isinstance(declared, dict):
         return
-    if "rope_type" in scaling:  # with both names of it ExLlamaV2 refuses
-        scaling.pop("type", None)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in _ROPE_TYPES:
+    method, bits = declared.get("quant_method"), declared.get("bits")
+    if method not in (None, "exl2", "gptq"):
         raise SettingsError(
-            f"models: {path} scales its positions by {kind!r}, which ExLlamaV2 0.3.2 would "
-            f"leave out. It knows {', '.join(sorted(_ROPE_TYPES))}."
+            f"models: the weights of {path} are quantised by {method!r}; ExLlamaV2 runs exl2, "
+            "gptq with 4 bits, and 16-bit weights"
         )
-    original = scaling.get("original_max_position_embeddings")
-    if kind in ("su", "longrope") and original is not None:
-        _fill(config, "original_max_position_embeddings", original)
-    if kind == "yarn" and original is None:
-        trained = part.get("max_position_embeddings")
-        factor = scaling.get("factor")
-        if not isinstance(trained, int) or not isinstance(factor, int | float) or factor <= 0:
-            raise SettingsError(
-                f"models: rope_scaling of {path} lacks original_max_position_embeddings"
-            )
-        scaling["original_max_position_embeddings"] = int(trained / factor)
+    if method == "gptq" and bits not in (None, _GPTQ_BITS):
+        raise SettingsError(f"models: {path} is GPTQ with {bits} bits; ExLlamaV2 runs 4")
 
 
-def _fill(part: dict[str, Any], key: str, value: Any) -> None:
-    """Set what is missing or null; what an older transformers wrote stays."""
-    if part.get(key) is None:
-        part[key] = value
-
-
-def _of_full_attention(parameters: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Of parameters for each kind of layer those of full attention."""
-    nested = parameters.get("full_attention")
-    if not isinstance(nested, dict):
-        return parameters
-    sliding = parameters.get("sliding_attention")
-    theta = sliding.get("rope_theta", _SLIDING_THETA) if isinstance(sliding, dict) else None
-    if theta is not None and theta not in (_SLIDING_THETA, nested.get("rope_theta")):
+def _set_sliding_pattern(config: dict[str, Any], path: Path) -> None:
+    """ExLlamaV2 reads `sliding_window_pattern`, at the top alone: every n-th layer sees all.
+    transformers writes `layer_types` since 4.53. Raises SettingsError for what has no period."""
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else config
+    kinds = text.get("layer_types")
+    if not isinstance(kinds, list) or not kinds:
+        fill(config, "sliding_window_pattern", text.get("sliding_window_pattern"))
+        return
+    pattern = 1 + (kinds.index("full_attention") if "full_attention" in kinds else len(kinds))
+    expected = [
+        "sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(len(kinds))
+    ]
+    # 1 would mean every second layer over there.
+    if pattern == 1 or kinds != expected:
         raise SettingsError(
-            f"models: the sliding layers of {path} have rope_theta {theta}; ExLlamaV2 0.3.2 "
-            f"has {_SLIDING_THETA:g} built in"
+            f"models: layer_types of {path} have no period, which ExLlamaV2 0.3.2 needs"
         )
-    return nested
+    config["sliding_window_pattern"] = pattern

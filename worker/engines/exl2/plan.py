@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from shared.errors import SettingsError
+from worker.cuda_devices import parse_devices
 from worker.engines.exl2 import pages
 from worker.engines.protocol import EngineSettings
 
@@ -15,6 +16,8 @@ CACHES = {
 }  # fmt: skip
 """Precision of the KV cache → class of exllamav2."""
 _MAX_INPUT_TOKENS = 2048
+_MIN_CONTEXT = 2
+"""A token of prompt and one of completion."""
 _CLIFF_ROWS = 32
 """MAX_Q_GEMM_ROWS: with more rows in a step, quantised weights are unpacked each time
 (exllamav2@v0.3.2:exllamav2_ext/cuda/q_gemm.cu)."""
@@ -52,6 +55,11 @@ def make_plan(settings: EngineSettings, *, is_quantised: bool) -> Plan:
     # Guesses reach beyond the last token. The positions stay those that were asked for: some
     # models switch to other ones (longrope) where the context is longer than it was trained on.
     context_length = settings.context_length - num_draft_tokens
+    if context_length < _MIN_CONTEXT:
+        raise SettingsError(
+            f"context_length = {settings.context_length} with {num_draft_tokens} draft tokens: "
+            f"must be at least {_MIN_CONTEXT + num_draft_tokens}"
+        )
     rope_tokens = max(settings.context_length, pages.PAGE_TOKENS)
     max_input_tokens = min(_MAX_INPUT_TOKENS, rope_tokens)
     max_input_tokens -= max_input_tokens % pages.PAGE_TOKENS
@@ -85,34 +93,3 @@ def make_plan(settings: EngineSettings, *, is_quantised: bool) -> Plan:
         num_draft_tokens=num_draft_tokens,
         devices=parse_devices(settings.device),
     )
-
-
-def parse_devices(device: str) -> list[int] | None:
-    """`auto`, `cuda`, `cuda:1`, or several: `cuda:0,cuda:2`. Raises SettingsError."""
-    if device in ("auto", "cuda"):
-        return None
-    found = []
-    for name in device.split(","):
-        kind, _, number = name.strip().partition(":")
-        if kind != "cuda" or not number.isdecimal():
-            raise SettingsError(
-                f"device = {device!r}: exllamav2 takes auto, cuda:0, or a list such as "
-                "cuda:0,cuda:1"
-            )
-        found.append(int(number))
-    if len(set(found)) < len(found):
-        raise SettingsError(f"device = {device!r}: a device is named twice")
-    return found
-
-
-def visible_devices(wanted: list[int], visible: str | None) -> str:
-    """The value of CUDA_VISIBLE_DEVICES that leaves the wanted ones of what is `visible` now.
-    Raises SettingsError."""
-    if visible is None:
-        return ",".join(map(str, wanted))
-    names = [name.strip() for name in visible.split(",") if name.strip()]
-    if max(wanted) >= len(names):
-        raise SettingsError(
-            f"device: there is no cuda:{max(wanted)}, CUDA_VISIBLE_DEVICES is {visible!r}"
-        )
-    return ",".join(names[number] for number in wanted)

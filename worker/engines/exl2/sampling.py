@@ -28,7 +28,7 @@ def new_settings(settings_class: Any, sampling: Sampling, padded_vocab_size: int
         or sampling.min_p >= 1
     )
     return settings_class(
-        token_repetition_penalty=1.0,
+        token_repetition_penalty=sampling.repetition_penalty,
         token_repetition_range=0,
         token_repetition_decay=0,
         token_frequency_penalty=sampling.frequency_penalty,
@@ -56,7 +56,13 @@ def new_settings(settings_class: Any, sampling: Sampling, padded_vocab_size: int
 
 
 def has_penalty(sampling: Sampling) -> bool:
-    return bool(sampling.frequency_penalty or sampling.presence_penalty)
+    """The sampler applies the repetition penalty to the untouched logit of each token that the
+    range holds, once, and then subtracts the other two (exllamav2_ext/cpp/sampling.cpp)."""
+    return bool(
+        sampling.frequency_penalty
+        or sampling.presence_penalty
+        or sampling.repetition_penalty != 1.0
+    )
 
 
 def follow_output(settings: Any, num_generated: int) -> None:

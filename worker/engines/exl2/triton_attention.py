@@ -13,7 +13,8 @@ import torch
 from worker.engines.exl2 import kernels
 from worker.engines.exl2.calls import PackedCall, PagedCall
 from worker.engines.exl2.tiles import (
-    LARGE_SHARED_BYTES,
+    COMBINE_WARPS,
+    LARGE_SM_BYTES,
     MAX_SPLITS,
     Tile,
     choose_splits,
@@ -58,11 +59,12 @@ def _attend_pages(call: PagedCall, q: torch.Tensor) -> torch.Tensor:
     device = _facts(q.device)
     max_pages = int(call.block_table.shape[1])
     group = heads // kv_heads
-    tile = choose_tile(q_len * group, pad_head_dim(head_dim), device.is_large)
+    tile = choose_tile(q_len * group, pad_head_dim(head_dim), device.shared_bytes_of_sm)
     blocks = -(-q_len * group // tile.rows)
     # From the width of the table, not from the lengths: those are on the device.
     splits = min(call.num_splits, MAX_SPLITS) or choose_splits(
         blocks * kv_heads * sequences,
+        sequences,
         max_pages * page_size,
         tile.programs_per_sm * device.num_sms,
     )
@@ -82,6 +84,7 @@ def _attend_pages(call: PagedCall, q: torch.Tensor) -> torch.Tensor:
         kernels.combine_splits[(sequences * q_len * heads,)](
             partials, logsums, out, splits,
             HEAD_DIM=head_dim, BLOCK_D=pad_head_dim(head_dim), MAX_SPLITS=MAX_SPLITS,
+            num_warps=COMBINE_WARPS,
         )  # fmt: skip
     return out
 
@@ -91,7 +94,7 @@ def _attend_packed(call: PackedCall, q: torch.Tensor) -> torch.Tensor:
     device = _facts(q.device)
     kv_heads = call.k.shape[1]
     group = heads // kv_heads
-    tile = choose_tile(call.max_q_len * group, pad_head_dim(head_dim), device.is_large)
+    tile = choose_tile(call.max_q_len * group, pad_head_dim(head_dim), device.shared_bytes_of_sm)
     blocks = -(-call.max_q_len * group // tile.rows)
     out = torch.empty_like(q)
     kernels.attend[(blocks * kv_heads, 1, call.q_starts.shape[0] - 1)](
@@ -108,7 +111,7 @@ def _attend_packed(call: PackedCall, q: torch.Tensor) -> torch.Tensor:
 
 
 def _scratch(q: torch.Tensor, splits: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Partial results and their log sums, uninitialised: the kernel writes every one."""
+    """Partial results and their log sums, uninitialised: the kernel writes what is read."""
     if splits == 1:
         return None, None
     *tokens_and_heads, head_dim = q.shape
@@ -143,13 +146,12 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 @dataclass(frozen=True, slots=True)
 class _Device:
     num_sms: int
-    is_large: bool
+    shared_bytes_of_sm: int
 
 
 @lru_cache(maxsize=64)
 def _facts(device: torch.device) -> _Device:
     if device.type != "cuda":
-        return _Device(_CPU_SMS, is_large=True)
+        return _Device(_CPU_SMS, LARGE_SM_BYTES)
     properties = torch.cuda.get_device_properties(device)
-    shared_bytes = properties.shared_memory_per_multiprocessor
-    return _Device(properties.multi_processor_count, shared_bytes >= LARGE_SHARED_BYTES)
+    return _Device(properties.multi_processor_count, properties.shared_memory_per_multiprocessor)

@@ -48,10 +48,12 @@ class Vocabulary:
         self.control_tokens = special_tokens(folder)
         specials = set(self.control_tokens.values())
         to_bytes = _Decoder(folder.tokenizer)
+        # What was added to a vocabulary is written as it reads, not in the table's letters.
+        added = {token.content for token in self._parsing.get_added_tokens_decoder().values()}
         self._pieces = [b""] * self.size
         for text, token_id in token_id_of.items():
             if token_id not in specials:
-                self._pieces[token_id] = to_bytes(text)
+                self._pieces[token_id] = to_bytes(text, is_added=text in added)
         longest = max(len(text.encode("utf-8", "replace")) for text in token_id_of)
         shrinks = _NORMALISER_SHRINKS if folder.tokenizer.get("normalizer") else 1
         self.max_token_bytes = shrinks * longest
@@ -133,8 +135,8 @@ class _Decoder:
             if stage.get("type") == "Replace" and isinstance(pattern, dict):
                 self._replaced.append((str(pattern.get("String")), str(stage.get("content"))))
 
-    def __call__(self, text: str) -> bytes:
-        if self._byte_of and all(char in self._byte_of for char in text):
+    def __call__(self, text: str, *, is_added: bool) -> bytes:
+        if self._byte_of and not is_added and all(char in self._byte_of for char in text):
             return bytes(self._byte_of[char] for char in text)
         if self._has_fallback and (match := _FALLBACK_BYTE.match(text)):
             return bytes([int(match[1], 16)])

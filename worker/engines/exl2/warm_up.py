@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 
 from worker.engines.exl2.calls import PAGE_MULTIPLE, Attention, PagedCall, check_paged
-from worker.engines.exl2.tiles import ROW_LIMITS
+from worker.engines.exl2.tiles import FEW_ROWS
 
 
 def warm_up(
@@ -49,4 +49,4 @@ def warm_up(
 
 def warm_up_lengths(group: int) -> list[int]:
     """One q_len for each tile that `tiles.choose_tile` can give this group."""
-    return sorted({1, *(limit // group + 1 for limit in ROW_LIMITS)})
+    return sorted({1, FEW_ROWS // group + 1})

@@ -1,0 +1,101 @@
+"""`POST /tokenize` and `POST /detokenize` over real HTTP."""
+
+import http.client
+import json
+from typing import Any
+
+import pytest
+
+from tests.conftest import Service
+from tests.counter_model import number_token
+
+_BOS = 1
+
+
+def _post(service: Service, path: str, **body: Any) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+    payload = json.dumps({"model": "counter", **body})
+    connection.request("POST", path, payload, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    connection.close()
+    return response.status, answer
+
+
+def test_a_text_becomes_tokens(service: Service) -> None:
+    status, answer = _post(service, "/tokenize", prompt="17 999")
+    assert status == 200
+    assert answer == {
+        "count": 3,
+        "max_model_len": 2048,
+        "tokens": [_BOS, number_token(17), number_token(999)],
+        "token_strs": None,
+    }
+
+
+def test_special_tokens_may_be_left_out_and_texts_be_asked_for(service: Service) -> None:
+    options = {"add_special_tokens": False, "return_token_strs": True}
+    _, answer = _post(service, "/tokenize", prompt="17 18", **options)
+    assert answer["tokens"] == [number_token(17), number_token(18)]
+    assert answer["token_strs"] == [" 17", " 18"]
+    _, answer = _post(service, "/tokenize", prompt="17", return_token_strs=True)
+    assert answer["token_strs"] == ["<s>", " 17"]
+    assert _post(service, "/tokenize", prompt="", add_special_tokens=False)[1]["count"] == 0
+
+
+def test_control_tokens_in_a_text_are_text(service: Service) -> None:
+    _, answer = _post(service, "/tokenize", prompt="</s>", add_special_tokens=False)
+    assert answer["count"] > 1
+
+
+def test_there_and_back(service: Service) -> None:
+    for text in ("5 6 7", "€ 😀 <euro>", "a\nb\0c"):
+        _, answer = _post(service, "/tokenize", prompt=text, add_special_tokens=False)
+        status, back = _post(service, "/detokenize", tokens=answer["tokens"])
+        assert status == 200
+        assert back["prompt"].removeprefix(" ") == text
+    assert _post(service, "/detokenize", tokens=[])[1] == {"prompt": ""}
+    assert _post(service, "/detokenize", tokens=[_BOS, number_token(3)])[1] == {"prompt": "<s> 3"}
+
+
+def test_a_text_longer_than_the_context_is_counted(service: Service) -> None:
+    status, answer = _post(service, "/tokenize", prompt=" ".join(["17"] * 3000))
+    assert (status, answer["count"]) == (200, 3001)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": 17}, "prompt"),
+        ("/tokenize", {"prompt": "x", "add_special_tokens": "yes"}, "add_special_tokens"),
+        ("/tokenize", {"prompt": "x" * 1_000_000}, "prompt"),
+        ("/detokenize", {}, "tokens"),
+        ("/detokenize", {"tokens": "17"}, "tokens"),
+        ("/detokenize", {"tokens": [5, -1]}, "tokens[1]"),
+        ("/detokenize", {"tokens": [10_000_000]}, "tokens"),
+    ],
+)
+def test_a_bad_body_names_its_parameter(service: Service, path: str, body: Any, param: str) -> None:
+    status, answer = _post(service, path, **body)
+    assert (status, answer["error"]["param"]) == (400, param), answer
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
+def test_an_unknown_model_is_not_found(service: Service, path: str) -> None:
+    status, answer = _post(service, path, model="nope", prompt="x", tokens=[1])
+    assert (status, answer["error"]["code"]) == (404, "model_not_found")
+
+
+def test_it_counts_as_no_generation(service: Service) -> None:
+    def counted() -> list[str]:
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+        connection.close()
+        names = ("llmis_generation_tokens_total", "llmis_prompt_tokens_total")
+        return [line for line in lines if line.startswith(names) and '"counter"' in line]
+
+    before = counted()
+    _post(service, "/tokenize", prompt="1 2 3")
+    assert counted() == before

@@ -1,0 +1,239 @@
+"""What the grammars of chats admit, asked of llguidance itself, and what the parser makes of it."""
+
+import json
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+from tokenizers import AddedToken, Tokenizer
+
+from shared.errors import InvalidRequest
+from shared.messages import Grammar, GrammarKind, Job, Tool, ToolChoice
+from tests.chat_templates import CONTROL_TEXTS
+from tests.unit import exl2_folder
+from tests.unit.chat_jobs import TIME, WEATHER, chat_job
+from worker.chat.calls import PYTHON_TAG, CallSyntax
+from worker.chat.conversation import Style
+from worker.chat.format import ChatFormat
+from worker.chat.parser import Reasoning
+
+_THINK = Reasoning("<think>", "</think>")
+_SAID = {
+    CallSyntax.HERMES: '<tool_call>\n{"name": "NAME", "arguments": ARGS}\n</tool_call>',
+    CallSyntax.LLAMA: '{"name": "NAME", "parameters": ARGS}',
+    CallSyntax.MISTRAL: '[TOOL_CALLS][{"name": "NAME", "arguments": ARGS}]',
+    CallSyntax.MISTRAL_NAMED: "[TOOL_CALLS]NAME[ARGS]ARGS_",
+    CallSyntax.DEEPSEEK: "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\n"
+    "```json\nARGS\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    CallSyntax.DEEPSEEK_NAMED: "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>NAME<｜tool▁sep｜>ARGS"
+    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+}
+_BETWEEN = {
+    CallSyntax.HERMES: ("", "\n", ""),
+    CallSyntax.LLAMA: ("", "; ", ""),
+    CallSyntax.MISTRAL: ("[TOOL_CALLS][", ", ", "]"),
+    CallSyntax.MISTRAL_NAMED: ("", "", ""),
+    CallSyntax.DEEPSEEK: ("<｜tool▁calls▁begin｜>", "\n", "<｜tool▁calls▁end｜>"),
+    CallSyntax.DEEPSEEK_NAMED: ("<｜tool▁calls▁begin｜>", "", "<｜tool▁calls▁end｜>"),
+}
+_JSON = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object", "required": ["a"], "properties": '
+                '{"a": {"type": "integer"}}, "additionalProperties": false}')  # fmt: skip
+
+
+def _xml(name: str, arguments: str) -> str:
+    values = json.loads(arguments)
+    parameters = "".join(
+        f"<parameter={key}>\n{value}\n</parameter>\n"
+        for key, value in (values.items() if isinstance(values, dict) else [("bad", values)])
+    )
+    return f"<tool_call>\n<function={name}>\n{parameters}</function>\n</tool_call>"
+
+
+def _said(syntax: CallSyntax, *calls: tuple[str, str]) -> str:
+    if syntax is CallSyntax.QWEN_XML:
+        return "\n".join(_xml(name, arguments) for name, arguments in calls)
+    first, between, last = _BETWEEN[syntax]
+    one = _SAID[syntax].replace("[ARGS]ARGS_", "[ARGS]{ARGS}").replace("ARGS_", "ARGS")
+    one = one.removeprefix(first).removesuffix(last)
+    texts = [
+        one.replace("{ARGS}", arguments).replace("NAME", name)
+        if syntax is CallSyntax.MISTRAL_NAMED
+        else one.replace("ARGS", arguments).replace("NAME", name)
+        for name, arguments in calls
+    ]
+    return first + between.join(texts) + last
+
+
+class _World:
+    """A byte tokenizer, with or without the marks as control tokens."""
+
+    def __init__(self, *, has_control_tokens: bool) -> None:
+        texts = [*CONTROL_TEXTS, "<think>", "</think>"] if has_control_tokens else []
+        self._tokenizer: Tokenizer = exl2_folder.make_tokenizer()
+        self._tokenizer.add_special_tokens([AddedToken(text, special=True) for text in texts])
+        self.control_tokens = {text: self._tokenizer.token_to_id(text) for text in texts}
+        self._guide = LLTokenizer(self._tokenizer.to_str(), eos_token=[2])
+
+    def admits(self, grammar: Grammar | None, text: str) -> bool:
+        assert grammar is not None
+        source = {
+            GrammarKind.LARK: LLMatcher.grammar_from_lark,
+            GrammarKind.JSON_SCHEMA: lambda schema: LLMatcher.grammar_from_json_schema(schema),
+            GrammarKind.REGEX: LLMatcher.grammar_from_regex,
+        }[grammar.kind](grammar.source)
+        matcher = LLMatcher(self._guide, source, log_level=0)
+        assert not matcher.is_error(), matcher.get_error()
+        tokens = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return all(matcher.try_consume_tokens([token]) for token in tokens) and bool(
+            matcher.is_accepting()
+        )
+
+
+@pytest.fixture(params=[False, True], ids=["marks as text", "marks as tokens"], scope="module")
+def world(request: pytest.FixtureRequest) -> _World:
+    return _World(has_control_tokens=request.param)
+
+
+def _format(syntax: CallSyntax, reasoning: Reasoning | None = None) -> ChatFormat:
+    return ChatFormat(syntax, reasoning, Style())
+
+
+def _forced(**fields: Any) -> Job:
+    base = {"tools": [WEATHER, TIME], "tool_choice": ToolChoice.REQUIRED}
+    return chat_job(**(base | fields))
+
+
+@pytest.mark.parametrize("syntax", CallSyntax)
+def test_forced_calls_match_their_schemas_and_can_be_parsed(
+    world: _World, syntax: CallSyntax
+) -> None:
+    form, job = _format(syntax), _forced()
+    grammar = form.grammar(job, False, world.control_tokens)
+    city = '{"city": "Zürich", "days": 2}'
+    for calls in (
+        [("get_weather", city)],
+        [("get_time", "{}")],
+        [("get_weather", city), ("get_time", "{}"), ("get_weather", city)],
+    ):
+        text = _said(syntax, *calls)
+        assert world.admits(grammar, text), text
+        parser = form.parser(job, 0, False)
+        assert parser is not None
+        parts = parser.push(text) + parser.finish()
+        assert [(c.name, c.arguments) for c in parts.tool_calls] == calls
+        assert parts.content == ""
+    for calls in (
+        [("get_weather", '{"days": 2}')],
+        [("get_weather", '{"city": "x", "days": 0}')],
+        [("get_weather", '{"city": "x", "strange": 0}')],
+        [("get_news", "{}")],
+        [("get_time", "[]")],
+    ):
+        assert not world.admits(grammar, _said(syntax, *calls)), calls
+    assert not world.admits(grammar, "no")
+    assert not world.admits(grammar, "")
+
+
+@pytest.mark.parametrize("syntax", CallSyntax)
+def test_a_named_tool_and_a_single_call(world: _World, syntax: CallSyntax) -> None:
+    job = _forced(tool_name="get_time", parallel_tool_calls=False)
+    grammar = _format(syntax).grammar(job, False, world.control_tokens)
+    assert world.admits(grammar, _said(syntax, ("get_time", "{}")))
+    assert not world.admits(grammar, _said(syntax, ("get_time", "{}"), ("get_time", "{}")))
+    assert not world.admits(grammar, _said(syntax, ("get_weather", '{"city": "x"}')))
+
+
+def test_a_named_tool_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="'nothing'"):
+        _format(CallSyntax.HERMES).grammar(_forced(tool_name="nothing"), False, {})
+
+
+def test_reasoning_comes_before_what_is_forced(world: _World) -> None:
+    form = _format(CallSyntax.HERMES, _THINK)
+    call = _said(CallSyntax.HERMES, ("get_time", "{}"))
+    grammar = form.grammar(_forced(), False, world.control_tokens)
+    assert world.admits(grammar, f"<think>\nhm <tool_call>\n</think>\n\n{call}")
+    assert world.admits(grammar, call)
+    assert not world.admits(grammar, f"hm\n</think>\n\n{call}")
+    grammar = form.grammar(_forced(), True, world.control_tokens)
+    assert world.admits(grammar, f"hm\n</think>\n\n{call}")
+    assert not world.admits(grammar, "hm\n</think>\n\nno")
+    assert not world.admits(grammar, "hm")
+
+
+@pytest.mark.parametrize(
+    ("content", "good", "bad"),
+    [
+        (_JSON, '{"a": 5}', '{"b": 5}'),
+        (Grammar(GrammarKind.REGEX, r"[ab]+/\d\\"), "ab/5\\", "ab5"),
+        (Grammar(GrammarKind.LARK, 'start: x+\nx: "y"'), "yyy", "yx"),
+    ],
+)
+def test_a_grammar_of_the_job_holds_behind_the_reasoning(
+    world: _World, content: Grammar, good: str, bad: str
+) -> None:
+    form = _format(CallSyntax.HERMES, _THINK)
+    job = chat_job(grammar=content)
+    for starts, before in ((True, "hm {}</think>\n\n"), (False, "<think>hm</think>"), (False, "")):
+        grammar = form.grammar(job, starts, world.control_tokens)
+        assert world.admits(grammar, before + good)
+        assert not world.admits(grammar, before + bad)
+
+
+@pytest.mark.parametrize("syntax", CallSyntax)
+@pytest.mark.parametrize("reasoning", [None, _THINK])
+def test_with_tools_the_content_matches_or_there_are_calls(
+    world: _World, syntax: CallSyntax, reasoning: Reasoning | None
+) -> None:
+    form = _format(syntax, reasoning)
+    job = chat_job(tools=[WEATHER, TIME], grammar=_JSON)
+    grammar = form.grammar(job, False, world.control_tokens)
+    tag = PYTHON_TAG if syntax is CallSyntax.LLAMA else ""
+    assert world.admits(grammar, '{"a": 5}')
+    assert world.admits(grammar, tag + _said(syntax, ("get_time", "{}")))
+    assert not world.admits(grammar, tag + _said(syntax, ("get_weather", "{}")))
+    assert not world.admits(grammar, '{"b": 5}')
+    assert not world.admits(grammar, "no")
+
+
+def test_without_reasoning_or_tools_the_grammar_is_the_jobs_own() -> None:
+    form = _format(CallSyntax.LLAMA)
+    assert form.grammar(chat_job(), False, {}) is None
+    assert form.grammar(chat_job(tools=[TIME]), False, {}) is None
+    assert form.grammar(chat_job(grammar=_JSON), False, {}) is _JSON
+    none = chat_job(tools=[TIME], tool_choice=ToolChoice.NONE, grammar=_JSON)
+    assert form.grammar(none, False, {}) is _JSON
+    thinking = _format(CallSyntax.LLAMA, _THINK)
+    assert thinking.grammar(chat_job(), True, {}) is None
+    assert thinking.grammar(chat_job(tools=[TIME]), True, {}) is None
+
+
+def test_a_schema_that_is_no_json_is_left_to_the_engine() -> None:
+    for source in ("{bad", "[1]"):
+        bad = Grammar(GrammarKind.JSON_SCHEMA, source)
+        assert _format(CallSyntax.HERMES, _THINK).grammar(chat_job(grammar=bad), False, {}) is bad
+
+
+def test_names_and_schemas_cannot_leave_their_places(world: _World) -> None:
+    tool = Tool('a"b\\', "", {"type": "object", "properties": {'x" | "': {"const": "\n}%"}}})
+    job = _forced(tools=[tool])
+    grammar = _format(CallSyntax.HERMES).grammar(job, False, world.control_tokens)
+    name = json.dumps(tool.name)
+    text = f'<tool_call>\n{{"name": {name}, "arguments": {{"x\\" | \\"": "\\n}}%"}}}}\n</tool_call>'
+    assert world.admits(grammar, text)
+    assert not world.admits(grammar, '<tool_call>\n{"name": "a", "arguments": {}}\n</tool_call>')
+
+
+def test_values_in_xml_follow_their_schemas(world: _World) -> None:
+    properties = {
+        "unit": {"type": "string", "enum": ["C", "F"]},
+        "text": {"type": "string"},
+        "days": {"type": "array", "items": {"$ref": "#/$defs/day"}},
+    }
+    schema = {"properties": properties, "required": ["text"], "$defs": {"day": {"type": "integer"}}}
+    job = _forced(tools=[Tool("f", "", schema)])
+    grammar = _format(CallSyntax.QWEN_XML).grammar(job, False, world.control_tokens)
+    for arguments in ('{"unit": "C", "text": "a\\n<b>"}', '{"text": "", "days": [1, 2]}'):
+        assert world.admits(grammar, _xml("f", arguments)), arguments
+    for arguments in ('{"unit": "K", "text": "a"}', '{"text": "", "days": ["x"]}', '{"unit": "C"}'):
+        assert not world.admits(grammar, _xml("f", arguments)), arguments
