@@ -35,3 +35,14 @@ def embeddings(service: Service) -> Iterator[str]:
     assert status == 200, answer
     yield "mean"
     unload(service, "mean")
+
+
+@pytest.fixture(scope="session")
+def tool_counter(service: Service) -> Iterator[str]:
+    """Name of a counter whose template knows tools, so that their answers stand as they are."""
+    template = "{% if tools %}{# <tool_call> #}{% endif %}{{ messages[-1].content }}"
+    fields = {"context_length": 2048, "slots": 8, "strip_leading_space": True}
+    status, answer = load(service, "tool-counter", chat_template=template, **fields)
+    assert status == 200, answer
+    yield "tool-counter"
+    unload(service, "tool-counter")
