@@ -185,7 +185,14 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "llama_sampler_init_top_k": (Pointer, c.c_int32),
     "llama_sampler_init_top_p": (Pointer, c.c_float, c.c_size_t),
     "llama_sampler_init_min_p": (Pointer, c.c_float, c.c_size_t),
-    "llama_sampler_init_penalties": (Pointer, c.c_int32, c.c_float, c.c_float, c.c_float),
+    "llama_sampler_init_penalties": (
+        Pointer,
+        c.c_int32,
+        c.c_int32,
+        c.c_float,
+        c.c_float,
+        c.c_float,
+    ),
     "llama_sampler_init_logit_bias": (Pointer, c.c_int32, c.c_int32, c.POINTER(LogitBias)),
 }
 

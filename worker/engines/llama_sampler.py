@@ -32,6 +32,7 @@ def new_chain(
         # The chain sees the tokens it draws and not the prompt, as OpenAI has it.
         stages.append(
             library.sampler_init_penalties(
+                vocab_size,
                 context_length,
                 sampling.repetition_penalty,
                 sampling.frequency_penalty,
