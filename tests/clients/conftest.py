@@ -23,7 +23,7 @@ async def async_client(service: Service) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def embeddings(service: Service) -> Iterator[str]:
     """Name of a model that embeds, loaded at run time."""
     path = TEST_FILES / "models" / "mean.gguf"
@@ -37,7 +37,7 @@ def embeddings(service: Service) -> Iterator[str]:
     unload(service, "mean")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tool_counter(service: Service) -> Iterator[str]:
     """Name of a counter whose template knows tools, so that their answers stand as they are."""
     template = "{% if tools %}{# <tool_call> #}{% endif %}{{ messages[-1].content }}"
