@@ -8,7 +8,7 @@ DEV_DEPS := $(VENV)/.dev-installed
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench test-gpu bench-gpu gpu clean
+.PHONY: help run test check format tables bench test-gpu bench-gpu gpu clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ check: $(DEV_DEPS) ## Format, lint, types and unit tests, in under a minute
 format: $(DEV_DEPS) ## Format the code and mend what the linter can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+tables: $(DEV_DEPS) ## Write the tables of docs/openai.md anew from the schemas
+	@$(BIN)/python -m tools.openai_table
 
 bench: $(DEV_DEPS) ## Measure against llama.cpp's own server; results go to bench/results
 	@$(BIN)/python -m bench $(ARGS)

@@ -14,8 +14,10 @@ import redis
 from flask import Blueprint, Flask, Response, request, stream_with_context
 
 from app import admin_views, answers
+from app.admin_answers import AdminModelList, NodeList, Operation
 from app.admin_schemas import LoadRequest, UnloadRequest
 from app.catalog import ModelState
+from app.documented import documented
 from app.errors import from_exception
 from app.generation import SSE_HEADERS, read_body
 from app.parsing import parse
@@ -23,9 +25,17 @@ from app.services import services
 from shared import operations
 from shared.errors import (
     Conflict,
+    InsufficientMemory,
+    InvalidModel,
     LlmisError,
+    ModelFailed,
     ModelNotFound,
+    NoNode,
     NotFound,
+    QueueUnavailable,
+    ReplicaLost,
+    TooManyModels,
+    Unavailable,
     UnsupportedMediaType,
 )
 from shared.lifecycle import ModelSpec, Progress
@@ -35,6 +45,9 @@ _POLL_S = 0.1
 _RETRY_S = 0.5
 _LAST_WORDS_S = 2.5
 """Who breaks an operation off takes its lock first; its node says why soon after."""
+_CHANGE_ERRORS = (Conflict, NoNode, QueueUnavailable, Unavailable, UnsupportedMediaType)
+_LOAD_ERRORS = (InvalidModel, InsufficientMemory, TooManyModels, ModelFailed, ReplicaLost)
+"""Why a load fails: only who waits for its end gets one as the answer."""
 
 
 def register(app: Flask) -> None:
@@ -49,7 +62,20 @@ def _check_media_type() -> None:
 
 
 @blueprint.post("/models/load")
+@documented(
+    Operation,
+    body=LoadRequest,
+    example={"name": "gemma-3-270m", "wait": True},
+    also={202: Operation},
+    stream=Operation,
+    errors=(*_CHANGE_ERRORS, *_LOAD_ERRORS),
+)
 def load() -> Response:
+    """Load a model, or more replicas of it.
+
+    202 with the operation as it begins; 200 with its end when `wait` is set; with `stream` an
+    event for each step on the way.
+    """
     body = parse(read_body(), LoadRequest)
     shared = services()
     shared.directory.refresh()
@@ -60,7 +86,19 @@ def load() -> Response:
 
 
 @blueprint.post("/models/unload")
+@documented(
+    Operation,
+    body=UnloadRequest,
+    example={"name": "gemma-3-270m", "wait": True},
+    also={202: Operation},
+    stream=Operation,
+    errors=(*_CHANGE_ERRORS, ModelNotFound),
+)
 def unload() -> Response:
+    """Unload a model on all nodes.
+
+    The answers are those of a load.
+    """
     body = parse(read_body(), UnloadRequest)
     shared = services()
     shared.directory.refresh()
@@ -75,24 +113,34 @@ def unload() -> Response:
 
 
 @blueprint.get("/operations/<operation_id>")
+@documented(
+    Operation,
+    errors=(NotFound, QueueUnavailable),
+    parameters={"operation_id": "The `id` of the answer that began it."},
+)
 def show_operation(operation_id: str) -> Response:
+    """Tell where a load or an unload stands."""
     return _json(admin_views.operation(_last(operation_id)))
 
 
 @blueprint.get("/models")
+@documented(AdminModelList, errors=(QueueUnavailable,))
 def list_models() -> Response:
+    """List all models with their replicas."""
     shared = services()
     shared.directory.refresh()
     views = [admin_views.model(shared, name) for name in shared.catalog.names()]
-    return _json({"object": "list", "data": views})
+    return _json(AdminModelList(data=views))
 
 
 @blueprint.get("/nodes")
+@documented(NodeList, errors=(QueueUnavailable,))
 def list_nodes() -> Response:
+    """List the hosts and their memory."""
     shared = services()
     shared.directory.refresh()
     views = [admin_views.node(node, shared.directory) for node in shared.directory.nodes()]
-    return _json({"object": "list", "data": views})
+    return _json(NodeList(data=views))
 
 
 def _check_not_other(spec: ModelSpec) -> None:

@@ -3,14 +3,15 @@
 import base64
 import math
 import struct
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from flask import Blueprint, Flask, Response
 from msgspec import Meta, Struct
 
 from app import whole_jobs
-from app.generation import read_body
+from app.documented import documented
+from app.generation import JOB_ERRORS, read_body
 from app.parsing import parse
 from app.schemas import Positive, TokenIds
 from app.services import services
@@ -32,7 +33,9 @@ class EmbeddingRequest(Struct, frozen=True, kw_only=True):
     input: str | list[Any]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Positive | None = None
+    """The first so many values, scaled to length 1 again."""
     user: str | None = None
+    """Accepted; who the end user is concerns nobody here."""
 
     def inputs(self) -> list[str | list[int]]:
         """The inputs as texts or token ids, none of them empty. Raises InvalidRequest."""
@@ -51,8 +54,38 @@ class EmbeddingRequest(Struct, frozen=True, kw_only=True):
         )
 
 
+class EmbeddingObject(Struct, kw_only=True):
+    """One input's embedding."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: tuple[float, ...] | str
+    """Numbers, or with `encoding_format` base64 the bytes of float32 values."""
+
+
+class EmbeddingUsage(Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Struct, kw_only=True):
+    """The embeddings of the inputs, in their order."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingObject]
+    model: str
+    usage: EmbeddingUsage
+
+
 @blueprint.post("/v1/embeddings")
+@documented(
+    EmbeddingList,
+    body=EmbeddingRequest,
+    example={"model": "embedder", "input": ["a text", "another one"]},
+    errors=JOB_ERRORS,
+)
 def embeddings() -> Response:
+    """Turn texts into vectors."""
     body = parse(read_body(), EmbeddingRequest)
     inputs = body.inputs()
     max_inputs = services().settings.max_inputs
@@ -86,17 +119,15 @@ class EmbeddingAnswer:
             if self._body.encoding_format == "base64"
             else _floats(vector)
         )
-        item = {"object": "embedding", "index": index, "embedding": embedding}
-        return msgspec.Raw(msgspec.json.encode(item))
+        return msgspec.Raw(msgspec.json.encode(EmbeddingObject(index=index, embedding=embedding)))
 
     def body(self, finished: Finished) -> Any:
         num_tokens = finished.usage.prompt_tokens
-        return {
-            "object": "list",
-            "data": self._items,
-            "model": self._body.model,
-            "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
-        }
+        return EmbeddingList(
+            data=cast("list[EmbeddingObject]", self._items),  # written down already
+            model=self._body.model,
+            usage=EmbeddingUsage(num_tokens, num_tokens),
+        )
 
 
 def shorten(vector: bytes, dimensions: int) -> bytes:

@@ -11,12 +11,14 @@ from flask import Flask, Response, g, request
 from app import (
     admin,
     chat_page,
+    docs_page,
     embeddings,
     errors,
     generation,
     health,
     metrics,
     models,
+    openapi,
     tokenization,
     websocket,
 )
@@ -59,9 +61,20 @@ def create_app(settings: Settings | None = None) -> Flask:
     """Build the application and connect it. Raises SettingsError, redis.RedisError."""
     settings = settings or settings_module.load()
     logs.configure("web", settings.log_level)
-    app = Flask(__name__, static_folder="../static", template_folder="../templates")
+    app = bare_app()
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.extensions["llmis"] = _services(settings)
+    register_routes(app)
+    return app
+
+
+def bare_app() -> Flask:
+    """The application without services and routes: it knows where pages and assets are."""
+    return Flask(__name__, static_folder="../static", template_folder="../templates")
+
+
+def register_routes(app: Flask) -> None:
+    """Add all that answers requests. The document of the routes comes last: it lists them."""
     app.before_request(_take_request_id)
     app.after_request(_send_request_id)
     errors.register(app)
@@ -69,7 +82,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     for resource in (generation, embeddings, tokenization, models, admin, health, chat_page):
         resource.register(app)
     websocket.register(app)
-    return app
+    docs_page.register(app)
+    openapi.register(app)
 
 
 def _services(settings: Settings) -> Services:

@@ -5,17 +5,48 @@ from flask import Blueprint, Flask, Response, g, request
 from gunicorn.http.errors import ParseException
 
 from app import answers
+from app.answer_schemas import (
+    CancelAnswer,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CompletionChunk,
+)
 from app.disconnect import DisconnectWatcher
+from app.documented import documented
 from app.job_stream import ClientGone
 from app.jobs import chat_job, completion_job
 from app.parsing import parse
 from app.relay import Relay, stream_sse, whole_answer
 from app.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from app.services import services
-from shared.errors import InvalidRequest
+from shared.errors import (
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    EngineError,
+    InsufficientMemory,
+    InvalidModel,
+    InvalidRequest,
+    ModelFailed,
+    ModelNotFound,
+    ModelUnloaded,
+    NotFound,
+    Quarantined,
+    QueueUnavailable,
+    ReplicaLost,
+    RequestCancelled,
+    TooManyModels,
+    Unavailable,
+)
 from shared.messages import Job
 
 blueprint = Blueprint("generation", __name__)
+JOB_ERRORS = (
+    *(ContextLengthExceeded, Quarantined, ModelNotFound, RequestCancelled, DeadlineExceeded),
+    *(EngineError, ReplicaLost, QueueUnavailable, Unavailable),
+    *(ModelUnloaded, ModelFailed, InvalidModel, InsufficientMemory, TooManyModels),
+)
+"""How a request that becomes a job can fail before its first token."""
 SSE_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -28,21 +59,47 @@ def register(app: Flask) -> None:
 
 
 @blueprint.post("/v1/chat/completions")
+@documented(
+    ChatCompletion,
+    body=ChatRequest,
+    example={
+        "model": "gemma-3-270m",
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "max_tokens": 64,
+    },
+    stream=ChatCompletionChunk,
+    errors=JOB_ERRORS,
+)
 def chat_completions() -> Response:
+    """Answer a conversation."""
     body = parse(read_body(), ChatRequest)
     return _answer(chat_job(body, g.request_id), body)
 
 
 @blueprint.post("/v1/completions")
+@documented(
+    Completion,
+    body=CompletionRequest,
+    example={"model": "gemma-3-270m", "prompt": "Once upon a time", "max_tokens": 64},
+    stream=CompletionChunk,
+    errors=JOB_ERRORS,
+)
 def completions() -> Response:
+    """Continue texts."""
     body = parse(read_body(), CompletionRequest)
     return _answer(completion_job(body, g.request_id), body)
 
 
 @blueprint.post("/v1/requests/<request_id>/cancel")
+@documented(
+    CancelAnswer,
+    errors=(NotFound, QueueUnavailable),
+    parameters={"request_id": "The header `x-request-id` of its answer."},
+)
 def cancel(request_id: str) -> Response:
+    """Cancel a request, wherever it is: in the queue, in the prefill, in mid-stream."""
     services().dispatcher.cancel(request_id)
-    body = {"id": request_id, "object": "request", "status": "cancelling"}
+    body = CancelAnswer(request_id)
     return Response(msgspec.json.encode(body), content_type="application/json")
 
 

@@ -2,13 +2,15 @@
 
 import platform
 from importlib.metadata import version
-from typing import Any
+from typing import Literal
 
 import msgspec
 import redis
 from flask import Blueprint, Flask, Response
+from msgspec import Struct
 
 from app.catalog import Catalog, ModelState
+from app.documented import documented
 from app.services import services
 from shared.messages import ReplicaRecord, ReplicaState
 from shared.registry import Directory
@@ -20,23 +22,49 @@ _STALLED_S = 30.0
 """An engine that has jobs and made no step for this long makes no progress."""
 
 
+class Alive(Struct, frozen=True):
+    status: Literal["ok"] = "ok"
+
+
+class Ready(Struct, frozen=True):
+    status: Literal["ready"] = "ready"
+
+
+class NotReady(Struct, frozen=True, kw_only=True):
+    status: Literal["not ready"] = "not ready"
+    reasons: list[str]
+
+
+class Versions(Struct, frozen=True):
+    version: str
+    """Of llmis."""
+    python: str
+    packages: dict[str, str]
+
+
 def register(app: Flask) -> None:
     app.register_blueprint(blueprint)
 
 
-def _json(body: dict[str, Any], status: int = 200) -> Response:
+def _json(body: Struct, status: int = 200) -> Response:
     return Response(msgspec.json.encode(body), status, content_type="application/json")
 
 
 @blueprint.get("/healthz")
+@documented(Alive)
 def healthz() -> Response:
-    return _json({"status": "ok"})
+    """Tell that the web process is alive."""
+    return _json(Alive())
 
 
 @blueprint.get("/readyz")
+@documented(Ready, also={503: NotReady})
 def readyz() -> Response:
-    """Ready when Redis answers and a replica is ready whose engine makes progress, or none is
-    loaded and the first request would load one."""
+    """Tell whether requests would be answered.
+
+    They are when Redis answers and a replica is ready whose engine makes progress, or none is
+    loaded and the first request would load one.
+    """
     shared = services()
     reasons = []
     try:
@@ -53,8 +81,8 @@ def readyz() -> Response:
     if not is_served and not _waits_for_demand(shared.catalog, shared.directory):
         reasons.append("no replica is ready")
     if reasons:
-        return _json({"status": "not ready", "reasons": reasons}, 503)
-    return _json({"status": "ready"})
+        return _json(NotReady(reasons=reasons), 503)
+    return _json(Ready())
 
 
 def _is_served(directory: Directory) -> bool:
@@ -72,12 +100,10 @@ def _is_healthy(record: ReplicaRecord) -> bool:
 
 
 @blueprint.get("/version")
+@documented(Versions)
 def show_version() -> Response:
+    """Tell the versions of llmis and of what it is made of."""
     packages = ("celery", "kombu", "redis", "flask", "gunicorn", "gevent")
     return _json(
-        {
-            "version": VERSION,
-            "python": platform.python_version(),
-            "packages": {name: version(name) for name in packages},
-        }
+        Versions(VERSION, platform.python_version(), {name: version(name) for name in packages})
     )

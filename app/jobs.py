@@ -5,29 +5,27 @@ from typing import Any
 
 import msgspec
 
+from app.message_schemas import Message
 from app.parsing import shortened
 from app.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from app.services import services
-from app.tool_schemas import chosen_tool
+from app.tool_schemas import ToolParam, chosen_tool
 from shared.errors import InvalidRequest, ModelNotFound, ModelUnloaded, Unavailable
-from shared.messages import Job, JobKind, Priority, Tool, ToolChoice
+from shared.messages import ChatMessage, Job, JobKind, Priority, Tool, ToolChoice
 from shared.settings import SamplingDefaults, Settings
 
 _COMPLETION_MAX_TOKENS = 16
 
 
 def chat_job(body: ChatRequest, request_id: str) -> Job:
-    settings = services().settings
-    _check_number("messages", len(body.messages), settings.max_messages)
-    tools = _tools(body, settings)
+    tools = tools_of(body.tools or [])
     tool_choice, tool_name = chosen_tool(body.tool_choice, tools)
-    _check_size("chat_template_kwargs", body.template_arguments, settings)
     return _job(
         body,
         request_id,
         JobKind.CHAT,
         num_choices=body.num_choices,
-        messages=[message.to_message(i) for i, message in enumerate(body.messages)],
+        messages=messages_of(body.messages),
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=body.num_logprobs,
         tools=tools if tool_choice is not ToolChoice.NONE else [],
@@ -35,7 +33,7 @@ def chat_job(body: ChatRequest, request_id: str) -> Job:
         tool_name=tool_name,
         # OpenAI's promise: a tool that is named is called exactly once.
         parallel_tool_calls=body.parallel_tool_calls is not False and tool_name is None,
-        template_arguments=body.template_arguments,
+        template_arguments=template_arguments_of(body.template_arguments),
     )
 
 
@@ -119,8 +117,18 @@ def _check_grammar(body: GenerationRequest, has_grammar: bool) -> None:
             raise InvalidRequest(f"{name} cannot hold together with a given form.", param=name)
 
 
-def _tools(body: ChatRequest, settings: Settings) -> list[Tool]:
-    params = body.tools or []
+def messages_of(messages: list[Message]) -> list[ChatMessage]:
+    _check_number("messages", len(messages), services().settings.max_messages)
+    return [message.to_message(i) for i, message in enumerate(messages)]
+
+
+def template_arguments_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    _check_size("chat_template_kwargs", arguments, services().settings)
+    return arguments
+
+
+def tools_of(params: list[ToolParam]) -> list[Tool]:
+    settings = services().settings
     _check_number("tools", len(params), settings.max_tools)
     tools = [param.to_tool(f"tools[{i}]", settings) for i, param in enumerate(params)]
     _check_size("tools", params, settings)
@@ -141,7 +149,11 @@ def _check_number(param: str, number: int, limit: int) -> None:
 
 
 def _check_size(param: str, value: Any, settings: Settings) -> None:
-    """Schemas of all tools together, or what a template is told."""
+    """Schemas of all tools together, or what a template is told. Raises InvalidRequest."""
+    try:
+        msgspec.msgpack.encode(value)
+    except OverflowError as exc:
+        raise InvalidRequest(f"{param} has a number beyond 64 bits.", param=param) from exc
     size, limit = len(msgspec.json.encode(value)), settings.max_schema_bytes
     if size > limit:
         raise InvalidRequest(f"{param} has {size} bytes; at most {limit} are taken.", param=param)

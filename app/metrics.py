@@ -11,6 +11,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_flask_exporter import PrometheusMetrics
 from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
 
+from app.documented import documented
 from app.job_stream import ClientGone
 from shared.errors import LlmisError
 from shared.messages import Delta, Event, Finished, JobKind, ReplicaRecord
@@ -66,6 +67,9 @@ def register(app: Flask) -> None:
     shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
     exporter = GunicornInternalPrometheusMetrics if shared else PrometheusMetrics
     exporter(app, path="/metrics", group_by="endpoint", defaults_prefix="llmis")
+    view = app.view_functions["prometheus_metrics"]
+    view.__doc__ = "Show the service's metrics in Prometheus' text format."
+    documented(str, media_type="text/plain")(view)
 
 
 def set_gauges(records: list[ReplicaRecord], queue_lengths: dict[str, int]) -> None:

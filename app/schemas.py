@@ -64,6 +64,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     n: Positive | None = None
     user: str | None = None
+    """Accepted; who the end user is concerns nobody here."""
     min_tokens: NotNegative | None = None
     """Extension: no end token is drawn before so many tokens."""
     ignore_eos: bool | None = None

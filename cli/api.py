@@ -102,6 +102,7 @@ class _Offered(Struct, frozen=True):
 
     id: str
     state: str = ""
+    capabilities: list[str] | None = None
 
 
 class _Listed(Struct, frozen=True):
@@ -124,11 +125,15 @@ def views(raw: Any, shape: type[T]) -> list[T]:
     return [view(each, shape) for each in view(raw, _Listed).data]
 
 
-def choose_model(client: Client, wanted: str | None) -> str:
-    """The model asked for, else one that is ready, else the first there is. Raises CliError."""
+def choose_model(client: Client, wanted: str | None, capability: str) -> str:
+    """The model asked for, else one that is ready, else the first that may have the capability.
+    Raises CliError."""
     if wanted:
         return wanted
-    models = views(client.get("/v1/models"), _Offered)
+    offered = views(client.get("/v1/models"), _Offered)
+    models = [m for m in offered if m.capabilities is None or capability in m.capabilities]
+    if offered and not models:
+        raise ServiceError(f"no model of the service can do this ({capability}).")
     if not models:
         raise ServiceError("the service has no model. `llmis models load` loads one.")
     return next((model.id for model in models if model.state == "ready"), models[0].id)

@@ -30,7 +30,7 @@ def chat(client: Client, model: str | None, system: str | None, **given: Any) ->
     Ctrl-C stops an answer, /clear forgets what was said, Ctrl-D or /exit leaves. From a pipe
     each line is a question.
     """
-    chosen = choose_model(client, model)
+    chosen = choose_model(client, model, "chat")
     conversation = Conversation(client, {"model": chosen, **given}, system)
     if sys.stdin.isatty():
         click.echo(f"{one_line(chosen)}. {_HINT}")

@@ -26,7 +26,7 @@ def complete(client: Client, prompt: str, model: str | None, **given: Any) -> No
     """
     if prompt == "-":
         prompt = sys.stdin.read()
-    body = {"model": choose_model(client, model), "prompt": prompt, **given}
+    body = {"model": choose_model(client, model, "completion"), "prompt": prompt, **given}
     is_terminal = sys.stdout.isatty()
     last = "\n"
     try:

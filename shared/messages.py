@@ -299,6 +299,16 @@ class _RawJobEvent(Struct, frozen=True, array_like=True):
     event: msgspec.Raw
 
 
+class Capability(StrEnum):
+    """What a model can be asked for."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+    INFILL = "infill"
+    """Completions with a `suffix`."""
+    EMBEDDING = "embedding"
+
+
 class ReplicaState(StrEnum):
     LOADING = "loading"
     READY = "ready"
@@ -326,6 +336,8 @@ class ReplicaRecord(Struct, frozen=True, kw_only=True):
     waiting_sequences: int
     context_length: int
     """Tokens per slot, prompt and completion together."""
+    capabilities: list[Capability]
+    """Empty while it loads."""
     steps: int
     """Engine steps so far: moves whenever jobs run."""
     step_age_s: float

@@ -57,7 +57,7 @@ export class Settings {
     this.#models = await fetchModels();
     this.#model.replaceChildren(...this.#models.map(optionOf));
     this.#model.disabled = this.#models.length === 0;
-    if (this.#models.length === 0) throw new Error('The server offers no model.');
+    if (this.#models.length === 0) throw new Error('The server offers no model to chat with.');
     const isOffered = this.#models.some((model) => model.id === this.#wantedModel);
     this.#choose(isOffered ? this.#wantedModel : firstReady(this.#models).id);
   }
@@ -79,7 +79,9 @@ async function fetchModels() {
   if (!response.ok) {
     throw new Error(`The list of models could not be loaded: status ${response.status}.`);
   }
-  return (await response.json()).data;
+  const models = (await response.json()).data;
+  // What a model can do is known once it was loaded.
+  return models.filter((model) => model.capabilities?.includes('chat') ?? true);
 }
 
 function firstReady(models) {

@@ -90,6 +90,22 @@ DEEPSEEK = """{{ bos_token }}
 {%- if tools %}{{ tools | tojson }}{% endif %}<｜Assistant｜><think>
 """
 
+HARMONY = """<|start|>system<|message|>Valid channels: analysis, commentary, final.<|end|>
+{%- if tools %}<|start|>developer<|message|>{% for tool in tools %}{{ tool.function.name }}
+{%- for name, schema in tool.function.parameters.properties.items() %}
+{{ name }}: {{ 'string' if schema.type == 'string' else 'any' }}, // {{ schema.description }}
+{%- endfor %}{% endfor %}<|end|>{% endif %}
+{%- for message in messages %}
+{%- if message.role == 'tool' %}<|start|>functions.f to=assistant<|channel|>commentary<|message|>
+{{- message.content | tojson }}<|end|>
+{%- elif message.tool_calls %}
+{%- if message.thinking %}<|start|>assistant<|channel|>analysis<|message|>{{ message.thinking }}
+{%- endif %}<|start|>assistant to=functions.{{ message.tool_calls[0].function.name }}
+{{- '<|channel|>commentary json<|message|>' }}
+{{- message.tool_calls[0].function.arguments | tojson }}<|call|>
+{%- else %}<|start|>{{ message.role }}<|message|>{{ message.content }}<|end|>{% endif %}
+{%- endfor %}<|start|>assistant"""
+
 PLAIN = """
 {%- for message in messages %}
 {%- if message.role == 'system' %}{{ raise_exception('no system messages') }}{% endif %}
@@ -110,6 +126,7 @@ ALL = {
     "llama": LLAMA,
     "mistral": MISTRAL,
     "deepseek": DEEPSEEK,
+    "harmony": HARMONY,
     "plain": PLAIN,
     "joined": JOINED,
 }
@@ -121,6 +138,7 @@ CONTROL_TEXTS = [
     *("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "<｜User｜>", "<｜Assistant｜>"),
     *("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁outputs▁begin｜>"),
     *("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"),
+    *("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|constrain|>", "<|call|>"),
     # Of no family: parts of words, and tokens that overlap.
     *("<|object_ref_start|>", "|im_end|>", "<<s>"),
 ]

@@ -1,5 +1,7 @@
 """From what the engine loop says of its jobs to numbered events."""
 
+import logging
+
 from shared.messages import (
     Delta,
     Echo,
@@ -14,6 +16,8 @@ from shared.messages import (
 from worker.chat.parser import Parts
 from worker.engines.protocol import StepResult
 from worker.job_run import Emission, JobDropped, JobEnded, JobRun, JobStarted
+
+_log = logging.getLogger(__name__)
 
 
 def events_of(emissions: list[Emission]) -> list[tuple[JobRun, Event]]:
@@ -84,9 +88,14 @@ def _delta(run: JobRun, item: StepResult) -> Delta:
     parts = Parts(item.text)
     parser = run.parsers.get(index)
     if parser is not None:
-        parts = parser.push(item.text)
-        if reason is not None:
-            parts = parts + parser.finish()
+        try:
+            parts = parser.push(item.text)
+            if reason is not None:
+                parts = parts + parser.finish()
+        except Exception:
+            # An oddity in one text must not silence all others: the rest of it stays content.
+            _log.exception("output parser failed", extra={"request_id": run.id})
+            del run.parsers[index]
         if reason is FinishReason.STOP and parser.has_calls:
             reason = FinishReason.TOOL_CALLS
     return Delta(

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import msgspec
 
 from shared.errors import ContextLengthExceeded, InvalidRequest
-from shared.messages import Grammar, Job, JobKind, Sampling
+from shared.messages import Capability, Grammar, Job, JobKind, Sampling
 from worker.chat.parser import OutputParser
 from worker.chat.prompts import ChatPrompts, without_marks
 from worker.chat.template import ChatTemplate
@@ -28,6 +28,18 @@ class PromptBuilder:
         self._chat = ChatPrompts(template, engine.vocabulary) if template else None
         self._template_stop = stop
         self._strip_leading_space = strip_leading_space
+
+    @property
+    def capabilities(self) -> list[Capability]:
+        """What this model can be asked for."""
+        if self._engine.embeds:
+            return [Capability.EMBEDDING]
+        found = [Capability.COMPLETION]
+        if self._chat is not None:
+            found.insert(0, Capability.CHAT)
+        if self._engine.vocabulary.fill_in_middle is not None:
+            found.append(Capability.INFILL)
+        return found
 
     def sequences(self, job: Job) -> list[Sequence]:
         """Build one sequence a choice. Raises InvalidRequest, ContextLengthExceeded."""
@@ -76,8 +88,10 @@ class PromptBuilder:
 
     def tokens(self, job: Job) -> list[int]:
         """The token ids of a tokenize job. Raises InvalidRequest, ContextLengthExceeded."""
+        if job.messages:
+            return self._chat_prompt(job)
         (text,) = job.prompts
-        assert isinstance(text, str), "a tokenize job has a text"
+        assert isinstance(text, str), "a tokenize job has a text, or messages"
         self._check_bytes(text, "prompt")
         return self._engine.vocabulary.tokenize(
             text, add_special=job.add_special, parse_special=False

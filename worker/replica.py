@@ -73,14 +73,15 @@ class ReplicaProcess:
         self._heartbeat.start()
         engine = self._load()
         self._loop = loop = EngineLoop(engine, self._publisher.emit)
-        self._vital_signs.observe(loop, lambda: _capacity(engine))
+        prompts = _prompt_builder(self._spec, engine)
+        self._vital_signs.observe(loop, lambda: _capacity(engine, prompts))
         tasks.serve(
             tasks.Replica(
                 id=self.id,
                 client=self._client,
                 loop=loop,
                 publisher=self._publisher,
-                prompts=_prompt_builder(self._spec, engine),
+                prompts=prompts,
                 on_busy=self._heartbeat.announce,
                 job_ttl_s=int(self._settings.request_timeout_s) + self._settings.job_ttl_s,
             )
@@ -225,8 +226,8 @@ def _versions(engine: str) -> dict[str, str]:
     return found
 
 
-def _capacity(engine: Engine) -> Capacity:
-    return Capacity(engine.free_slots, engine.context_length, engine.device)
+def _capacity(engine: Engine, prompts: PromptBuilder) -> Capacity:
+    return Capacity(engine.free_slots, engine.context_length, engine.device, prompts.capabilities)
 
 
 def _warm_up(engine: Engine) -> None:

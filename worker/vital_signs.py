@@ -8,12 +8,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 
 from shared.lifecycle import STAGES, Assignment
-from shared.messages import ReplicaRecord, ReplicaState
+from shared.messages import Capability, ReplicaRecord, ReplicaState
 from worker.engine_loop import EngineLoop
 
 _RATE_WINDOW_S = 5.0
@@ -26,6 +26,7 @@ class Capacity:
     free_slots: int
     context_length: int
     device: str
+    capabilities: list[Capability] = field(default_factory=list)
 
 
 class VitalSigns:
@@ -84,6 +85,7 @@ class VitalSigns:
             busy_slots=spec.slots - capacity.free_slots,
             waiting_sequences=loop.num_waiting if loop else 0,
             context_length=capacity.context_length,
+            capabilities=capacity.capabilities,
             steps=loop.num_steps if loop else 0,
             step_age_s=loop.step_age_s if loop else 0.0,
             generated_tokens=loop.num_generated_tokens if loop else 0,

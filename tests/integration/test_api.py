@@ -192,6 +192,21 @@ def test_sampling_parameters_reach_the_engine(client: openai.OpenAI) -> None:
     assert sampled.choices[0].text == expected_text(5, 20)
 
 
+def test_a_penalty_pushes_a_repeated_token_away(client: openai.OpenAI) -> None:
+    """Of two tokens that are wanted alike one would win always. And it costs no time."""
+    bias = {str(number_token(number)): 100 for number in (40, 200)}
+
+    def drawn(penalty: float) -> set[str]:
+        answer = client.with_options(timeout=5).completions.create(
+            model="counter", prompt="5", max_tokens=30, temperature=0,
+            frequency_penalty=penalty, logit_bias=bias,
+        )  # fmt: skip
+        return set(answer.choices[0].text.split())
+
+    assert len(drawn(0)) == 1
+    assert drawn(2) >= {"40", "200"}
+
+
 def test_a_seed_makes_sampling_repeatable(client: openai.OpenAI) -> None:
     def ask(seed: int) -> str:
         answer = client.completions.create(

@@ -81,9 +81,11 @@ def test_a_bad_body_names_its_parameter(service: Service, path: str, body: Any, 
     assert (status, answer["error"]["param"]) == (400, param), answer
 
 
-@pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
-def test_an_unknown_model_is_not_found(service: Service, path: str) -> None:
-    status, answer = _post(service, path, model="nope", prompt="x", tokens=[1])
+@pytest.mark.parametrize(
+    ("path", "body"), [("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [1]})]
+)
+def test_an_unknown_model_is_not_found(service: Service, path: str, body: Any) -> None:
+    status, answer = _post(service, path, model="nope", **body)
     assert (status, answer["error"]["code"]) == (404, "model_not_found")
 
 
@@ -99,3 +101,17 @@ def test_it_counts_as_no_generation(service: Service) -> None:
     before = counted()
     _post(service, "/tokenize", prompt="1 2 3")
     assert counted() == before
+
+
+def test_the_tokens_of_a_chat_are_those_that_it_begins_with(service: Service) -> None:
+    messages = [{"role": "user", "content": "17 999"}]
+    status, answer = _post(service, "/tokenize", model="counter", messages=messages)
+    assert status == 200
+    chat = service.openai().chat.completions.create(
+        model="counter",
+        messages=messages,  # type: ignore[arg-type]
+        max_tokens=1,
+    )
+    assert chat.usage is not None and answer["count"] == chat.usage.prompt_tokens
+    both = _post(service, "/tokenize", model="counter", messages=messages, prompt="x")
+    assert both[0] == 400

@@ -18,8 +18,8 @@ from tests.kernels.test_bench_gpu import numbers
 
 def against_bare(model, loads, rounds, found, say):
     found[loads[0].label]["bare"] = [numbers(100.0)]
-    say("one side")
     try:
+        say("one side")
         time.sleep(60)
     finally:
         print("the server is stopped", flush=True)

@@ -2,6 +2,7 @@
 stage fails, hangs, or takes the rest of the time."""
 
 import json
+import lzma
 import os
 import shutil
 import signal
@@ -32,7 +33,8 @@ case "$*" in
 *"-m tests.gpu.models"*) mkdir -p "${@: -2:1}" ;;
 *"-m pytest"*)
     [ "$TESTS" = fine ] && { echo "3 passed"; exit; }
-    exec "$REAL" -m pytest -q -p no:cacheprovider "$PWD/test_it.py" ;;
+    exec "$REAL" -m pytest -v -p no:cacheprovider "$PWD/test_it.py" ;;
+*pack_build.py*) exec "$REAL" "$@" ;;
 *"-m bench.attention"*) echo "copy 3,000 GB/s"; echo '{"cases": []}' >"${@: -1}" ;;
 *"-m bench.gpu"*) echo '{"served": {}}' >"${@: -1}"; echo "one side" ;;
 *"-m tools.gpu.questions"*) echo '{"name": "machine"}' >>"${@: -1}" ;;
@@ -99,7 +101,7 @@ class Ran:
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     (tmp_path / "tools/gpu").mkdir(parents=True)
-    for name in ("first-contact", "prepare", "wheels.txt"):
+    for name in ("first-contact", "prepare", "pack_build.py", "wheels.txt"):
         shutil.copy(ROOT / "tools/gpu" / name, tmp_path / "tools/gpu")
     for name in ("constraints.txt", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
@@ -125,6 +127,7 @@ def test_the_first_call_leaves_its_facts_and_the_build(machine: Machine) -> None
     subprocess.run(["tar", "-xf", ran.out / "exl2-build.tar"], cwd=machine.home, check=True)
     (packed,) = (machine.home / "var/exl2-build").iterdir()
     assert packed.name == "0.3.2-torch2-sm9.0.so.xz"
+    assert lzma.decompress(packed.read_bytes()) == b"library\n"
     assert not ran.called("bench.gpu") and not ran.called("1b")
 
 

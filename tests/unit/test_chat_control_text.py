@@ -64,7 +64,7 @@ def test_users_add_no_control_token(name: str, texts: list[str]) -> None:
     assert MARK.encode() not in bytes(token for token in tokens if token < 256)
 
 
-@pytest.mark.parametrize("name", ["hermes", "llama", "mistral", "deepseek", "plain"])
+@pytest.mark.parametrize("name", ["hermes", "llama", "mistral", "deepseek", "harmony", "plain"])
 @settings(max_examples=100, deadline=None)
 @given(st.lists(_HOSTILE, min_size=1, max_size=12))
 def test_hostile_text_is_read_as_it_stands(name: str, texts: list[str]) -> None:
@@ -97,6 +97,14 @@ def test_what_a_template_joins_or_changes_is_no_control_token(
     prompts = _PROMPTS["joined"]
     job = chat_job(*(ChatMessage("user", content, name=name) for content in contents))
     assert _control_ids(prompts.tokenize(prompts.render(job))) == [CONTROL_TOKENS["<|im_end|>"]]
+
+
+def test_a_strange_role_is_a_users_text() -> None:
+    prompts = _PROMPTS["hermes"]
+    text = prompts.render(chat_job(ChatMessage("user<|im_end|>", "a"), ChatMessage("user", "b")))
+    assert _control_ids(prompts.tokenize(text)) == [
+        CONTROL_TOKENS[text] for text in [*(["<|im_start|>", "<|im_end|>"] * 2), "<|im_start|>"]
+    ]
 
 
 def test_harmless_text_has_no_marks() -> None:

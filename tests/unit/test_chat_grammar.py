@@ -20,6 +20,7 @@ from worker.chat.parser import Reasoning
 _THINK = Reasoning("<think>", "</think>")
 _SAID = {
     CallSyntax.HERMES: '<tool_call>\n{"name": "NAME", "arguments": ARGS}\n</tool_call>',
+    CallSyntax.HARMONY: "<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>ARGS",
     CallSyntax.LLAMA: '{"name": "NAME", "parameters": ARGS}',
     CallSyntax.MISTRAL: '[TOOL_CALLS][{"name": "NAME", "arguments": ARGS}]',
     CallSyntax.MISTRAL_NAMED: "[TOOL_CALLS]NAME[ARGS]ARGS_",
@@ -30,6 +31,7 @@ _SAID = {
 }
 _BETWEEN = {
     CallSyntax.HERMES: ("", "\n", ""),
+    CallSyntax.HARMONY: ("", "<|call|><|start|>assistant", ""),
     CallSyntax.LLAMA: ("", "; ", ""),
     CallSyntax.MISTRAL: ("[TOOL_CALLS][", ", ", "]"),
     CallSyntax.MISTRAL_NAMED: ("", "", ""),
@@ -116,7 +118,8 @@ def test_forced_calls_match_their_schemas_and_can_be_parsed(
         [("get_weather", city), ("get_time", "{}"), ("get_weather", city)],
     ):
         text = _said(syntax, *calls)
-        assert world.admits(grammar, text), text
+        is_admitted = syntax is not CallSyntax.HARMONY or len(calls) == 1
+        assert world.admits(grammar, text) is is_admitted, text
         parser = form.parser(job, 0, False)
         assert parser is not None
         parts = parser.push(text) + parser.finish()
@@ -199,11 +202,25 @@ def test_with_tools_the_content_matches_or_there_are_calls(
     job = chat_job(tools=[WEATHER, TIME], grammar=_JSON)
     grammar = form.grammar(job, False, world.control_tokens)
     tag = PYTHON_TAG if syntax is CallSyntax.LLAMA else ""
-    assert world.admits(grammar, '{"a": 5}')
+    before = "<|channel|>final<|message|>" if syntax is CallSyntax.HARMONY else ""
+    assert world.admits(grammar, before + '{"a": 5}')
     assert world.admits(grammar, tag + _said(syntax, ("get_time", "{}")))
     assert not world.admits(grammar, tag + _said(syntax, ("get_weather", "{}")))
-    assert not world.admits(grammar, '{"b": 5}')
-    assert not world.admits(grammar, "no")
+    assert not world.admits(grammar, before + '{"b": 5}')
+    assert not world.admits(grammar, before + "no")
+
+
+def test_gpt_oss_thinks_before_what_is_bound(world: _World) -> None:
+    thought = "<|channel|>analysis<|message|>hm {<|end|><|start|>assistant"
+    grammar = _format(CallSyntax.HARMONY).grammar(
+        chat_job(grammar=_JSON), False, world.control_tokens
+    )
+    for before in ("", thought):
+        assert world.admits(grammar, before + '<|channel|>final<|message|>{"a": 5}')
+        assert not world.admits(grammar, before + '<|channel|>final<|message|>{"b": 5}')
+    grammar = _format(CallSyntax.HARMONY).grammar(_forced(), False, world.control_tokens)
+    assert world.admits(grammar, thought + _said(CallSyntax.HARMONY, ("get_time", "{}")))
+    assert not world.admits(grammar, thought + '<|channel|>final<|message|>{"a": 5}')
 
 
 def test_without_reasoning_or_tools_the_grammar_is_the_jobs_own() -> None:

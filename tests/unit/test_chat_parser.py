@@ -28,6 +28,9 @@ _SAID = {
     CallSyntax.QWEN_XML: '<tool_call>\n<function=a>\n<parameter=city>\nZürich "}" \\u00e4\n'
     '</parameter>\n<parameter=n>\n[1, {"x": null}]\n</parameter>\n</function>\n</tool_call>\n'
     "<function=b>\n</function>\n</tool_call>",
+    CallSyntax.HARMONY: "<|channel|>commentary to=functions.a <|constrain|>json<|message|>"
+    f"{_A}<|call|><|start|>assistant to=functions.b<|channel|>commentary json<|message|>"
+    "{}<|call|>",
     CallSyntax.LLAMA: f'{{"name": "a", "parameters": {_A}}}; {{"name": "b", "parameters": {{}}}}',
     CallSyntax.MISTRAL: f'[TOOL_CALLS] [{{"name": "a", "arguments": {_A}, "id": "123456789"}}, '
     '{"name": "b", "arguments": {}}]',
@@ -88,10 +91,12 @@ def _whole(text: str, calls: CallSyntax | None = CallSyntax.HERMES, **options: A
 def test_calls_are_found_at_every_cut(syntax: CallSyntax, before: str) -> None:
     if before and syntax is CallSyntax.LLAMA:
         before += "<|python_tag|>"
+    if before and syntax is CallSyntax.HARMONY:
+        before = f"<|channel|>commentary<|message|>{before}<|end|><|start|>assistant"
     text = before + _SAID[syntax]
     whole = _whole(text, syntax)
     assert whole.calls == _two_calls(syntax)
-    assert whole.content == before.partition("\n")[0]
+    assert whole.content == ("Let me see." if before else "")
     assert _parse(text, calls=syntax) == whole, "one character at a time"
     for cut in range(len(text)):
         assert _parse([text[:cut], text[cut:]], calls=syntax) == whole
@@ -103,7 +108,8 @@ _FRAGMENTS = [
     '{"arguments": {"k": [1]}, "name": "late"}', '{"name": "s", "arguments": "{\\"q\\": 1}"}',
     '{"name": 5, "arguments": {}}', '{"name": "", "arguments": {}}', "foo", " ", "\n", "é😀",
     "<think>", "</think>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "function",
-    "<｜tool▁sep｜>", "```json", "<function=a>", "<parameter=n>", "</parameter>", "</function>",
+    "<｜tool▁sep｜>", "```json", "<|channel|>final<|message|>", "<function=a>",
+    "<parameter=n>", "</parameter>", "</function>",
     "<", ": ", "null",
 ]  # fmt: skip
 _OUTPUT = st.lists(
@@ -136,7 +142,8 @@ def test_the_result_does_not_depend_on_the_cuts(
     pieces = [text[a:b] for a, b in pairwise(bounds)]
     result = _parse(pieces, **options)
     assert result == _parse(text, **options)
-    _assert_nothing_is_lost(text, result)
+    if syntax is not CallSyntax.HARMONY or "<|message|>" not in text:
+        _assert_nothing_is_lost(text, result)
 
 
 def _assert_nothing_is_lost(text: str, result: Result) -> None:
@@ -302,3 +309,36 @@ def test_values_in_xml_are_read_by_their_schemas(value: str, arguments: str) -> 
 def test_prose_about_xml_calls_is_content() -> None:
     for text in ("Write <function=name> first", "<tool_call>\n<function=a>\nx", "<function=a b>"):
         assert _whole(text, CallSyntax.QWEN_XML) == Result(content=text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "content"),
+    [
+        ("<|channel|>final<|message|>yes<|return|>", "", "yes"),
+        ("<|channel|>analysis<|message|>hm<|end|>", "hm", ""),
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>assist", "hm", ""),
+        (
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary<|message|>"
+            "first<|end|><|start|>assistant<|channel|>final<|message|>yes\n",
+            "hm",
+            "first\nyes\n",
+        ),
+        ("plain text", "", "plain text"),
+        ("long text " * 50, "", "long text " * 50),
+        ("<|channel|>commentary to=functions.a<|message|>no<|call|>", "", "no"),
+        ("stray<|channel|>final<|message|>yes", "", "strayyes"),
+    ],
+)
+@pytest.mark.parametrize("tools", [[], _TOOLS])
+def test_messages_of_gpt_oss(text: str, reasoning: str, content: str, tools: list[Tool]) -> None:
+    for pieces in ([text], list(text)):
+        parser, result = OutputParser(("j", 0), calls=CallSyntax.HARMONY, tools=tools), Result()
+        for piece in pieces:
+            result.add(parser.push(piece))
+        result.add(parser.finish())
+        assert result == Result(content=content, reasoning=reasoning)
+
+
+def test_half_a_surrogate_pair_in_a_call_can_be_sent() -> None:
+    result = _whole('<tool_call>{"name": "\\ud800x", "arguments": "{\\ud800"}</tool_call>')
+    assert result.calls == [("?x", "{?")]

@@ -15,9 +15,9 @@ from worker.chat.format import find_format
 from worker.chat.prompts import ChatPrompts
 from worker.chat.template import ChatTemplate
 from worker.engines.protocol import StepResult
+from worker.events import events_of
 from worker.job_run import JobRun
 from worker.prompt import PromptBuilder
-from worker.publisher import _events
 
 _CALL = ToolCall("call_0123456789", "get_weather", '{"city": "Rome"}')
 _TALK = (
@@ -42,6 +42,7 @@ def _render(name: str, *messages: ChatMessage, **fields: Any) -> str:
         ("llama", CallSyntax.LLAMA, False, False),
         ("mistral", CallSyntax.MISTRAL, False, False),
         ("deepseek", CallSyntax.DEEPSEEK, False, False),
+        ("harmony", CallSyntax.HARMONY, False, False),
         ("plain", CallSyntax.HERMES, False, True),
     ],
 )
@@ -85,6 +86,13 @@ def test_tools_and_calls_reach_the_template() -> None:
 def test_reasoning_of_earlier_turns_reaches_the_template() -> None:
     text = _render("hermes", ChatMessage("assistant", "yes", reasoning="hm"))
     assert "<think>\nhm\n</think>\n\nyes" in text
+
+
+def test_reasoning_before_a_call_reaches_gpt_oss_by_its_name() -> None:
+    message = ChatMessage("assistant", "", tool_calls=[_CALL], reasoning="hm")
+    assert "analysis<|message|>hm<|start|>assistant to=functions.get_weather" in _render(
+        "harmony", message
+    )
 
 
 @pytest.mark.parametrize(
@@ -227,7 +235,7 @@ def test_deltas_are_sorted_and_no_token_is_lost() -> None:
         StepResult(("j", 0), "ink>yes", [3], FinishReason.STOP),
         StepResult(("j", 1), call[20:], [4], FinishReason.STOP),
     ]
-    deltas: list[Any] = [event for step in steps for _, event in _events([(run, step)])]
+    deltas: list[Any] = [event for step in steps for _, event in events_of([(run, step)])]
     assert [(d.seq, d.index, d.token_ids) for d in deltas] == [
         (0, 0, [1]),
         (1, 1, [2]),
@@ -243,6 +251,6 @@ def test_deltas_are_sorted_and_no_token_is_lost() -> None:
 def test_a_call_that_is_cut_off_ends_by_its_length() -> None:
     run = _run()
     text = '<tool_call>{"name": "get_time", "arguments": {"a'
-    ((_, delta),) = _events([(run, StepResult(("j", 0), text, [1], FinishReason.LENGTH))])
+    ((_, delta),) = events_of([(run, StepResult(("j", 0), text, [1], FinishReason.LENGTH))])
     assert delta.finish_reason is FinishReason.LENGTH  # type: ignore[union-attr]
     assert delta.tool_calls[0].arguments == '{"a'  # type: ignore[union-attr]

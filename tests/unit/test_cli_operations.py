@@ -56,13 +56,14 @@ def test_load_shows_each_stage_once_and_the_outcome(fake: FakeService) -> None:
 def test_load_sends_what_was_given(fake: FakeService) -> None:
     fake.replies[LOAD] = Reply(events=LOADED)
     options = "--path a.gguf --engine llamacpp --device cpu --quant Q4 --context-length 512"
-    options += " --slots 2 --threads 0 --replicas 3 --no-pin --ttl-s 60 --node n"
+    options += " --slots 2 --threads 0 --replicas 3 --no-pin --ttl-s 60 --node n --task embed"
     run("models", "load", "counter", *options.split())
     assert fake.bodies(LOAD) == [
         {
             "name": "counter",
             "path": "a.gguf",
             "engine": "llamacpp",
+            "task": "embed",
             "device": "cpu",
             "quant": "Q4",
             "context_length": 512,

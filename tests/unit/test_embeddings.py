@@ -9,13 +9,13 @@ import msgspec
 import pytest
 
 from app.embeddings import EmbeddingAnswer, EmbeddingRequest, shorten
-from app.schemas import check_shape
+from app.parsing import convert
 from shared.errors import InvalidRequest
 from shared.messages import Embedding, Finished, Started, Timings, Usage
 
 
 def _request(**fields: Any) -> EmbeddingRequest:
-    return check_shape({"model": "m", "input": "x", **fields}, EmbeddingRequest)
+    return convert({"model": "m", "input": "x", **fields}, EmbeddingRequest)
 
 
 def _packed(*values: float) -> bytes:
@@ -44,8 +44,8 @@ def test_what_is_empty_or_mixed_is_refused(given: Any) -> None:
     assert caught.value.param == "input"
 
 
-def test_null_is_not_set_and_unknown_fields_are_ignored() -> None:
-    request = _request(encoding_format=None, dimensions=None, user=None, echo=True, colour="red")
+def test_null_is_not_set_and_fields_without_effect_are_ignored() -> None:
+    request = _request(encoding_format=None, dimensions=None, user=None, safety_identifier="x")
     assert (request.encoding_format, request.dimensions) == (None, None)
 
 

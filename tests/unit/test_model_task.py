@@ -86,6 +86,14 @@ def test_the_batch_of_an_encoder_grows_with_its_context(tmp_path: Path) -> None:
     assert long.scratch_bytes - short.scratch_bytes > masks + logits
 
 
+def test_a_unigram_vocabulary_takes_more(tmp_path: Path) -> None:
+    bert = Bert(vocabulary=1000)
+    bert.write(tmp_path / "wordpiece")
+    bert.write(tmp_path / "unigram", tokenizer="t5")
+    more = _estimate(tmp_path / "unigram").weights_bytes
+    assert more > _estimate(tmp_path / "wordpiece").weights_bytes + 256 * 1000
+
+
 def test_all_inputs_of_a_causal_model_share_a_cache_of_one_context(folder: Path) -> None:
     one, many = _estimate(folder / "mean", 4096), _estimate(folder / "mean", 4096, 64)
     assert one.kv_cache_bytes == many.kv_cache_bytes == 4096 * (2 * 64 * 2 + 48)

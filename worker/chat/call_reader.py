@@ -19,12 +19,19 @@ _WORD = frozenset(string.ascii_letters + string.digits + "+-.")
 
 
 class CallSink(Protocol):
-    """Takes the calls that are found."""
+    """Takes what readers find."""
 
     def say(self, text: str) -> None:
         """Text that is not part of a call."""
 
-    def open_call(self, name: str) -> None: ...
+    def think(self, text: str) -> None:
+        """Reasoning, where that is no matter of marks around it."""
+
+    def end_part(self) -> None:
+        """What is said or thought next begins a line."""
+
+    def open_call(self, name: str) -> None:
+        """A call begins."""
 
     def add_arguments(self, text: str) -> None:
         """Arguments of the call that was opened last."""
@@ -188,7 +195,8 @@ def _decoded_text(quoted: str) -> str | None:
         text = json.loads(quoted, strict=False)
     except ValueError:
         return None
-    return text if isinstance(text, str) else None
+    # An escape can stand for half of a surrogate pair, which nothing could encode.
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else None
 
 
 def _as_object(value: str) -> str | None:

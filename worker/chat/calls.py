@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from shared.messages import Tool
 from worker.chat.call_reader import CallReader, CallSink
+from worker.chat.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, START, read_harmony
 from worker.chat.reading import Characters, Reading
 from worker.chat.xml_calls import CALL, CALL_END, read_xml
 
@@ -28,6 +29,8 @@ class CallSyntax(StrEnum):
     """`[TOOL_CALLS]name[ARGS]{…}`, and again for each call: Mistral since 2025."""
     QWEN_XML = "qwen-xml"
     """`<tool_call><function=name><parameter=key>…`: Qwen3-Coder. See `worker.chat.xml_calls`."""
+    HARMONY = "harmony"
+    """Messages on channels: gpt-oss. See `worker.chat.harmony`; it has reasoning, too."""
     DEEPSEEK = "deepseek"
     """`<｜tool▁call▁begin｜>function<｜tool▁sep｜>name` and a fenced block: V3, R1."""
     DEEPSEEK_NAMED = "deepseek-named"
@@ -162,6 +165,7 @@ READERS: dict[CallSyntax, Reader] = {
     CallSyntax.HERMES: _hermes,
     CallSyntax.LLAMA: _llama,
     CallSyntax.QWEN_XML: read_xml,
+    CallSyntax.HARMONY: read_harmony,
     CallSyntax.MISTRAL: _mistral,
     CallSyntax.MISTRAL_NAMED: _mistral,
     CallSyntax.DEEPSEEK: _deepseek,
@@ -171,6 +175,7 @@ MARKS: dict[CallSyntax, tuple[str, ...]] = {
     CallSyntax.HERMES: (CALL, CALL_END),
     CallSyntax.LLAMA: (PYTHON_TAG,),
     CallSyntax.QWEN_XML: (CALL, CALL_END),
+    CallSyntax.HARMONY: (START, CHANNEL, MESSAGE, CONSTRAIN, END),
     CallSyntax.MISTRAL: (TOOL_CALLS, ARGS, CALL_ID),
     CallSyntax.MISTRAL_NAMED: (TOOL_CALLS, ARGS, CALL_ID),
     CallSyntax.DEEPSEEK: (CALLS_BEGIN, CALLS_END, CALL_BEGIN, SEPARATOR, FENCED_CALL_END),

@@ -34,7 +34,8 @@ class ControlText:
                 lengths.append(len(text))
         self._begins = _any_of(text[0] for text in self._ids)
         self._ends = _any_of(text[-1] for text in self._ids)
-        self._tails = tuple({text[i:] for text in self._ids for i in range(1, len(text))})
+        self._tails = {text[i:] for text in self._ids for i in range(1, len(text))}
+        self._longest = max(map(len, self._ids), default=0)
         self._joined = "\n".join(self._ids)
 
     def broken(self, text: str) -> str:
@@ -57,10 +58,12 @@ class ControlText:
         return text[:start] + MARK + inside + MARK + text[start + len(core) :]
 
     def _is_part(self, core: str) -> bool:
-        return (
-            self._begins.search(core) is not None
-            or core in self._joined
-            or (self._ends.search(core) is not None and core.startswith(self._tails))
+        if self._begins.search(core) is not None:
+            return True
+        lengths = range(1, min(len(core), self._longest) + 1)
+        has_tail = self._ends.search(core) is not None
+        return (has_tail and any(core[:length] in self._tails for length in lengths)) or (
+            len(core) < self._longest and core in self._joined
         )
 
     def ids(self, text: str) -> list[int]:

@@ -21,6 +21,7 @@ To call a function, answer with its name and its arguments as JSON, like this:
 </tool_call>
 Several calls follow each other. What a function returns comes back between <tool_response> and \
 </tool_response>. Answer without a call when no function helps."""
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _EMPTY_SCHEMA = {"type": "object", "properties": {}}
 
 
@@ -34,6 +35,7 @@ class Style:
     """Mistral's: ids of calls have nine letters or digits."""
     has_text_arguments: bool = False
     """Arguments of calls are JSON text, not objects."""
+    reasoning_key: str = "reasoning_content"
     has_system: bool = True
     """It takes a system message; if not, instructions go into the first one of the user."""
 
@@ -72,11 +74,12 @@ def _tool(tool: Tool, guard: Callable[[str], str]) -> dict[str, Any]:
 
 
 def _message(message: ChatMessage, style: Style, guard: Callable[[str], str]) -> dict[str, Any]:
-    result: dict[str, Any] = {"role": message.role, "content": guard(message.content)}
+    role = message.role if message.role in _ROLES else guard(message.role)
+    result: dict[str, Any] = {"role": role, "content": guard(message.content)}
     if message.name is not None:
         result["name"] = guard(message.name)
     if message.reasoning is not None:
-        result["reasoning_content"] = guard(message.reasoning)
+        result[style.reasoning_key] = guard(message.reasoning)
     if message.tool_call_id is not None:
         result["tool_call_id"] = guard(_call_id(message.tool_call_id, style))
     if message.tool_calls:

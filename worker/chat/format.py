@@ -6,6 +6,7 @@ from shared.messages import Grammar, Job
 from worker.chat.calls import MARKS, SEPARATOR, CallSyntax
 from worker.chat.conversation import Style, may_call
 from worker.chat.grammar import job_grammar
+from worker.chat.harmony import CHANNEL, MESSAGE
 from worker.chat.parser import OutputParser, Reasoning
 from worker.chat.template import ChatTemplate
 
@@ -32,13 +33,14 @@ class ChatFormat:
 
     def parser(self, job: Job, choice: int, starts_in_reasoning: bool) -> OutputParser | None:
         """Make the parser of a choice; None where all text is content."""
-        calls = self.calls if may_call(job) else None
+        tools = job.tools if may_call(job) else []
+        calls = self.calls if tools or self.calls is CallSyntax.HARMONY else None
         if calls is None and self.reasoning is None:
             return None
         return OutputParser(
             (job.id, choice),
             calls=calls,
-            tools=job.tools,
+            tools=tools,
             reasoning=self.reasoning,
             starts_in_reasoning=starts_in_reasoning,
             is_parallel=job.parallel_tool_calls,
@@ -56,6 +58,8 @@ def find_format(template: ChatTemplate) -> ChatFormat:
     """Find the format. Where a template knows no tools, or writes calls in a way that is not
     known here, the model is told to write them as Hermes does."""
     source = template.source
+    if CHANNEL in source and MESSAGE in source:
+        return ChatFormat(CallSyntax.HARMONY, None, Style(reasoning_key="thinking"))
     reasoning = next((marks for marks in _REASONING if marks.end in source), None)
     calls = _call_syntax(source) if template.takes_tools else None
     if calls is None:

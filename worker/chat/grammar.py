@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from shared.closed_schema import closed
 from shared.errors import InvalidRequest
 from shared.messages import Grammar, GrammarKind, Job, Tool, ToolChoice
-from worker.chat import calls
+from worker.chat import calls, harmony
 from worker.chat.calls import CallSyntax
 from worker.chat.conversation import may_call
 from worker.chat.parser import Reasoning
@@ -42,6 +42,10 @@ class _Shape(NamedTuple):
 _SHAPES = {
     CallSyntax.HERMES: _Shape(f'{CALL}\n{{"name": "NAME", "arguments": ', f"}}\n{CALL_END}", "\n"),
     CallSyntax.QWEN_XML: _Shape(f"{CALL}\n{FUNCTION}NAME>\n", f"{FUNCTION_END}\n{CALL_END}", "\n"),
+    CallSyntax.HARMONY: _Shape(
+        f"{harmony.CHANNEL}commentary to=functions.NAME {harmony.CONSTRAIN}json{harmony.MESSAGE}",
+        "",
+    ),
     CallSyntax.LLAMA: _Shape('{"name": "NAME", "parameters": ', "}", "; "),
     CallSyntax.MISTRAL: _Shape(
         '{"name": "NAME", "arguments": ', "}", ", ", f"{calls.TOOL_CALLS}[", "]"
@@ -62,6 +66,12 @@ _SHAPES = {
         calls.CALLS_END,
     ),
 }
+_BEFORE_CONTENT = {
+    CallSyntax.HARMONY: f"{harmony.CHANNEL}final{harmony.MESSAGE}",
+}
+_HARMONY_REASONING = Reasoning(
+    f"{harmony.CHANNEL}analysis{harmony.MESSAGE}", f"{harmony.END}{harmony.START}assistant"
+)
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As the models have seen it; free blanks are where a constrained model loses itself."""
 _COMBINED = ("$ref", "allOf", "anyOf", "oneOf", "enum", "const", "type")
@@ -75,14 +85,17 @@ def job_grammar(
     control_tokens: dict[str, int],
 ) -> Grammar | None:
     """See `ChatFormat.grammar`."""
+    if syntax is CallSyntax.HARMONY:
+        reasoning = _HARMONY_REASONING
     is_forced = may_call(job) and job.tool_choice is ToolChoice.REQUIRED
     content = None if is_forced else _content_rule(job.grammar)
     if not is_forced and (content is None or not (reasoning or may_call(job))):
         return job.grammar
     lark = _Lark(control_tokens, [reasoning.begin, reasoning.end] if reasoning else [], syntax)
+    before_content = lark.literals(_BEFORE_CONTENT.get(syntax, ""))
     if content is not None:
         lark.rules.append(content)
-    bodies = ["content"] if content is not None else []
+    bodies = [" ".join([*before_content, "content"])] if content is not None else []
     if may_call(job):
         bodies.append("calls")
         # In front of JSON as the other way to go on, Llama's calls have to be marked.
@@ -125,7 +138,7 @@ class _Lark:
             if mark in control_tokens
         }
         self._shape = _SHAPES[syntax]
-        self._is_xml = syntax is CallSyntax.QWEN_XML
+        self._syntax = syntax
         self.rules: list[str] = []
 
     def add_calls(self, job: Job, mark: str) -> None:
@@ -134,33 +147,36 @@ class _Lark:
         for i, tool in enumerate(_callable_tools(job)):
             before = shape.before.replace('"NAME"', json.dumps(tool.name, ensure_ascii=False))
             before = before.replace("NAME", tool.name) if before == shape.before else before
-            parts = [*self._literals(before), f"arguments_{i}", *self._literals(shape.after)]
+            parts = [*self.literals(before), f"arguments_{i}", *self.literals(shape.after)]
             self.rules.append(f"call_{i}: {' '.join(parts)}")
-            if self._is_xml:
+            if self._syntax is CallSyntax.QWEN_XML:
                 self.rules += _parameter_rules(i, tool)
             else:
                 schema = json.dumps(_arguments_schema(tool))
                 self.rules.append(f"arguments_{i}: %json {schema}")
             names.append(f"call_{i}")
         self.rules.append(f"call: {' | '.join(names)}")
-        more = [*self._literals(shape.separator), "call"]
-        repeated = [f"({' '.join(more)})*"] if job.parallel_tool_calls else []
-        first, last = self._literals(mark + shape.first), self._literals(shape.last)
+        more = [*self.literals(shape.separator), "call"]
+        # gpt-oss ends its turn with a call.
+        is_single = self._syntax is CallSyntax.HARMONY or not job.parallel_tool_calls
+        repeated = [] if is_single else [f"({' '.join(more)})*"]
+        first, last = self.literals(mark + shape.first), self.literals(shape.last)
         self.rules.append(f"calls: {' '.join([*first, 'call', *repeated, *last])}")
 
     def thinking(self, reasoning: Reasoning, starts_in_reasoning: bool) -> str:
         """What stands in front of everything else, and the rule `thought` for it."""
-        if reasoning.end in self._tokens:
-            self.rules.append(f"thought: /(.|\\n)*/ {' '.join(self._literals(reasoning.end))}")
+        end = list(self.literals(reasoning.end))
+        if not end[0].startswith('"'):
+            self.rules.append(f"thought: /(.|\\n)*/ {' '.join(end)}")
         else:
             self.rules.append(f"thought[suffix={json.dumps(reasoning.end)}]: /(.|\\n)*/")
         self.rules.append(r"BLANKS: /[ \t\r\n]{1,4}/")
         if starts_in_reasoning:
             return "thought BLANKS? "
-        return f"({' '.join(self._literals(reasoning.begin))} thought BLANKS?)? "
+        return f"({' '.join(self.literals(reasoning.begin))} thought BLANKS?)? "
 
-    def _literals(self, text: str) -> Iterator[str]:
-        """A text as elements of a rule: control tokens by their ids."""
+    def literals(self, text: str) -> Iterator[str]:
+        """Return a text as elements of a rule: control tokens by their ids."""
         pattern = "|".join(map(re.escape, self._tokens))
         for part in re.split(f"({pattern})", text) if pattern else [text]:
             if part:

@@ -55,7 +55,7 @@ class OutputParser:
         self._source = Characters()
         self._content = TrimmedText()
         self._thought = TrimmedText(is_trimming=True)
-        self._calls = _Calls(key, is_parallel, self._content)
+        self._calls = _Sink(key, is_parallel, self._content, self._thought)
         self._syntax = calls
         self._tools = tools or []
         self._reasoning = reasoning
@@ -93,6 +93,7 @@ class OutputParser:
             while char := (yield from self._source.next()):
                 self._content.say(char)
         self._content.flush()
+        self._thought.flush()
 
     def _read_reasoning(self, marks: Reasoning) -> Reading[None]:
         """The begin mark may come although the prompt has one at its end: models repeat it."""
@@ -102,17 +103,18 @@ class OutputParser:
         if (yield from self._source.until(self._thought.say, marks.end)):
             self._thought.trim()
             self._content.trim()
-        else:
-            self._thought.flush()
 
 
-class _Calls:
+class _Sink:
     """The sink of a reader: numbers the calls and gives them ids."""
 
-    def __init__(self, key: tuple[str, int], is_parallel: bool, content: TrimmedText) -> None:
+    def __init__(
+        self, key: tuple[str, int], is_parallel: bool, content: TrimmedText, thought: TrimmedText
+    ) -> None:
         self._key = key
         self._is_parallel = is_parallel
         self._content = content
+        self._thought = thought
         self._pending: list[ToolCallDelta] = []
         self._arguments: list[str] = []
         """Of the last call, since the last time."""
@@ -120,6 +122,13 @@ class _Calls:
 
     def say(self, text: str) -> None:
         self._content.say(text)
+
+    def think(self, text: str) -> None:
+        self._thought.say(text)
+
+    def end_part(self) -> None:
+        self._content.trim()
+        self._thought.trim()
 
     def open_call(self, name: str) -> None:
         self._content.trim()

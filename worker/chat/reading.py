@@ -38,6 +38,7 @@ class Characters:
         return char
 
     def put_back(self, text: str) -> None:
+        """Let `next` return these characters first."""
         self._back.extend(reversed(text))
 
     def until(self, say: Callable[[str], None], *marks: str) -> Reading[str]:
@@ -93,6 +94,7 @@ class TrimmedText:
         self._is_empty = True
 
     def say(self, text: str) -> None:
+        """Add text."""
         for char in text:
             if char not in BLANKS:
                 self._taken.append(self._blanks + char)

@@ -145,7 +145,6 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "llama_decode": (c.c_int32, Pointer, Batch),
     "llama_get_logits": (Pointer, Pointer),
     "llama_get_embeddings_seq": (Pointer, Pointer, c.c_int32),
-    "llama_pooling_type": (c.c_int32, Pointer),
     "llama_vocab_n_tokens": (c.c_int32, Pointer),
     "llama_vocab_bos": (c.c_int32, Pointer),
     "llama_vocab_eos": (c.c_int32, Pointer),

@@ -93,8 +93,8 @@ def choose_tile(
     """The tile for `num_rows` query rows of one sequence and KV head.
 
     Few shapes on purpose: each is a kernel of its own, compiled when it is first met. Between
-    17 and 64 rows, those of a draft, half of the large tile computes for nothing, in the time
-    in which it waits for keys.
+    17 and 64 rows, those of a draft, the rest of the large tile computes for nothing; by
+    estimate it would wait for keys in that time.
     """
     if shared_bytes_of_sm >= LARGE_SM_BYTES:
         table = _LARGE

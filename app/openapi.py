@@ -1,0 +1,191 @@
+"""`GET /openapi.json`: the OpenAPI 3.1 document of the routes, as `app.documented` declares them.
+
+Built once, when the application is made, from the types that check the requests and shape the
+answers. It says nothing about the machine or its settings.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+from flask import Blueprint, Flask, Response, current_app, request
+from werkzeug.routing import Rule
+
+from app.documented import JSON, RouteDocument, document_of
+from app.error_answer import ErrorAnswer
+from app.parameters import IGNORED, REFUSED
+from app.schema_components import Components
+from shared.errors import LlmisError
+from shared.version import VERSION
+
+blueprint = Blueprint("openapi", __name__)
+_EVENT_STREAM = "text/event-stream"
+_TAGS = {"admin": "Administration", "health": "Service", "prometheus_metrics": "Service"}
+"""Blueprint, or endpoint without one → part of the API; all others are inference."""
+_RETRY_STATUSES = (429, 503, 507)
+"""Their errors say when to come back."""
+_DESCRIPTION = """\
+An OpenAI-compatible service for large language models. Any request may carry `x-request-id`; every
+answer has it. `WS /v1/ws` carries the same requests over one connection: see docs/protocol.md."""
+_HEADERS = {
+    "x-request-id": {
+        "description": "Names the request in logs and for cancelling: the client's own, if it "
+        "sent a usable one.",
+        "required": True,
+        "schema": {"type": "string"},
+    },
+    "Retry-After": {
+        "description": "Seconds after which to try again.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+}
+
+
+def register(app: Flask) -> None:
+    """Add the route, and make its document of the routes that `app` has by now."""
+    app.extensions["llmis_openapi"] = msgspec.json.encode(build(app))
+    app.register_blueprint(blueprint)
+
+
+@blueprint.get("/openapi.json")
+def show() -> Response:
+    response = Response(current_app.extensions["llmis_openapi"], content_type=JSON)
+    response.headers["Cache-Control"] = "no-cache"
+    response.add_etag()
+    response.make_conditional(request)
+    return response
+
+
+def build(app: Flask) -> dict[str, Any]:
+    """Make the document of the routes that are documented."""
+    routes = list(_documented_routes(app))
+    types = [ErrorAnswer]
+    for _, _, document in routes:
+        types += [t for t in (document.body, document.stream, *document.answers.values()) if t]
+    components = Components(types)
+    for body in {document.body for _, _, document in routes if document.body}:
+        _name_what_has_no_effect(components.named(body))
+    paths: dict[str, Any] = {}
+    for rule, view, document in routes:
+        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+            operation = _operation(rule, view, document, components)
+            paths.setdefault(path, {})[method.lower()] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "llmis", "version": VERSION, "description": _DESCRIPTION},
+        "servers": [{"url": "/"}],
+        "tags": [{"name": name} for name in ("Inference", "Administration", "Service")],
+        "paths": dict(sorted(paths.items())),
+        "components": {"schemas": components.schemas, "headers": _HEADERS},
+    }
+
+
+def _name_what_has_no_effect(body: dict[str, Any]) -> None:
+    """Add what `app.parsing` takes besides a type's own fields; it refuses all else."""
+    if "additionalProperties" in body:
+        return
+    body["additionalProperties"] = False
+    for name, why in IGNORED.items():
+        body["properties"].setdefault(name, {"description": f"Ignored: {why}."})
+    for name, why in REFUSED.items():
+        refused: dict[str, Any] = {"enum": [None, False, [], {}], "description": f"Refused: {why}"}
+        body["properties"].setdefault(name, refused)
+
+
+def _documented_routes(
+    app: Flask,
+) -> Iterator[tuple[Rule, Callable[..., Any], RouteDocument]]:
+    for rule in app.url_map.iter_rules():
+        view = app.view_functions[rule.endpoint]
+        document = document_of(view)
+        if document is not None:
+            yield rule, view, document
+
+
+def _operation(
+    rule: Rule, view: Callable[..., Any], document: RouteDocument, components: Components
+) -> dict[str, Any]:
+    summary, _, description = (inspect.getdoc(view) or "").partition("\n\n")
+    operation: dict[str, Any] = {
+        "operationId": rule.endpoint.replace(".", "_"),
+        "summary": summary.rstrip("."),
+        "tags": [_TAGS.get(rule.endpoint.partition(".")[0], "Inference")],
+        "responses": _responses(document, components),
+    }
+    if description:
+        operation["description"] = description
+    if rule.arguments:
+        operation["parameters"] = [
+            _path_parameter(name, document.parameters[name]) for name in sorted(rule.arguments)
+        ]
+    if document.body is not None:
+        content: dict[str, Any] = {JSON: {"schema": components.schema(document.body)}}
+        if document.example is not None:
+            content[JSON]["example"] = document.example
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
+
+
+def _path_parameter(name: str, description: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "description": description,
+        "schema": {"type": "string", "minLength": 1},
+    }
+
+
+def _responses(document: RouteDocument, components: Components) -> dict[str, Any]:
+    """Status → response. A status can have an answer of its own and be an error as well."""
+    shapes: dict[int, list[Any]] = {s: [answer] for s, answer in document.answers.items()}
+    words = {status: ["The answer."] for status in document.answers}
+    for error in sorted(document.errors, key=lambda error: (error.status, error.code or "")):
+        if ErrorAnswer not in shapes.setdefault(error.status, []):
+            shapes[error.status].append(ErrorAnswer)
+        words.setdefault(error.status, []).append(_words(error))
+    responses = {}
+    for status in sorted(shapes):
+        schemas = [components.schema(shape) for shape in shapes[status]]
+        media_type = document.media_type if status in document.answers else JSON
+        content = {media_type: {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}
+        if status == 200 and document.stream is not None:
+            content[_EVENT_STREAM] = {"schema": _event(document.stream, components)}
+        headers = ["x-request-id"] + ["Retry-After"] * (status in _RETRY_STATUSES)
+        responses[str(status)] = {
+            "description": "\n".join(words[status]),
+            "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},
+            "content": content,
+        }
+    return responses
+
+
+def _event(shape: Any, components: Components) -> dict[str, Any]:
+    """One event, as OpenAPI 3.2 describes them in words that 3.1 has, too."""
+    payload = {"anyOf": [components.schema(shape), components.schema(ErrorAnswer)]}
+    return {
+        "type": "object",
+        "description": "One event. The last one's data is `[DONE]`, or the error that ended it.",
+        "required": ["data"],
+        "properties": {
+            "data": {
+                "anyOf": [
+                    {"const": "[DONE]"},
+                    {
+                        "type": "string",
+                        "contentMediaType": JSON,
+                        "contentSchema": payload,
+                    },
+                ]
+            }
+        },
+    }
+
+
+def _words(error: type[LlmisError]) -> str:
+    name = f"`{error.code}`" if error.code else f"type `{error.type}`"
+    doc = (error.__dict__.get("__doc__") or "").partition("\n\n")[0]
+    return f"- {name}: {' '.join(doc.split())}" if doc else f"- {name}"

@@ -1,0 +1,60 @@
+"""docs/openai.md says what the code does, and has a word for everything that OpenAI has."""
+
+import json
+from typing import Any, TypedDict
+
+import openai
+import pytest
+
+from app.parameters import IGNORED, REFUSED
+from app.parsing import convert
+from app.schemas import ChatRequest
+from shared.errors import InvalidRequest
+from tests.unit import web_app
+from tools import openai_table
+from tools.openai_table import DOCUMENT, UndecidedError, filled, tables
+
+_CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+
+
+@pytest.fixture(scope="module")
+def api() -> dict[str, Any]:
+    return json.loads(web_app.made().extensions["llmis_openapi"])
+
+
+def test_the_tables_are_those_that_make_tables_writes(api: dict[str, Any]) -> None:
+    text = DOCUMENT.read_text()
+    assert filled(text, tables(api)) == text, "run `make tables`"
+
+
+def test_a_parameter_that_nobody_has_decided_about_is_an_error(
+    api: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Newer(TypedDict):
+        model: str
+        mood: str
+
+    monkeypatch.setitem(openai_table.PARAMETERS, "/v1/chat/completions", Newer)
+    with pytest.raises(UndecidedError, match="mood"):
+        tables(api)
+
+
+def test_a_group_of_endpoints_that_nobody_has_decided_about_is_an_error(
+    api: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai.OpenAI, "dreams", vars(openai.OpenAI)["chat"], raising=False)
+    with pytest.raises(UndecidedError, match="dreams"):
+        tables(api)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_is_called_refused_is_refused_with_its_reason(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=REFUSED[name]) as caught:
+        convert({**_CHAT, name: {"a": "b"}}, ChatRequest)
+    assert caught.value.param == name
+    convert({**_CHAT, name: None}, ChatRequest)
+
+
+@pytest.mark.parametrize("name", sorted(IGNORED))
+def test_what_is_called_ignored_is_taken_whatever_it_is(name: str) -> None:
+    assert convert({**_CHAT, name: {"a": ["b"]}}, ChatRequest) == convert(_CHAT, ChatRequest)
