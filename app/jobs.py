@@ -31,7 +31,8 @@ def chat_job(body: ChatRequest, request_id: str) -> Job:
         tools=tools if tool_choice is not ToolChoice.NONE else [],
         tool_choice=tool_choice,
         tool_name=tool_name,
-        parallel_tool_calls=body.parallel_tool_calls is not False,
+        # OpenAI's promise: a tool that is named is called exactly once.
+        parallel_tool_calls=body.parallel_tool_calls is not False and tool_name is None,
         template_arguments=template_arguments_of(body.template_arguments),
     )
 

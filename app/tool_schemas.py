@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from shared.closed_schema import closed
 from shared.errors import InvalidRequest
 from shared.messages import Grammar, GrammarKind, Tool
 from shared.messages import ToolChoice as Choice
@@ -93,6 +94,7 @@ def schema_grammar(
     """Raises InvalidRequest. A strict one is refused later where it says what cannot be
     enforced; of others that is left out."""
     check_schema(schema, where, settings)
+    schema = closed(schema)
     if not is_strict:
         schema = {**schema, "x-guidance": {"lenient": True}}
     return Grammar(GrammarKind.JSON_SCHEMA, msgspec.json.encode(schema).decode(), where)

@@ -8,7 +8,7 @@ import openai
 import pydantic
 import pytest
 
-from tests.counter_model import expected_text, number_token
+from tests.counter_model import embeddings, expected_text, number_token
 
 _PROMPT = [{"role": "user", "content": "17"}]
 
@@ -62,6 +62,32 @@ def test_logprobs_are_of_the_model_whatever_the_sampling(client: openai.OpenAI) 
     plain = _complete(client, logprobs=0).choices[0].logprobs.token_logprobs
     pushed = _complete(client, logprobs=0, frequency_penalty=1)
     assert pushed.choices[0].logprobs.token_logprobs == pytest.approx(plain, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "expected"),
+    [
+        ({}, " 900 900 900"),
+        ({"presence_penalty": 2}, " 900 901"),
+        ({"frequency_penalty": 0.6}, " 900 900 901"),
+        ({"extra_body": {"repetition_penalty": 1.1}}, " 900 901"),
+    ],
+)
+def test_penalties_are_of_what_was_drawn(
+    client: openai.OpenAI, penalty: dict[str, Any], expected: str
+) -> None:
+    """A bias puts " 900" one ahead of " 901", whose logit after " 900" is the model's width."""
+    vectors, before, token = embeddings(), number_token(899), number_token(900)
+    bias = 1 + vectors.shape[1] - float(vectors[before] @ vectors[token])
+    answer = _complete(client, prompt="900", logit_bias={str(token): bias}, **penalty)
+    assert answer.choices[0].text.startswith(expected)
+
+
+def test_penalties_reach_a_large_vocabulary(client: openai.OpenAI) -> None:
+    request = {"model": "gemma-3-270m", "prompt": "I'm a cat. " * 3, "max_tokens": 30}
+    plain = _complete(client, **request).choices[0].text
+    assert plain.count("I'm a cat.") > 2
+    assert _complete(client, **request, frequency_penalty=2).choices[0].text != plain
 
 
 def test_legacy_logprobs_and_offsets(client: openai.OpenAI) -> None:

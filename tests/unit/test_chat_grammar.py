@@ -137,6 +137,16 @@ def test_forced_calls_match_their_schemas_and_can_be_parsed(
     assert not world.admits(grammar, "")
 
 
+@pytest.mark.parametrize("parameters", [{}, {"type": "object", "properties": {}}])
+def test_arguments_that_no_schema_names_are_not_made_up(
+    world: _World, parameters: dict[str, Any]
+) -> None:
+    job = _forced(tools=[Tool("get_time", "", parameters)])
+    grammar = _format(CallSyntax.HERMES).grammar(job, False, world.control_tokens)
+    assert world.admits(grammar, _said(CallSyntax.HERMES, ("get_time", "{}")))
+    assert not world.admits(grammar, _said(CallSyntax.HERMES, ("get_time", '{"a": 1}')))
+
+
 @pytest.mark.parametrize("syntax", CallSyntax)
 def test_a_named_tool_and_a_single_call(world: _World, syntax: CallSyntax) -> None:
     job = _forced(tool_name="get_time", parallel_tool_calls=False)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from shared.closed_schema import closed
 from shared.errors import InvalidRequest
 from shared.messages import Grammar, GrammarKind, Job, Tool, ToolChoice
 from worker.chat import calls, harmony
@@ -196,8 +197,10 @@ def _callable_tools(job: Job) -> list[Tool]:
 
 
 def _arguments_schema(tool: Tool) -> dict[str, Any]:
-    is_open = not any(key in tool.parameters for key in _COMBINED)
-    return {**({"type": "object"} if is_open else {}), **tool.parameters, "x-guidance": _LAYOUT}
+    """Closed, and without parameters an empty object, as OpenAI has it."""
+    parameters = closed(tool.parameters or {"properties": {}})
+    is_open = not any(key in parameters for key in _COMBINED)
+    return {**({"type": "object"} if is_open else {}), **parameters, "x-guidance": _LAYOUT}
 
 
 def _parameter_rules(index: int, tool: Tool) -> list[str]:
