@@ -3,23 +3,22 @@
 import base64
 import math
 import struct
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import msgspec
 from flask import Blueprint, Flask, Response
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from app import whole_jobs
 from app.documented import documented
 from app.generation import JOB_ERRORS, read_body
 from app.parsing import parse
-from app.schemas import Positive, TokenIds
+from app.schemas import Positive, texts_or_tokens
 from app.services import services
 from shared.errors import InvalidRequest
 from shared.messages import Embedding, Event, Finished, JobKind
 
 blueprint = Blueprint("embeddings", __name__)
-Text = Annotated[str, Meta(min_length=1)]
 
 
 def register(app: Flask) -> None:
@@ -39,19 +38,10 @@ class EmbeddingRequest(Struct, frozen=True, kw_only=True):
 
     def inputs(self) -> list[str | list[int]]:
         """The inputs as texts or token ids, none of them empty. Raises InvalidRequest."""
-        given = [self.input] if isinstance(self.input, str) else self.input
-        for shape in (list[Text], TokenIds, list[TokenIds]):
-            try:
-                inputs: Any = msgspec.convert(given, shape)
-            except msgspec.ValidationError:
-                continue
-            if inputs:
-                return [inputs] if shape is TokenIds else inputs
-        raise InvalidRequest(
-            "input must be a string, a list of strings, a list of token ids or a list of lists "
-            "of token ids. Neither it nor anything in it may be empty.",
-            param="input",
-        )
+        inputs = texts_or_tokens(self.input, "input")
+        if "" in inputs:
+            raise InvalidRequest("input must not have an empty string in it.", param="input")
+        return inputs
 
 
 class EmbeddingObject(Struct, kw_only=True):
