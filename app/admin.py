@@ -13,7 +13,7 @@ import msgspec
 import redis
 from flask import Blueprint, Flask, Response, request, stream_with_context
 
-from app import admin_views, answers
+from app import admin_views, sse
 from app.admin_answers import AdminModelList, NodeList, Operation
 from app.admin_schemas import LoadRequest, UnloadRequest
 from app.catalog import ModelState
@@ -176,14 +176,14 @@ def _stream(operation_id: str) -> Iterator[bytes]:
     try:
         for progress in _follow(operation_id):
             if progress is not None:
-                yield answers.sse(admin_views.operation(progress))
+                yield sse.event(admin_views.operation(progress))
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > services().settings.keepalive_s:
-                yield answers.KEEPALIVE
+                yield sse.KEEPALIVE
                 quiet_since = time.monotonic()
-        yield answers.DONE
+        yield sse.DONE
     except (LlmisError, redis.RedisError) as exc:
-        yield answers.sse(from_exception(exc).body())
+        yield sse.event(from_exception(exc).body())
 
 
 def _follow(operation_id: str) -> Iterator[Progress | None]:

@@ -1,4 +1,4 @@
-"""The types of the answers as clients see them, derived from the shapes of `app.answers`.
+"""The types of the answers as clients see them, derived from `app.answer_objects`.
 
 `app.answers` fills one shape for all endpoints, with choices of any kind. Here each endpoint's
 answer has a type of its own for the OpenAPI document; a field that a shape gains is in it.
@@ -8,35 +8,35 @@ from typing import Literal
 
 from msgspec import Struct
 
-from app import answers
+from app.answer_objects import AnswerObject, ChatChoice, ChatChunkChoice, TextChoice
 
 
-class ChatCompletion(answers._Answer, kw_only=True):
+class ChatCompletion(AnswerObject, kw_only=True):
     """A whole answer to a conversation."""
 
     object: Literal["chat.completion"]
-    choices: list[answers._ChatChoice]
+    choices: list[ChatChoice]
 
 
-class ChatCompletionChunk(answers._Answer, kw_only=True):
+class ChatCompletionChunk(AnswerObject, kw_only=True):
     """A piece of a streamed answer to a conversation."""
 
     object: Literal["chat.completion.chunk"]
-    choices: list[answers._ChatChunkChoice]
+    choices: list[ChatChunkChoice]
 
 
-class Completion(answers._Answer, kw_only=True):
+class Completion(AnswerObject, kw_only=True):
     """The continuations of the prompts."""
 
     object: Literal["text_completion"]
-    choices: list[answers._TextChoice]
+    choices: list[TextChoice]
 
 
-class CompletionChunk(answers._Answer, kw_only=True):
+class CompletionChunk(AnswerObject, kw_only=True):
     """A piece of streamed continuations."""
 
     object: Literal["text_completion"]
-    choices: list[answers._TextChoice]
+    choices: list[TextChoice]
 
 
 class CancelAnswer(Struct, frozen=True):

@@ -1,11 +1,26 @@
-"""OpenAI's answer objects: whole ones and chunks. Shapes only, no input or output."""
+"""How each endpoint words a job's events: as chunks, or as one whole answer.
+
+Shapes only, no input or output.
+"""
 
 import time
 from typing import Any, Protocol
 
-import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, UnsetType
 
+from app.answer_objects import (
+    AnswerObject,
+    AssistantMessage,
+    ChatChoice,
+    ChatChunkChoice,
+    ChatDelta,
+    FunctionCall,
+    PromptTokensDetails,
+    TextChoice,
+    TokenUsage,
+    ToolCallObject,
+    ToolCallPiece,
+)
 from app.choices import Choice, best
 from app.logprobs import (
     ChatLogprobs,
@@ -15,110 +30,10 @@ from app.logprobs import (
     joined,
 )
 from app.schemas import CompletionRequest, GenerationRequest
-from shared.messages import Delta, Echo, Finished, Job, Timings, ToolCallDelta
-from shared.messages import Usage as JobUsage
+from shared.messages import Delta, Echo, Finished, Job, Timings, ToolCallDelta, Usage
 from shared.version import VERSION
 
-_encode = msgspec.json.Encoder().encode
-DONE = b"data: [DONE]\n\n"
 _FINGERPRINT = f"llmis-{VERSION}"
-KEEPALIVE = b": waiting\n\n"
-
-
-def comment(text: str) -> bytes:
-    """An SSE comment: clients skip it, people who look see it."""
-    return f": {text}\n\n".encode()
-
-
-class _PromptDetails(Struct):
-    cached_tokens: int
-
-
-class _Usage(Struct):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: _PromptDetails
-
-
-class _TextChoice(Struct):
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None
-    finish_reason: str | None
-
-
-class _Function(Struct, omit_defaults=True):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class _ToolCall(Struct):
-    id: str
-    function: _Function
-    type: str = "function"
-
-
-class _ToolCallPiece(Struct, omit_defaults=True):
-    index: int
-    id: str | None = None
-    type: str | None = None
-    function: _Function | None = None
-
-
-class _Delta(Struct, omit_defaults=True):
-    role: str | None = None
-    content: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[_ToolCallPiece] = []
-
-
-class _ChatChunkChoice(Struct):
-    index: int
-    delta: _Delta
-    logprobs: ChatLogprobs | None
-    finish_reason: str | None
-
-
-class _ChatMessage(Struct):
-    role: str
-    content: str | None
-    refusal: None = None
-    annotations: list[Any] = []
-    reasoning_content: str | UnsetType = UNSET
-    tool_calls: list[_ToolCall] | UnsetType = UNSET
-
-
-class _ChatChoice(Struct):
-    index: int
-    message: _ChatMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: str
-
-
-class _Answer(Struct, omit_defaults=True):
-    id: str
-    object: str
-    created: int
-    model: str
-    choices: list[Any]
-    usage: _Usage | UnsetType | None = UNSET
-    system_fingerprint: str | UnsetType = UNSET
-    service_tier: str | UnsetType = UNSET
-    metadata: dict[str, str] | UnsetType = UNSET
-
-
-def usage(counted: JobUsage) -> _Usage:
-    return _Usage(
-        counted.prompt_tokens,
-        counted.completion_tokens,
-        counted.prompt_tokens + counted.completion_tokens,
-        _PromptDetails(counted.cached_tokens),
-    )
-
-
-def sse(payload: Any) -> bytes:
-    return b"data: " + _encode(payload) + b"\n\n"
 
 
 class AnswerShape(Protocol):
@@ -153,14 +68,14 @@ class _Shape:
         self._metadata: dict[str, str] | UnsetType = body.metadata or UNSET
         self.num_choices = job.num_choices * max(1, len(job.prompts))
 
-    def _chunk(self, choices: list[Any]) -> _Answer:
+    def _chunk(self, choices: list[Any]) -> AnswerObject:
         answer = self._answer(self.chunk_object, choices)
         if self._wants_usage:
             answer.usage = None
         return answer
 
-    def _answer(self, object_: str, choices: list[Any]) -> _Answer:
-        return _Answer(
+    def _answer(self, object_: str, choices: list[Any]) -> AnswerObject:
+        return AnswerObject(
             self._id,
             object_,
             self._created,
@@ -177,7 +92,7 @@ class _Shape:
         chunk.usage = usage(finished.usage)
         return [chunk]
 
-    def _whole(self, choices: list[Any], finished: Finished) -> _Answer:
+    def _whole(self, choices: list[Any], finished: Finished) -> AnswerObject:
         answer = self._answer(self.whole_object, choices)
         answer.usage, answer.metadata = usage(finished.usage), self._metadata
         return answer
@@ -189,49 +104,49 @@ class ChatShape(_Shape):
     id_prefix = "chatcmpl"
 
     def opening(self) -> list[Any]:
-        return [self._piece(i, _Delta("assistant", "")) for i in range(self.num_choices)]
+        return [self._piece(i, ChatDelta("assistant", "")) for i in range(self.num_choices)]
 
     def _piece(
         self,
         index: int,
-        delta: _Delta,
+        delta: ChatDelta,
         logprobs: ChatLogprobs | None = None,
         reason: str | None = None,
-    ) -> _Answer:
-        return self._chunk([_ChatChunkChoice(index, delta, logprobs, reason)])
+    ) -> AnswerObject:
+        return self._chunk([ChatChunkChoice(index, delta, logprobs, reason)])
 
     def chunks(self, event: Delta | Echo) -> list[Any]:
         if isinstance(event, Echo):
             return []
         deltas = []
         if event.reasoning:
-            deltas.append(_Delta(reasoning_content=event.reasoning))
+            deltas.append(ChatDelta(reasoning_content=event.reasoning))
         if event.text:
-            deltas.append(_Delta(content=event.text))
+            deltas.append(ChatDelta(content=event.text))
         if event.tool_calls:
-            deltas.append(_Delta(tool_calls=[_piece_of_call(c) for c in event.tool_calls]))
+            deltas.append(ChatDelta(tool_calls=[_piece_of_call(c) for c in event.tool_calls]))
         if event.logprobs and not deltas:
-            deltas.append(_Delta())  # their text is held back for now
+            deltas.append(ChatDelta())  # their text is held back for now
         chunks = [self._piece(event.index, delta) for delta in deltas]
         if event.logprobs:
             chunks[0].choices[0].logprobs = chat_logprobs(event.logprobs)
         if event.finish_reason is not None:
-            chunks.append(self._piece(event.index, _Delta(), None, event.finish_reason))
+            chunks.append(self._piece(event.index, ChatDelta(), None, event.finish_reason))
         return chunks
 
     def whole(self, choices: list[Choice], finished: Finished) -> Any:
         return self._whole([self._choice(i, choice) for i, choice in enumerate(choices)], finished)
 
-    def _choice(self, index: int, choice: Choice) -> _ChatChoice:
+    def _choice(self, index: int, choice: Choice) -> ChatChoice:
         calls = [
-            _ToolCall(call.id, _Function(call.name, "".join(call.arguments)))
+            ToolCallObject(call.id, FunctionCall(call.name, "".join(call.arguments)))
             for _, call in sorted(choice.tool_calls.items())
         ]
-        message = _ChatMessage("assistant", choice.text or (None if calls else ""))
+        message = AssistantMessage("assistant", choice.text or (None if calls else ""))
         message.reasoning_content = choice.reasoning or UNSET
         message.tool_calls = calls or UNSET
         logprobs = chat_logprobs(choice.logprobs) if self._wants_logprobs else None
-        return _ChatChoice(index, message, logprobs, _reason(choice))
+        return ChatChoice(index, message, logprobs, _reason(choice))
 
 
 class CompletionShape(_Shape):
@@ -253,7 +168,7 @@ class CompletionShape(_Shape):
         logprobs = self._logprobs(event)
         if not event.text and reason is None and not (logprobs and logprobs.tokens):
             return []
-        return [self._chunk([_TextChoice(event.index, event.text, logprobs, reason)])]
+        return [self._chunk([TextChoice(event.index, event.text, logprobs, reason)])]
 
     def _logprobs(self, event: Delta | Echo) -> CompletionLogprobs | None:
         if not self._wants_logprobs:
@@ -267,13 +182,13 @@ class CompletionShape(_Shape):
         kept = best(choices, self._num_made, self._num_wanted)
         return self._whole([self._choice(i, choice) for i, choice in enumerate(kept)], finished)
 
-    def _choice(self, index: int, choice: Choice) -> _TextChoice:
+    def _choice(self, index: int, choice: Choice) -> TextChoice:
         writer = CompletionLogprobsWriter()
         logprobs = writer.prompt(choice.echo.logprobs if choice.echo else [])
         logprobs = joined(logprobs, writer.completion(choice.logprobs))
         prompt = choice.echo.text if choice.echo else ""
         shown = logprobs if self._wants_logprobs else None
-        return _TextChoice(index, prompt + choice.text, shown, _reason(choice))
+        return TextChoice(index, prompt + choice.text, shown, _reason(choice))
 
 
 def shape_for(job: Job, body: GenerationRequest) -> AnswerShape:
@@ -287,13 +202,22 @@ def _reason(choice: Choice) -> str:
     return choice.finish_reason
 
 
-def _piece_of_call(piece: ToolCallDelta) -> _ToolCallPiece:
+def _piece_of_call(piece: ToolCallDelta) -> ToolCallPiece:
     is_first = piece.id is not None
-    return _ToolCallPiece(
+    return ToolCallPiece(
         piece.index,
         piece.id,
         "function" if is_first else None,
-        _Function(piece.name, piece.arguments),
+        FunctionCall(piece.name, piece.arguments),
+    )
+
+
+def usage(counted: Usage) -> TokenUsage:
+    return TokenUsage(
+        counted.prompt_tokens,
+        counted.completion_tokens,
+        counted.prompt_tokens + counted.completion_tokens,
+        PromptTokensDetails(counted.cached_tokens),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import redis
 from kombu.exceptions import OperationalError
 
-from app import answers
+from app import sse
 from app.answers import AnswerShape
 from app.choices import Choice
 from app.dispatch import Dispatcher
@@ -188,7 +188,7 @@ def stream_sse(
     """The SSE body. After the first byte an error is one event, then the end of the stream."""
     error: BaseException | None = None
     try:
-        opening = b"".join(answers.sse(chunk) for chunk in shape.opening())
+        opening = b"".join(sse.event(chunk) for chunk in shape.opening())
         if opening:
             yield opening
         written_at = time.monotonic()
@@ -197,13 +197,13 @@ def stream_sse(
             body = sse_chunks(shape, events)
             if not body and relay.load is not None and relay.load != told:
                 told = relay.load
-                body = answers.comment(f"loading {told.model}: {told.stage} {told.fraction:.0%}")
+                body = sse.comment(f"loading {told.model}: {told.stage} {told.fraction:.0%}")
             if not body and time.monotonic() - written_at >= relay.keepalive_s:
-                body = answers.KEEPALIVE
+                body = sse.KEEPALIVE
             if body:
                 yield body
                 written_at = time.monotonic()
-        yield answers.DONE
+        yield sse.DONE
     except ClientGone as exc:
         error = exc
     except GeneratorExit as exc:
@@ -211,7 +211,7 @@ def stream_sse(
         raise
     except Exception as exc:
         error = exc
-        yield answers.sse(from_exception(exc).body())
+        yield sse.event(from_exception(exc).body())
     finally:
         on_close()
         relay.close(error)
@@ -221,9 +221,9 @@ def sse_chunks(shape: AnswerShape, events: list[Event]) -> bytes:
     parts: list[bytes] = []
     for event in events:
         if isinstance(event, Delta | Echo):
-            parts.extend(answers.sse(chunk) for chunk in shape.chunks(event))
+            parts.extend(sse.event(chunk) for chunk in shape.chunks(event))
         elif isinstance(event, Finished):
-            parts.extend(answers.sse(chunk) for chunk in shape.closing(event))
+            parts.extend(sse.event(chunk) for chunk in shape.closing(event))
     return b"".join(parts)
 
 
