@@ -33,10 +33,10 @@ class JobRun:
     prompt_logprobs: dict[int, list[TokenLogprobs] | None] = field(default_factory=dict)
     """With `job.echo`: of the prompt of each choice as far as it is read; None = it is sent."""
     parsers: dict[int, OutputParser] = field(default_factory=dict)
-    echoes: list[str] = field(default_factory=list)
-    """With `job.echo`: the text of each prompt."""
     """Choice index → what sorts its text. Choices without one are all content. Made by the
     task thread before the job is submitted."""
+    echoes: list[str] = field(default_factory=list)
+    """With `job.echo`: the text of each prompt."""
     # whoever ends it
     outcome: str = ""
     """"finished", or the code of the error."""
