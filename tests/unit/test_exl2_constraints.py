@@ -16,7 +16,8 @@ from tests.unit import exl2_folder
 from tests.unit.exl2_engine import make_engine, run_all
 from tests.unit.exl2_folder import END, VOCAB, ids
 from tests.unit.loop_sink import make_run
-from worker.engines.exl2.constraints import Constraint
+from worker.engines.constraint import Constraint
+from worker.engines.exl2.grammar_filter import mask
 from worker.engines.exl2.vocabulary import Vocabulary
 from worker.engines.grammar import GrammarCompiler
 from worker.engines.protocol import Sequence, Speculation
@@ -147,7 +148,7 @@ def test_the_mask_allows_what_may_come_and_at_the_end_the_end_tokens(
 
     def allowed() -> set[int]:
         constraint.compute_mask()
-        row = constraint.mask(torch.zeros(VOCAB))
+        row = mask(constraint, torch.zeros(VOCAB))
         return set(torch.nonzero(row == 0).flatten().tolist())
 
     constraint.begin()
@@ -172,7 +173,7 @@ def test_a_token_against_the_grammar_is_an_error_and_no_exception(
     constraint.accept(ids("z")[0])
     assert constraint.error is not None
     constraint.compute_mask()
-    assert torch.equal(constraint.mask(torch.zeros(VOCAB)), torch.zeros(VOCAB))
+    assert torch.equal(mask(constraint, torch.zeros(VOCAB)), torch.zeros(VOCAB))
 
 
 def test_a_panic_in_the_grammar_is_an_error_and_no_exception(compiler: GrammarCompiler) -> None:

@@ -14,9 +14,9 @@ from shared.errors import EngineError, InvalidRequest
 from worker.engines.exl2 import admission, loading, pages, sampling
 from worker.engines.exl2.admission import Admission
 from worker.engines.exl2.checks import check_limits
-from worker.engines.exl2.constraints import Constraint, new_filter
 from worker.engines.exl2.failures import Failure, Quarantine, classify
 from worker.engines.exl2.first_steps import first_generator
+from worker.engines.exl2.grammar_filter import new_filter
 from worker.engines.exl2.limits import BatchLimits
 from worker.engines.exl2.live import LiveSequence, new_job
 from worker.engines.exl2.model_folder import read_folder
@@ -169,9 +169,7 @@ class ExLlamaV2Engine:
         loaded = self._loaded
         constraint = filters = None
         if sequence.grammar is not None:
-            constraint = Constraint(
-                self._grammars.matcher(sequence.grammar), self._grammars.vocab_size
-            )
+            constraint = self._grammars.constraint(sequence.grammar)
             filters = [
                 new_filter(
                     loaded.filters.ExLlamaV2Filter,

@@ -14,6 +14,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from shared.errors import InvalidRequest
 from shared.messages import Grammar, GrammarKind
+from worker.engines.constraint import Constraint, first_lines
 
 _log = logging.getLogger(__name__)
 _MAX_KEPT = 512
@@ -59,8 +60,12 @@ class GrammarCompiler:
         self._compiled(grammar)
 
     def matcher(self, grammar: Grammar) -> LLMatcher:
-        """A fresh matcher for one sequence, at the start of the text. Raises InvalidRequest."""
+        """A fresh matcher at the start of the text. Raises InvalidRequest."""
         return self._compiled(grammar).deep_copy()
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """A fresh constraint for one sequence. Raises InvalidRequest."""
+        return Constraint(self.matcher(grammar), self.vocab_size)
 
     def _compiled(self, grammar: Grammar) -> LLMatcher:
         with self._lock:
@@ -99,11 +104,6 @@ class GrammarCompiler:
                 param=grammar.param,
             )
         return matcher
-
-
-def first_lines(text: str, num_chars: int = 300) -> str:
-    """An error of a matcher without the parser's state, which llguidance appends."""
-    return text.partition("\n<state>")[0].strip()[:num_chars]
 
 
 def _to_llguidance(grammar: Grammar) -> str:

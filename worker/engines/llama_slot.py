@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from shared.errors import LlmisError
 from shared.messages import FinishReason, Logprob, TokenLogprobs
-from worker.engines.llama_logits import GrammarMask, Row, token_logprobs
+from worker.engines.constraint import Constraint
+from worker.engines.llama_logits import Row, token_logprobs
 from worker.engines.llama_vocabulary import Vocabulary
 from worker.engines.protocol import Sequence, StepResult
 from worker.text import TextAssembler
@@ -18,7 +18,7 @@ class Slot:
     sequence: Sequence | None = None
     sampler: int | None = None
     """llama_sampler chain; None = greedy, taken by arg max over the logits."""
-    grammar: GrammarMask | None = None
+    constraint: Constraint | None = None
     assembler: TextAssembler = field(default_factory=lambda: TextAssembler([]))
     next_token: int = 0
     """While generating: the token drawn last, not yet in the cache."""
@@ -28,27 +28,27 @@ class Slot:
     used_at: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt tokens read since the last result."""
-    logprobs: TokenLogprobs | None = None
-    """Of the token drawn last."""
-    error: LlmisError | None = None
 
     @property
     def is_prefilling(self) -> bool:
         return self.sequence is not None and len(self.cache) < len(self.sequence.prompt)
 
     def begin(
-        self, sequence: Sequence, num_cached: int, sampler: int | None, grammar: GrammarMask | None
+        self,
+        sequence: Sequence,
+        num_cached: int,
+        sampler: int | None,
+        constraint: Constraint | None,
     ) -> None:
         """Take a sequence of whose prompt `num_cached` tokens are in the cache."""
         del self.cache[num_cached:]
         self.num_cached = num_cached
-        self.sequence, self.sampler, self.grammar = sequence, sampler, grammar
+        self.sequence, self.sampler, self.constraint = sequence, sampler, constraint
         self.assembler = TextAssembler(
             sequence.stop, strip_leading_space=sequence.strip_leading_space
         )
         self.num_generated = 0
         self.prompt_logprobs.clear()
-        self.logprobs = self.error = None
 
     def read_prompt_logprobs(self, rows: list[Row], first_pos: int, vocabulary: Vocabulary) -> None:
         """Note what the logits at `first_pos` and on say of the prompt's next tokens."""
@@ -70,24 +70,20 @@ class Slot:
         raw = row.copy() if sequence.logprobs is not None else None
         if self.num_generated < sequence.min_tokens:
             row[end_tokens] = -float("inf")
-        if self.grammar is not None:
-            try:
-                self.grammar.apply(row)
-            except LlmisError as error:
-                self.error = error
+        if self.constraint is not None:
+            self.constraint.compute_mask()
+            if self.constraint.error is None:
+                row[self.constraint.forbidden(row.size)] = -float("inf")
         return raw
 
     def accept(self, token: int, raw: Row | None, vocabulary: Vocabulary) -> StepResult:
         """Add a drawn token. A finish reason or an error in the result: it was the last one."""
         sequence = self.sequence
         assert sequence is not None, "only a busy slot draws"
-        try:
-            if self.error is None and self.grammar is not None:
-                self.grammar.accept(token)
-        except LlmisError as error:
-            self.error = error
-        if self.error is not None:
-            return StepResult(sequence.key, error=self.error)
+        if self.constraint is not None:
+            self.constraint.accept(token)
+            if self.constraint.error is not None:
+                return StepResult(sequence.key, error=self.constraint.error)
         self.next_token = token
         self.num_generated += 1
         result = StepResult(sequence.key, token_ids=[token])

@@ -19,7 +19,7 @@ from shared.errors import EngineError, SettingsError
 from worker.engines import llama_abi, llama_loading
 from worker.engines.grammar import GrammarCompiler
 from worker.engines.llama_batch import BatchBuffer, Part
-from worker.engines.llama_logits import GrammarMask, Row
+from worker.engines.llama_logits import Row
 from worker.engines.llama_sampler import new_chain
 from worker.engines.llama_slot import Slot
 from worker.engines.llama_vocabulary import Vocabulary
@@ -132,9 +132,9 @@ class LlamaCppEngine:
 
     def submit(self, sequence: Sequence) -> None:
         assert sequence.prompt, "a sequence begins with at least one token"
-        grammar = None
+        constraint = None
         if sequence.grammar is not None:
-            grammar = GrammarMask(self._grammars.matcher(sequence.grammar), self.vocab_size)
+            constraint = self._grammars.constraint(sequence.grammar)
         slot = self._choose_slot(sequence.prompt)
         # The last prompt token is always computed: its logits give the first new token.
         keep = min(_common_prefix(slot.cache, sequence.prompt), len(sequence.prompt) - 1)
@@ -145,7 +145,7 @@ class LlamaCppEngine:
             self._lib.memory_seq_rm(self._memory, slot.seq_id, -1, -1)
             keep = 0
         sampler = new_chain(self._lib, sequence.sampling, self.vocab_size, self.context_length)
-        slot.begin(sequence, keep, sampler, grammar)
+        slot.begin(sequence, keep, sampler, constraint)
         self._by_key[sequence.key] = slot
 
     def cancel(self, key: tuple[str, int]) -> None:
@@ -224,8 +224,8 @@ class LlamaCppEngine:
             greedy = rows.argmax(axis=1).tolist()
         for output, row, raw in drawing:
             slot = output.slot
-            if slot.sampler is None or slot.error is not None:
-                token = greedy[row] if slot.error is None else 0
+            if slot.sampler is None:
+                token = greedy[row]
             else:
                 token = self._lib.sampler_sample(slot.sampler, self._context, output.batch_row)
             results.append(slot.accept(token, raw, self.vocabulary))
@@ -269,7 +269,7 @@ class LlamaCppEngine:
             del self._by_key[slot.sequence.key]
         if slot.sampler is not None:
             self._lib.sampler_free(slot.sampler)
-        slot.sequence = slot.sampler = slot.grammar = None
+        slot.sequence = slot.sampler = slot.constraint = None
         slot.used_at = next(self._clock)
 
     def _reset(self) -> None:

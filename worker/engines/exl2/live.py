@@ -13,8 +13,8 @@ import torch
 
 from shared.errors import EngineError
 from shared.messages import FinishReason, TokenLogprobs
+from worker.engines.constraint import Constraint
 from worker.engines.exl2 import logprobs, sampling
-from worker.engines.exl2.constraints import Constraint
 from worker.engines.exl2.pages import PAGE_TOKENS
 from worker.engines.exl2.vocabulary import Vocabulary
 from worker.engines.protocol import Sequence, StepResult
