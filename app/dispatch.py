@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 
 from app.hub import Hub
 from app.job_stream import JobStream
-from shared import messages, names
+from shared import claims, messages, names
 from shared.errors import NotFound
 from shared.messages import Job, Priority
 from shared.settings import Settings
@@ -99,8 +99,9 @@ class Dispatcher:
         pipe = self._client.pipeline(transaction=False)
         pipe.get(names.claim_key(job.id))
         pipe.exists(names.cancel_key(job.id))
-        holder, is_cancelled = pipe.execute()
-        return JobStanding(holder.decode() if holder else None, bool(is_cancelled))
+        payload, is_cancelled = pipe.execute()
+        claim = claims.decode(payload)
+        return JobStanding(claim.holder if claim else None, bool(is_cancelled))
 
     def requeue(self, job: Job) -> None:
         """Enqueue a job again: its message or its replica is lost.

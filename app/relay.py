@@ -113,6 +113,7 @@ class Relay:
         if events:
             self.metrics.observe(events)
             self._unserved_since = self.load = None
+            self._num_requeues, self._requeue_wait_s = 0, _TICK_S
         return events
 
     def _see_to_a_replica(self) -> None:

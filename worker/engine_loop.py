@@ -14,7 +14,14 @@ from dataclasses import dataclass
 
 from shared.errors import EngineError, LlmisError
 from worker.engines.protocol import Engine, EngineFatal, Sequence, StepResult
-from worker.job_run import Emission, JobDropped, JobEnded, JobRun, JobStarted
+from worker.job_run import (
+    Emission,
+    JobDropped,
+    JobEnded,
+    JobRun,
+    JobStarted,
+    num_prompt_tokens,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -111,8 +118,9 @@ class EngineLoop:
                 if is_idle:
                     self._step_ended_at = time.monotonic()
                 self._runs[message.id] = message
-                message.open_sequences = len(message.sequences)
-                self._waiting.extend(message.sequences)
+                wanted = [s for s in message.sequences if s.key[1] not in message.ended]
+                message.open_sequences = len(wanted)
+                self._waiting.extend(wanted)
             else:
                 self._drop(message.job_id, message.error)
             is_idle = False
@@ -135,7 +143,7 @@ class EngineLoop:
             if not run.started_at:
                 run.started_at = time.monotonic()
                 run.queue_s = max(0.0, time.time() - run.job.created_at)
-                run.prompt_tokens = _prompt_tokens(run)
+                run.prompt_tokens = num_prompt_tokens(run)
                 self._emit([(run, JobStarted(run.prompt_tokens))])
 
     def _step(self) -> list[StepResult]:
@@ -198,8 +206,3 @@ class EngineLoop:
             except Exception:
                 # The others are to hear of their ends too.
                 _log.exception("not cancelled", extra={"request_id": job_id})
-
-
-def _prompt_tokens(run: JobRun) -> int:
-    """Each prompt is counted once, however many choices it has."""
-    return sum(len(s.prompt) for s in run.sequences[:: run.job.num_choices])

@@ -17,7 +17,11 @@ class JobRun:
     job: Job
     attempt: int
     sequences: list[Sequence]
+    claim: bytes = b""
+    """What the job's claim has to be for an event of this attempt to count."""
     # engine loop
+    ended: frozenset[int] = frozenset()
+    """Choices that an earlier attempt has brought to their ends."""
     open_sequences: int = 0
     prompt_tokens: int = 0
     cached_by_prompt: dict[int, int] = field(default_factory=dict)
@@ -37,6 +41,8 @@ class JobRun:
     task thread before the job is submitted."""
     echoes: list[str] = field(default_factory=list)
     """With `job.echo`: the text of each prompt."""
+    is_fenced: bool = False
+    """Another replica has taken the job over: nothing of this attempt counts any more."""
     # whoever ends it
     outcome: str = ""
     """"finished", or the code of the error."""
@@ -82,3 +88,8 @@ class JobDropped:
 
 
 Emission = tuple[JobRun, StepResult | JobStarted | JobEnded | JobDropped]
+
+
+def num_prompt_tokens(run: JobRun) -> int:
+    """Each prompt is counted once, however many choices it has."""
+    return sum(len(s.prompt) for s in run.sequences[:: run.job.num_choices])

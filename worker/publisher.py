@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
 
 import redis
 
@@ -27,12 +28,41 @@ _VECTORS_TTL_S = 60
 """How long the log of an embedding job stays: vectors are large, and it is read at once."""
 
 
+_APPEND = """
+local n, counts, refused, blocked = tonumber(ARGV[1]), {}, {}, {}
+for i = 1, n do
+  local claim, log, at = KEYS[2 * i - 1], KEYS[2 * i], 4 * i - 2
+  local holder = redis.call('get', claim)
+  if holder == false or holder == ARGV[at] then
+    redis.call('rpush', log, ARGV[at + 1])
+    if ARGV[at + 2] ~= '0' then redis.call('expire', log, ARGV[at + 2]) end
+  else
+    refused[#refused + 1] = i
+    blocked[tonumber(ARGV[at + 3])] = true
+  end
+end
+for c = 1, #KEYS - 2 * n do
+  if blocked[c] then counts[c] = 1
+  else counts[c] = redis.call('publish', KEYS[2 * n + c], ARGV[1 + 4 * n + c]) end
+end
+return {counts, refused}
+"""
+"""KEYS: claim and log of each event, then the channels. ARGV: the number of events; of each one
+the claim that it needs, the event, the log's new time to live (0 = none), and the number of its
+channel; then a message for each channel. A channel with a refused event gets no message: its
+readers repair from the logs. A claim that is not there is no other's. Returns the receivers of
+each channel, and the numbers of the refused events."""
+
+
 class Publisher:
     def __init__(self, client: "redis.Redis", job_ttl_s: int, request_timeout_s: float) -> None:
         self._client = client
         self._job_ttl_s = job_ttl_s
         self._running_ttl_s = int(request_timeout_s) + job_ttl_s
         self._queue: queue.SimpleQueue[list[Emission] | None] = queue.SimpleQueue()
+        self._append = client.register_script(_APPEND)
+        self.on_fenced: Callable[[str], None] = lambda job_id: None
+        """Called with the id of a job that another replica has taken over."""
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self.is_wedged = False
         """The thread died: the process is of no more use."""
@@ -114,25 +144,44 @@ class Publisher:
                 time.sleep(BEAT_S / 4)
 
     def _round_trip(self, encoded: list[tuple[JobRun, Event, bytes]]) -> None:
-        pipe = self._client.pipeline(transaction=False)
+        """Append and publish in one call. Events of a job that another replica has taken over
+        go nowhere."""
         by_channel: dict[str, list[tuple[str, bytes]]] = {}
+        keys: list[str] = []
+        entries: list[bytes | int] = []
         for run, event, payload in encoded:
-            key = names.log_key(run.id)
-            pipe.rpush(key, payload)
-            if isinstance(event, Finished | Failed):
-                pipe.expire(key, self._ttl_s(run.job))
-            elif event.seq == 0:
-                pipe.expire(key, self._running_ttl_s)
-            by_channel.setdefault(run.job.reply_channel, []).append((run.id, payload))
-        for channel, batch in by_channel.items():
-            pipe.publish(channel, messages.encode_hub_message(batch))
-        replies = pipe.execute()
+            batch = by_channel.setdefault(run.job.reply_channel, [])
+            batch.append((run.id, payload))
+            keys += (names.claim_key(run.id), names.log_key(run.id))
+            place = list(by_channel).index(run.job.reply_channel) + 1
+            entries += (run.claim, payload, self._expiry_s(run, event), place)
+        channels = list(by_channel)
+        hub_messages = [messages.encode_hub_message(by_channel[channel]) for channel in channels]
+        counts, refused = self._append(
+            keys=[*keys, *channels], args=[len(encoded), *entries, *hub_messages]
+        )
+        for position in refused:
+            self._fence(encoded[position - 1][0])
         now = time.monotonic()
-        for channel, receivers in zip(by_channel, replies[-len(by_channel) :], strict=True):
+        for channel, receivers in zip(channels, counts, strict=True):
             if receivers:
                 self._unheard_since.pop(channel, None)
             else:
                 self._unheard_since.setdefault(channel, now)
+
+    def _fence(self, run: JobRun) -> None:
+        if not run.is_fenced:
+            _log.warning("another replica has taken the job over", extra={"request_id": run.id})
+            run.is_fenced = True
+            run.outcome = "taken_over"
+            run.done.set()
+            self.on_fenced(run.id)
+
+    def _expiry_s(self, run: JobRun, event: Event) -> int:
+        """Seconds that the log stays from now on; 0 = as it is."""
+        if isinstance(event, Finished | Failed):
+            return self._ttl_s(run.job)
+        return self._running_ttl_s if event.seq == 0 or run.attempt else 0
 
     def _ttl_s(self, job: Job) -> int:
         is_large = job.kind is JobKind.EMBEDDING

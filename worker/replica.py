@@ -22,7 +22,7 @@ from shared import lifecycle, logs, names, registry
 from shared import settings as settings_module
 from shared.celery_app import app
 from shared.connections import connect
-from shared.errors import LlmisError, ModelUnloaded, SettingsError, Unavailable
+from shared.errors import LlmisError, ModelUnloaded, ReplicaLost, SettingsError, Unavailable
 from shared.lifecycle import Assignment, ModelSpec, StopOrder
 from shared.messages import ReplicaState, Sampling
 from shared.settings import Settings
@@ -41,6 +41,7 @@ _ORPHAN_S = 15.0
 """A replica whose agent is gone for so long ends: nobody would ever stop it."""
 
 
+_TAKEN_OVER = "Another replica has taken the request over."
 _LAST_WORDS_S = 6.0
 """Beyond the grace time: for the last events of cancelled jobs to reach Redis."""
 
@@ -82,12 +83,14 @@ class ReplicaProcess:
                 loop=loop,
                 publisher=self._publisher,
                 prompts=prompts,
+                vocabulary=engine.vocabulary,
                 on_busy=self._heartbeat.announce,
                 job_ttl_s=int(self._settings.request_timeout_s) + self._settings.job_ttl_s,
             )
         )
         signals.worker_ready.connect(self._on_ready)
         signals.worker_shutting_down.connect(lambda **_: self._on_shutting_down(loop), weak=False)
+        self._publisher.on_fenced = lambda job_id: loop.cancel(job_id, ReplicaLost(_TAKEN_OVER))
         self._publisher.start()
         loop.start()
         self._heartbeat.look_after(loop)

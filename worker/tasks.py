@@ -17,26 +17,30 @@ from celery.worker import state as worker_state
 from celery.worker.control import control_command, ok
 from celery.worker.request import Request
 
-from shared import messages, names, registry
+from shared import claims, messages, names, registry
 from shared.celery_app import app
+from shared.claims import Claim
 from shared.connections import payload_bytes
 from shared.errors import (
     DeadlineExceeded,
     EngineError,
     InternalError,
     LlmisError,
-    ReplicaLost,
+    Quarantined,
     RequestCancelled,
 )
-from shared.messages import Delta, Failed, Finished, FinishReason, Job, JobKind
+from shared.messages import Event, FinishReason, Job, JobKind
 from worker.engine_loop import EngineLoop
-from worker.engines.protocol import StepResult
-from worker.job_run import JobDropped, JobEnded, JobRun
+from worker.engines.protocol import StepResult, Vocabulary
+from worker.handover import Past, go_on, past_of
+from worker.job_run import JobDropped, JobEnded, JobRun, num_prompt_tokens
 from worker.prompt import PromptBuilder
 from worker.publisher import Publisher
 
 _log = logging.getLogger(__name__)
 
+_MAX_BARREN = 2
+"""Replicas that may die over a job in a row without a token from any of them."""
 CANCELLED = "The request was cancelled."
 
 
@@ -49,6 +53,7 @@ class Replica:
     loop: EngineLoop
     publisher: Publisher
     prompts: PromptBuilder
+    vocabulary: Vocabulary
     on_busy: Callable[[], None]
     """Called when the first job comes after a pause: who looks for an idle replica must know."""
     job_ttl_s: int
@@ -109,12 +114,14 @@ def _run(replica: Replica, job_id: str) -> str:
         _log.warning("job is gone, nobody waits for it", extra={"request_id": job_id})
         return "expired"
     job = messages.decode_job(payload_bytes(payload))
-    if not _claim(replica, job):
+    claimed = _claim(replica, job)
+    if claimed is None:
         _log.info("second delivery of a job dropped", extra={"request_id": job_id})
         return "duplicate"
-    run = JobRun(job, attempt=job.attempt, sequences=[])
+    claim, past = claimed
+    run = JobRun(job, claim.attempt, [], claim=claim.encode(), next_seq=past.num_events)
     try:
-        _start(replica, run)
+        _start(replica, run, claim, past)
     except LlmisError as error:
         _fail(replica, run, error)
     except Exception:
@@ -122,17 +129,21 @@ def _run(replica: Replica, job_id: str) -> str:
         _fail(replica, run, InternalError("The replica had an error while preparing the request."))
     run.done.wait()
     _log_end(replica, run)
+    if run.is_fenced:
+        return "taken_over"
     # Nobody needs the request any more; the empty key keeps its id taken.
     replica.client.set(names.job_key(job_id), b"", xx=True, keepttl=True)
     return run.outcome
 
 
-def _start(replica: Replica, run: JobRun) -> None:
+def _start(replica: Replica, run: JobRun, claim: Claim, past: Past) -> None:
     """Check that the job is wanted and hand it to the engine loop. Raises LlmisError."""
-    run.next_seq = replica.client.llen(names.log_key(run.id))
     _check_cancelled(replica, run)
-    if run.next_seq:
-        _resume(replica, run)
+    if claim.num_barren >= _MAX_BARREN:
+        raise Quarantined(
+            f"{claim.num_barren} replicas have died while they worked on this request. It is not "
+            "run again."
+        )
     if time.time() > run.job.deadline_at:
         raise DeadlineExceeded("The request waited in the queue until its deadline.")
     if run.job.kind in (JobKind.TOKENIZE, JobKind.DETOKENIZE):
@@ -142,6 +153,16 @@ def _start(replica: Replica, run: JobRun) -> None:
     run.parsers = replica.prompts.parsers(run.job, run.sequences)
     if run.job.echo:
         run.echoes = replica.prompts.echoes(run.job)
+    if past.num_events:
+        _log.warning(
+            "job goes on after %d tokens",
+            past.num_tokens,
+            extra={"request_id": run.id, "attempt": claim.attempt},
+        )
+        go_on(run, past, replica.vocabulary)
+    if run.sequences and len(run.ended) == len(run.sequences):
+        _end(replica, run)
+        return
     was_idle = not replica.loop.running()
     replica.loop.submit(run)
     if was_idle:
@@ -167,55 +188,51 @@ def _translate(replica: Replica, run: JobRun) -> None:
     replica.publisher.emit([(run, result), (run, JobEnded(run.usage(), run.timings()))])
 
 
+def _end(replica: Replica, run: JobRun) -> None:
+    """All choices were complete when the replica before this one died; only the end is missing."""
+    run.prompt_tokens = num_prompt_tokens(run)
+    run.outcome = "finished"
+    replica.publisher.emit([(run, JobEnded(run.usage(), run.timings()))])
+
+
 def _check_cancelled(replica: Replica, run: JobRun) -> None:
     if replica.client.exists(names.cancel_key(run.id)):
         raise RequestCancelled(CANCELLED)
 
 
-_TAKE_OVER = """
-if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('set', KEYS[1], ARGV[2], 'EX', ARGV[3])
-return 1
-"""
-"""Replace a claim if it is still the one that was seen."""
+def _claim(replica: Replica, job: Job) -> tuple[Claim, Past] | None:
+    """Take the job for this replica, and read what is in its log; None when a live replica has
+    it, or had it to its end."""
+    mine = Claim(replica.id)
+    if claims.take(replica.client, job.id, mine, replica.job_ttl_s):
+        return mine, past_of(_log_of(replica, job))
+    found = claims.read(replica.client, job.id)
+    if found is None or found.holder == replica.id or _is_alive(replica, found.holder):
+        return None
+    past = past_of(_log_of(replica, job))
+    if past.is_ended:
+        return None
+    mine = found.succeeded_by(replica.id, past.num_events, past.num_tokens)
+    if not claims.take_over(replica.client, job.id, found, mine, replica.job_ttl_s):
+        return None
+    # From now on nobody else appends: what has come in between counts, too.
+    return mine, past_of(_log_of(replica, job))
 
 
-def _claim(replica: Replica, job: Job) -> bool:
-    """Take the job for this replica; False when a live replica has it, or had it to its end."""
-    key = names.claim_key(job.id)
-    if replica.client.set(key, replica.id, nx=True, ex=replica.job_ttl_s):
-        return True
-    holder = payload_bytes(replica.client.get(key) or b"").decode()
-    if holder == replica.id or _is_ended(replica, job) or _is_alive(replica, holder):
-        return False
-    taken = replica.client.eval(_TAKE_OVER, 1, key, holder, replica.id, str(replica.job_ttl_s))
-    return bool(taken)
-
-
-def _is_ended(replica: Replica, job: Job) -> bool:
-    last = replica.client.lindex(names.log_key(job.id), -1)
-    if last is None:
-        return False
-    return isinstance(messages.decode_event(payload_bytes(last)), Failed | Finished)
+def _log_of(replica: Replica, job: Job) -> list[Event]:
+    payloads = replica.client.lrange(names.log_key(job.id), 0, -1)
+    return [messages.decode_event(payload_bytes(payload)) for payload in payloads]
 
 
 def _is_alive(replica: Replica, replica_id: str) -> bool:
-    """Whether a replica beats. Asked twice: after an outage of Redis all records are gone."""
-    for wait_s in (0.0, 2 * registry.BEAT_S):
+    """Whether a replica beats. After an outage of Redis all records are gone, ours as well: then
+    the others get the time to write theirs again."""
+    for wait_s in (2 * registry.BEAT_S, 0.0):
+        alive = {record.id for record in registry.read(replica.client)}
+        if replica_id in alive or replica.id in alive:
+            return replica_id in alive
         time.sleep(wait_s)
-        if any(record.id == replica_id for record in registry.read(replica.client)):
-            return True
     return False
-
-
-def _resume(replica: Replica, run: JobRun) -> None:
-    """Continue the log of a replica that is gone. Raises ReplicaLost where text is out."""
-    run.attempt += 1
-    log = replica.client.lrange(names.log_key(run.id), 0, -1)
-    for payload in log:
-        event = messages.decode_event(payload_bytes(payload))
-        if isinstance(event, Delta):
-            raise ReplicaLost("The replica that ran this request died in the middle of it.")
 
 
 def _fail(replica: Replica, run: JobRun, error: LlmisError) -> None:

@@ -1,6 +1,6 @@
 """A grammar while a sequence follows it: which tokens may come next."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from llguidance import LLMatcher
@@ -18,8 +18,10 @@ class Constraint:
     threads. Nothing here raises: it would take the whole batch along.
     """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+    def __init__(self, matcher: LLMatcher, vocab_size: int, produced: Iterable[int] = ()) -> None:
+        """`produced`: tokens that the text has already."""
         self._matcher = matcher
+        self._produced = list(produced)
         self._bits = np.zeros((vocab_size + 31) // 32, np.int32)
         """Bit i of the whole: token i is allowed."""
         self.error: EngineError | None = None
@@ -27,6 +29,8 @@ class Constraint:
 
     def begin(self) -> None:
         self._matcher.reset()
+        for token in self._produced:
+            self.accept(token)
 
     def accept(self, token: int) -> None:
         """Take the token that was drawn."""

@@ -169,7 +169,7 @@ class ExLlamaV2Engine:
         loaded = self._loaded
         constraint = filters = None
         if sequence.grammar is not None:
-            constraint = self._grammars.constraint(sequence.grammar)
+            constraint = self._grammars.constraint(sequence.grammar, sequence.produced)
             filters = [
                 new_filter(
                     loaded.filters.ExLlamaV2Filter,

@@ -63,9 +63,12 @@ class GrammarCompiler:
         """A fresh matcher at the start of the text. Raises InvalidRequest."""
         return self._compiled(grammar).deep_copy()
 
-    def constraint(self, grammar: Grammar) -> Constraint:
-        """A fresh constraint for one sequence. Raises InvalidRequest."""
-        return Constraint(self.matcher(grammar), self.vocab_size)
+    def constraint(self, grammar: Grammar, produced: list[int]) -> Constraint:
+        """A fresh constraint for one sequence, which has these tokens already. Raises
+        InvalidRequest."""
+        constraint = Constraint(self.matcher(grammar), self.vocab_size, produced)
+        constraint.begin()
+        return constraint
 
     def _compiled(self, grammar: Grammar) -> LLMatcher:
         with self._lock:

@@ -177,6 +177,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "llama_sampler_chain_init": (Pointer, SamplerChainParams),
     "llama_sampler_chain_add": (None, Pointer, Pointer),
     "llama_sampler_sample": (c.c_int32, Pointer, Pointer, c.c_int32),
+    "llama_sampler_accept": (None, Pointer, c.c_int32),
     "llama_sampler_free": (None, Pointer),
     "llama_sampler_init_greedy": (Pointer,),
     "llama_sampler_init_dist": (Pointer, c.c_uint32),

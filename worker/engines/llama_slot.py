@@ -6,7 +6,7 @@ from shared.messages import FinishReason, Logprob, TokenLogprobs
 from worker.engines.constraint import Constraint
 from worker.engines.llama_logits import Row, token_logprobs
 from worker.engines.llama_vocabulary import Vocabulary
-from worker.engines.protocol import Sequence, StepResult
+from worker.engines.protocol import Sequence, StepResult, assembler_of, piece_in
 from worker.text import TextAssembler
 
 
@@ -16,6 +16,8 @@ class Slot:
     cache: list[int] = field(default_factory=list)
     """Token ids whose keys and values are in the cache, by position."""
     sequence: Sequence | None = None
+    known: list[int] = field(default_factory=list)
+    """The tokens to be read before the first one is drawn."""
     sampler: int | None = None
     """llama_sampler chain; None = greedy, taken by arg max over the logits."""
     constraint: Constraint | None = None
@@ -23,6 +25,7 @@ class Slot:
     next_token: int = 0
     """While generating: the token drawn last, not yet in the cache."""
     num_generated: int = 0
+    has_drawn: bool = False
     num_cached: int = 0
     """Prompt tokens found in the cache when the sequence came."""
     used_at: int = 0
@@ -31,7 +34,7 @@ class Slot:
 
     @property
     def is_prefilling(self) -> bool:
-        return self.sequence is not None and len(self.cache) < len(self.sequence.prompt)
+        return self.sequence is not None and len(self.cache) < len(self.known)
 
     def begin(
         self,
@@ -39,15 +42,16 @@ class Slot:
         num_cached: int,
         sampler: int | None,
         constraint: Constraint | None,
+        vocabulary: Vocabulary,
     ) -> None:
         """Take a sequence of whose prompt `num_cached` tokens are in the cache."""
         del self.cache[num_cached:]
         self.num_cached = num_cached
         self.sequence, self.sampler, self.constraint = sequence, sampler, constraint
-        self.assembler = TextAssembler(
-            sequence.stop, strip_leading_space=sequence.strip_leading_space
-        )
-        self.num_generated = 0
+        self.known = sequence.known_tokens
+        self.assembler, _ = assembler_of(vocabulary, sequence)
+        self.num_generated = len(sequence.produced)
+        self.has_drawn = False
         self.prompt_logprobs.clear()
 
     def read_prompt_logprobs(self, rows: list[Row], first_pos: int, vocabulary: Vocabulary) -> None:
@@ -87,7 +91,8 @@ class Slot:
         self.next_token = token
         self.num_generated += 1
         result = StepResult(sequence.key, token_ids=[token])
-        if self.num_generated == 1:
+        if not self.has_drawn:
+            self.has_drawn = True
             self._report_prompt(result)
         is_end = token in vocabulary.end_tokens and not sequence.ignore_eos
         if raw is not None and not is_end:
@@ -98,9 +103,7 @@ class Slot:
             result.text = self.assembler.finish()
             result.finish_reason = FinishReason.STOP
             return result
-        is_shown = token in sequence.shown_tokens
-        piece = vocabulary.name(token) if is_shown else vocabulary.piece(token)
-        result.text = self.assembler.push(piece)
+        result.text = self.assembler.push(piece_in(vocabulary, sequence, token))
         if self.assembler.is_stopped:
             result.finish_reason = FinishReason.STOP
         elif self.num_generated >= sequence.max_tokens:

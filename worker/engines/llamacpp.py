@@ -134,10 +134,11 @@ class LlamaCppEngine:
         assert sequence.prompt, "a sequence begins with at least one token"
         constraint = None
         if sequence.grammar is not None:
-            constraint = self._grammars.constraint(sequence.grammar)
-        slot = self._choose_slot(sequence.prompt)
+            constraint = self._grammars.constraint(sequence.grammar, sequence.produced)
+        known = sequence.known_tokens
+        slot = self._choose_slot(known)
         # The last prompt token is always computed: its logits give the first new token.
-        keep = min(_common_prefix(slot.cache, sequence.prompt), len(sequence.prompt) - 1)
+        keep = min(_common_prefix(slot.cache, known), len(known) - 1)
         if sequence.prompt_logprobs:
             keep = 0
         if not self._lib.memory_seq_rm(self._memory, slot.seq_id, keep, -1):
@@ -145,7 +146,10 @@ class LlamaCppEngine:
             self._lib.memory_seq_rm(self._memory, slot.seq_id, -1, -1)
             keep = 0
         sampler = new_chain(self._lib, sequence.sampling, self.vocab_size, self.context_length)
-        slot.begin(sequence, keep, sampler, constraint)
+        if sampler is not None:
+            for token in sequence.produced:
+                self._lib.sampler_accept(sampler, token)
+        slot.begin(sequence, keep, sampler, constraint, self.vocabulary)
         self._by_key[sequence.key] = slot
 
     def cancel(self, key: tuple[str, int]) -> None:
@@ -183,7 +187,7 @@ class LlamaCppEngine:
                 done, room = len(slot.cache), budget - num_prefill
                 if slot.sequence.prompt_logprobs:
                     room = min(room, _SCORED_TOKENS - num_scored)
-                chunk = slot.sequence.prompt[done : done + room]
+                chunk = slot.known[done : done + room]
                 num_prefill += len(chunk)
                 if slot.sequence.prompt_logprobs:
                     num_scored += len(chunk)

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from shared.errors import EngineError, LlmisError
 from shared.messages import FinishReason, Grammar, Sampling, TokenLogprobs
+from worker.text import TextAssembler
 
 
 class EngineFatal(EngineError):
@@ -89,6 +90,19 @@ class Sequence:
     """Control tokens whose own text is part of the text, such as the marks of a tool call."""
     prompt_logprobs: bool = False
     """Report the log probabilities of the prompt, too. Needs `logprobs`."""
+    produced: list[int] = field(default_factory=list)
+    """Tokens of the completion that an earlier attempt has drawn, and whose results are out: the
+    engine goes on behind them as if it had drawn them itself. Fewer than `max_tokens`."""
+
+    @property
+    def known_tokens(self) -> list[int]:
+        """What is there to read before the next token is drawn."""
+        return self.prompt + self.produced if self.produced else self.prompt
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that may still be drawn."""
+        return self.max_tokens - len(self.produced)
 
 
 @dataclass(slots=True)
@@ -152,8 +166,25 @@ class Vocabulary(Protocol):
         """`add_special` puts the begin token in front where the model wants one;
         `parse_special` reads control tokens in the text as such. Raises EngineError."""
 
+    def name(self, token: int) -> bytes:
+        """A control token's own text, any other's piece."""
+
     def piece(self, token: int) -> bytes:
         """The bytes that a token adds to the text; control tokens and unknown ids add none."""
+
+
+def piece_in(vocabulary: Vocabulary, sequence: Sequence, token: int) -> bytes:
+    """The bytes that a token adds to the text of this sequence."""
+    if token in sequence.shown_tokens:
+        return vocabulary.name(token)
+    return vocabulary.piece(token)
+
+
+def assembler_of(vocabulary: Vocabulary, sequence: Sequence) -> tuple[TextAssembler, str]:
+    """Make the assembler of a sequence, and the text that what is produced has given so far."""
+    assembler = TextAssembler(sequence.stop, strip_leading_space=sequence.strip_leading_space)
+    pieces = [piece_in(vocabulary, sequence, token) for token in sequence.produced]
+    return assembler, "".join(assembler.push(piece) for piece in pieces)
 
 
 def detokenize(vocabulary: Vocabulary, token_ids: list[int]) -> str:

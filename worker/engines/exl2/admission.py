@@ -31,7 +31,7 @@ class Admission:
 
     def demand(self, sequence: Sequence) -> Demand:
         if self._asked is None or self._asked[0] is not sequence:
-            wanted = pages.demand(sequence.prompt, sequence.max_tokens, self._num_draft_tokens)
+            wanted = pages.demand(sequence.known_tokens, sequence.num_left, self._num_draft_tokens)
             self._asked = (sequence, wanted)
         return self._asked[1]
 

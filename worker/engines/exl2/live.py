@@ -17,8 +17,7 @@ from worker.engines.constraint import Constraint
 from worker.engines.exl2 import logprobs, sampling
 from worker.engines.exl2.pages import PAGE_TOKENS
 from worker.engines.exl2.vocabulary import Vocabulary
-from worker.engines.protocol import Sequence, StepResult
-from worker.text import TextAssembler
+from worker.engines.protocol import Sequence, StepResult, assembler_of, piece_in
 
 
 class LiveSequence:
@@ -40,16 +39,10 @@ class LiveSequence:
         self.job: Any = None
         """The ExLlamaV2DynamicJob."""
         self._vocabulary = vocabulary
-        self._shown = {
-            token: text.encode()
-            for text, token in vocabulary.control_tokens.items()
-            if token in sequence.shown_tokens
-        }
         self._stop_ids = frozenset() if sequence.ignore_eos else stop_ids
-        self._assembler = TextAssembler(
-            sequence.stop, strip_leading_space=sequence.strip_leading_space
-        )
-        self._num_generated = 0
+        self._assembler, _ = assembler_of(vocabulary, sequence)
+        self._num_generated = len(sequence.produced)
+        self._has_drawn = False
         self._logprobs: deque[TokenLogprobs] = deque()
         """Of the tokens drawn and not yet taken, in order."""
         self._error: EngineError | None = None
@@ -85,7 +78,7 @@ class LiveSequence:
             if self._error is not None:
                 logits.zero_()  # anything that can be drawn: the token is not taken
             if follows:
-                sampling.follow_output(job.gen_settings, job.new_tokens)
+                sampling.follow_output(job.gen_settings, len(sequence.produced) + job.new_tokens)
             if num_alternatives is None:
                 return draw(logits)
             raw = logprobs.raw_logits(logits, vocab_size)
@@ -134,8 +127,9 @@ class LiveSequence:
         taken.token_ids.append(token)
         if self._logprobs:
             taken.logprobs.append(self._logprobs.popleft())
-        if self._num_generated == 1:
-            taken.prefilled_tokens = len(self.sequence.prompt)
+        if not self._has_drawn:
+            self._has_drawn = True
+            taken.prefilled_tokens = len(self.sequence.known_tokens)
             taken.cached_tokens = self._cached_tokens()
         if token in self._stop_ids:
             taken.text += self._assembler.finish()
@@ -149,7 +143,7 @@ class LiveSequence:
             taken.finish_reason = FinishReason.LENGTH
 
     def _piece(self, token: int) -> bytes:
-        return self._shown.get(token) or self._vocabulary.piece(token)
+        return piece_in(self._vocabulary, self.sequence, token)
 
     def _cached_tokens(self) -> int:
         """As the generator reports it at the end of a job; ours may end before."""
@@ -176,9 +170,9 @@ def new_job(
     """
     sequence = live.sequence
     return job_class(
-        input_ids=torch.tensor([sequence.prompt], dtype=torch.long),
-        max_new_tokens=sequence.max_tokens + num_draft_tokens,
-        min_new_tokens=sequence.min_tokens,
+        input_ids=torch.tensor([sequence.known_tokens], dtype=torch.long),
+        max_new_tokens=sequence.num_left + num_draft_tokens,
+        min_new_tokens=max(0, sequence.min_tokens - len(sequence.produced)),
         gen_settings=settings,
         seed=sequence.sampling.seed,
         stop_conditions=[] if sequence.ignore_eos else list(stop_ids),

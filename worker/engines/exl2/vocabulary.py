@@ -47,6 +47,7 @@ class Vocabulary:
             raise SettingsError(f"models: the vocabulary in {path} is empty")
         self.control_tokens = special_tokens(folder)
         specials = set(self.control_tokens.values())
+        self._names = {token: text.encode() for text, token in self.control_tokens.items()}
         to_bytes = _Decoder(folder.tokenizer)
         # What was added to a vocabulary is written as it reads, not in the table's letters.
         added = {token.content for token in self._parsing.get_added_tokens_decoder().values()}
@@ -75,6 +76,9 @@ class Vocabulary:
             assert self._bos is not None, "adds_bos says that there is one"
             tokens.insert(0, self._bos)
         return tokens
+
+    def name(self, token: int) -> bytes:
+        return self._names.get(token) or self.piece(token)
 
     def piece(self, token: int) -> bytes:
         return self._pieces[token] if 0 <= token < self.size else b""

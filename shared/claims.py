@@ -1,0 +1,65 @@
+"""Who runs a job: one replica at a time, and how often it went wrong before.
+
+The claim is a key of the job. It fences: events are appended to the job's log only by the
+attempt that the claim names, so a replica that was taken for dead and wakes up again cannot
+write into the log of its heir.
+"""
+
+from typing import Any
+
+import msgspec
+import redis
+from msgspec import Struct
+
+from shared import names
+from shared.connections import payload_bytes
+
+_encode = msgspec.json.Encoder().encode
+_TAKE_OVER = """
+if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('set', KEYS[1], ARGV[2], 'EX', ARGV[3])
+return 1
+"""
+"""Replace a claim if it is still the one that was seen."""
+
+
+class Claim(Struct, frozen=True):
+    holder: str
+    """Id of the replica that runs the job."""
+    attempt: int = 0
+    num_events: int = 0
+    num_tokens: int = 0
+    """Events and tokens in the job's log when the attempt began."""
+    num_barren: int = 0
+    """Attempts since the last token that have died with the job in the engine."""
+
+    def encode(self) -> bytes:
+        return _encode(self)
+
+    def succeeded_by(self, holder: str, num_events: int, num_tokens: int) -> "Claim":
+        """The claim of the attempt that comes after this one, with what is in the log now."""
+        barren = 0
+        if num_tokens == self.num_tokens:
+            # A job that was only waiting in the replica has nothing to do with its death.
+            barren = self.num_barren + (num_events > self.num_events)
+        return Claim(holder, self.attempt + 1, num_events, num_tokens, barren)
+
+
+def read(client: "redis.Redis", job_id: str) -> Claim | None:
+    """Raises redis.RedisError, msgspec.DecodeError."""
+    return decode(client.get(names.claim_key(job_id)))
+
+
+def decode(payload: Any) -> Claim | None:
+    return msgspec.json.decode(payload_bytes(payload), type=Claim) if payload else None
+
+
+def take(client: "redis.Redis", job_id: str, claim: Claim, ttl_s: int) -> bool:
+    """Claim a job that nobody has claimed yet; False when somebody has."""
+    return bool(client.set(names.claim_key(job_id), claim.encode(), nx=True, ex=ttl_s))
+
+
+def take_over(client: "redis.Redis", job_id: str, old: Claim, new: Claim, ttl_s: int) -> bool:
+    """Put a new claim into the place of the one that was seen; False when it has changed."""
+    key = names.claim_key(job_id)
+    return bool(client.eval(_TAKE_OVER, 1, key, old.encode(), new.encode(), str(ttl_s)))
