@@ -56,10 +56,12 @@ def wait_for_state(service: Service, name: str, state: str, timeout_s: float = 2
 class Completion:
     """A streamed completion of a counter model, read piece by piece."""
 
-    def __init__(self, service: Service, model: str, num_tokens: int, start: int = 5) -> None:
+    def __init__(
+        self, service: Service, model: str, num_tokens: int, start: int = 5, **fields: Any
+    ) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=120)
         body = {"model": model, "prompt": str(start), "max_tokens": num_tokens,
-                "temperature": 0, "stream": True}  # fmt: skip
+                "temperature": 0, "stream": True, **fields}  # fmt: skip
         self.connection.request("POST", "/v1/completions", json.dumps(body))
         self.response = self.connection.getresponse()
         self.text = ""

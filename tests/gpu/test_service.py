@@ -109,18 +109,14 @@ def test_unloading_gives_all_gpu_memory_back(service: Service) -> None:
     assert _text(service, 8, 20, model="asleep") == expected_text(8, 20)
 
 
-def test_a_replica_killed_in_mid_stream_ends_its_stream_and_comes_back(service: Service) -> None:
+def test_a_stream_goes_on_when_its_replica_is_killed(service: Service) -> None:
     _wait_until_it_serves(service)
-    response = _stream(service, 1900)
-    received = response.read(300)
+    stream = admin_client.Completion(service, "counter", 1900).read(5)
     (pid,) = service.pids("worker.replica", "counter")
     os.kill(pid, signal.SIGKILL)
-    received += response.read()
-    assert b"replica_lost" in received
-    assert b"[DONE]" not in received
-    started = time.monotonic()
-    _wait_until_it_serves(service)
-    print(f"served again {time.monotonic() - started:.1f} s after the kill")
+    killed_at = time.monotonic()
+    assert stream.read().text == expected_text(5, 1900)
+    print(f"the stream was done {time.monotonic() - killed_at:.1f} s after the kill")
 
 
 def test_requests_wait_while_a_killed_replica_starts_again(service: Service) -> None:

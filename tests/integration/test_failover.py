@@ -1,14 +1,18 @@
 """Replicas are killed in mid-sentence, and the sentence goes on."""
 
+import http.client
+import json
 import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from shared import names
 from tests.admin_client import Completion, load, unload
-from tests.conftest import Service
+from tests.conftest import Service, running_service, wait_for
 from tests.counter_model import expected_text
 
 
@@ -48,5 +52,42 @@ def test_another_replica_takes_over_within_seconds(own_service: Service) -> None
     for thread in threads:
         thread.join()
     assert [s.text for s in streams] == [expected_text(n, 6000) for n in range(8)]
-    print("gaps", sorted(round(gap, 2) for gap in gaps))
+    assert len(gaps) == 8
     assert unload(own_service, "pair")[0] == 200
+
+
+def test_a_replica_that_wakes_up_again_adds_nothing(own_service: Service) -> None:
+    """It stood still for so long that it was taken for dead; its heir has written on."""
+    assert load(own_service, "pair", replicas=2, slots=8, context_length=16384)[0] == 200
+    streams = [Completion(own_service, "pair", 12_000, start).read(3) for start in range(4)]
+    victim = own_service.pids("worker.replica", "pair@")[0]
+    os.kill(victim, signal.SIGSTOP)
+    threading.Timer(7, os.kill, (victim, signal.SIGCONT)).start()
+    assert [s.read().text for s in streams] == [expected_text(n, 12_000) for n in range(4)]
+    assert unload(own_service, "pair")[0] == 200
+
+
+def test_grammars_and_stop_strings_hold_across_the_seam(own_service: Service) -> None:
+    expression = r"( \d{1,3}){900}"
+    bound = Completion(own_service, "counter", 1900, guided_regex=expression).read(5)
+    stopped = Completion(own_service, "counter", 1900, stop=" 905 906").read(5)
+    _kill(own_service, "counter@")
+    assert bound.read().text == expected_text(5, 900)
+    assert stopped.read().text == expected_text(5, 899)
+
+
+def test_a_request_that_kills_replicas_is_not_run_a_third_time(tmp_path: Path) -> None:
+    """A long prompt, so that the replica can be killed while it is read."""
+    prompt = " ".join(["word"] * 3500)
+    body = {"model": "gemma-3-270m", "prompt": prompt, "max_tokens": 5}
+    with running_service(tmp_path, demo=True) as service:
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+        connection.request("POST", "/v1/completions", json.dumps(body), {"x-request-id": "poison"})
+        log, known = names.log_key("poison"), 0
+        for _ in range(2):
+            wait_for(lambda known=known: service.redis.llen(log) > known, "it is in the engine", 20)
+            _kill(service, "gemma")
+            known = service.redis.llen(log)
+        response = connection.getresponse()
+        error = json.loads(response.read())["error"]
+        assert (response.status, error["code"]) == (400, "request_quarantined")

@@ -5,10 +5,9 @@ import json
 import os
 import signal
 import socket
-from pathlib import Path
 
 from shared import names, registry
-from tests.conftest import ENDLESS, Service, running_service, wait_for
+from tests.conftest import ENDLESS, Service, wait_for
 from tests.counter_model import expected_text
 
 
@@ -65,22 +64,6 @@ def test_requests_wait_in_the_queue_while_a_killed_replica_starts_again(
     response = _complete(own_service, model="counter-small")
     assert response.status == 200
     assert _text(response) == expected_text(5, 5)
-
-
-def test_a_replica_killed_in_mid_stream_ends_its_streams_with_an_error(tmp_path: Path) -> None:
-    """And it does not matter that another replica is there at once."""
-    with running_service(tmp_path, demo=True) as service:
-        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
-        payload = {"model": "gemma-3-270m", "prompt": "Once", "max_tokens": 3000, "stream": True}
-        payload["logit_bias"] = ENDLESS
-        connection.request("POST", "/v1/completions", json.dumps(payload))
-        response = connection.getresponse()
-        received = response.read(1000)
-        (pid,) = service.pids("worker.replica", "gemma")
-        os.kill(pid, signal.SIGKILL)
-        received += response.read()
-        assert b"replica_lost" in received
-        assert b"[DONE]" not in received
 
 
 def test_garbage_in_the_registry_blinds_nobody(own_service: Service) -> None:

