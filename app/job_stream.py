@@ -1,5 +1,9 @@
 """A job's events as its reader sees them: in order, without holes, without doubles."""
 
+from collections.abc import Iterable
+from itertools import groupby
+
+import msgspec
 import redis
 from gevent.queue import Empty, SimpleQueue
 
@@ -95,43 +99,34 @@ class JobStream:
 
 def _join(events: list[Event]) -> list[Event]:
     """Join the deltas of each choice: how the choices' deltas were mixed is of no meaning."""
-    joined: list[Event] = []
-    place: dict[int, int] = {}
+    gathered: dict[int, list[Delta]] = {}
+    places: list[Event | list[Delta]] = []
     for event in events:
         if not isinstance(event, Delta):
-            joined.append(event)
-        elif event.index in place:
-            before = joined[place[event.index]]
-            assert isinstance(before, Delta), "places are those of deltas"
-            joined[place[event.index]] = _sum(before, event)
+            places.append(event)
+        elif event.index in gathered:
+            gathered[event.index].append(event)
         else:
-            place[event.index] = len(joined)
-            joined.append(event)
-    return joined
+            places.append(gathered.setdefault(event.index, [event]))
+    return [_sum(place) if isinstance(place, list) else place for place in places]
 
 
-def _sum(left: Delta, right: Delta) -> Delta:
-    return Delta(
-        right.seq,
-        right.attempt,
-        right.index,
-        left.text + right.text,
-        left.token_ids + right.token_ids,
-        right.finish_reason,
-        left.reasoning + right.reasoning,
-        _join_calls(left.tool_calls, right.tool_calls),
-        left.logprobs + right.logprobs,
+def _sum(deltas: list[Delta]) -> Delta:
+    if len(deltas) == 1:
+        return deltas[0]
+    return msgspec.structs.replace(
+        deltas[-1],
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token for delta in deltas for token in delta.token_ids],
+        reasoning="".join(delta.reasoning for delta in deltas),
+        tool_calls=_join_calls(piece for delta in deltas for piece in delta.tool_calls),
+        logprobs=[token for delta in deltas for token in delta.logprobs],
     )
 
 
-def _join_calls(left: list[ToolCallDelta], right: list[ToolCallDelta]) -> list[ToolCallDelta]:
+def _join_calls(pieces: Iterable[ToolCallDelta]) -> list[ToolCallDelta]:
     """Join neighbouring pieces of the same tool call."""
-    joined = list(left)
-    for piece in right:
-        last = joined[-1] if joined else None
-        if last is not None and last.index == piece.index:
-            arguments = last.arguments + piece.arguments
-            joined[-1] = ToolCallDelta(last.index, last.id, last.name, arguments)
-        else:
-            joined.append(piece)
-    return joined
+    return [
+        msgspec.structs.replace(same[0], arguments="".join(piece.arguments for piece in same))
+        for same in (list(group) for _, group in groupby(pieces, key=lambda piece: piece.index))
+    ]

@@ -89,6 +89,9 @@ def _job(
             "are made for one request.",
             param="n",
         )
+    max_tokens = fields.get("max_tokens")
+    if max_tokens is not None and (body.min_tokens or 0) > max_tokens:
+        raise InvalidRequest("min_tokens must not be larger than max_tokens.", param="min_tokens")
     grammar = body.grammar(shared.settings)
     _check_grammar(body, grammar is not None or fields.get("tool_choice") is ToolChoice.REQUIRED)
     shared.usage.note(body.model)

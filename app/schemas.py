@@ -85,7 +85,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     metadata: Metadata | None = None
     store: bool | None = None
     """Accepted; nothing is stored."""
-    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     """Accepted; there is one tier."""
 
     @property
@@ -166,7 +166,9 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
+        None
+    )
     """Told to the chat template as `reasoning_effort`."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Extension: further variables of the chat template, such as `enable_thinking`."""

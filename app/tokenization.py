@@ -80,6 +80,7 @@ def tokenize() -> Response:
         JobKind.TOKENIZE,
         [] if body.prompt is None else [body.prompt],
         add_special=body.add_special_tokens is not False,
+        token_texts=bool(body.return_token_strs),
         messages=messages_of(body.messages or []),
         tools=tools_of(body.tools or []),
         template_arguments=template_arguments_of(body.chat_template_kwargs or {}),
@@ -111,8 +112,7 @@ class _TokenizeAnswer:
     def take(self, event: Event) -> None:
         if isinstance(event, Delta):
             self._token_ids = event.token_ids
-            if self._body.return_token_strs:
-                self._texts = event.text.encode()
+            self._texts = event.text.encode()
 
     def body(self, finished: Finished) -> Any:
         replicas = services().directory.replicas(self._body.model)

@@ -128,6 +128,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """For `JobKind.CHAT`."""
     prompts: list[str | list[int]] = []
     """For the other kinds: texts or token ids."""
+    token_texts: bool = False
+    """For `JobKind.TOKENIZE`: the texts of the tokens are wanted, too."""
     add_special: bool = True
     """For `JobKind.TOKENIZE`: the tokens that begin and end every text are counted in."""
     tools: list[Tool] = []

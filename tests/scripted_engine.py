@@ -31,6 +31,10 @@ class ByteVocabulary:
             tokens += list(part.encode()) if known is None else [known]
         return tokens
 
+    def name(self, token: int) -> bytes:
+        names = {number: text for text, number in self.control_tokens.items()}
+        return names[token].encode() if token in names else self.piece(token)
+
     def piece(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else b""
 

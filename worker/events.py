@@ -96,8 +96,10 @@ def _delta(run: JobRun, item: StepResult) -> Delta:
             # An oddity in one text must not silence all others: the rest of it stays content.
             _log.exception("output parser failed", extra={"request_id": run.id})
             del run.parsers[index]
-        if reason is FinishReason.STOP and parser.has_calls:
-            reason = FinishReason.TOOL_CALLS
+        if parser.has_calls:
+            run.called.add(index)
+    if reason is FinishReason.STOP and index in run.called:
+        reason = FinishReason.TOOL_CALLS
     return Delta(
         run.next_seq,
         run.attempt,

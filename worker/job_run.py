@@ -39,6 +39,8 @@ class JobRun:
     parsers: dict[int, OutputParser] = field(default_factory=dict)
     """Choice index → what sorts its text. Choices without one are all content. Made by the
     task thread before the job is submitted."""
+    called: set[int] = field(default_factory=set)
+    """Choices that have called a tool."""
     echoes: list[str] = field(default_factory=list)
     """With `job.echo`: the text of each prompt."""
     is_fenced: bool = False

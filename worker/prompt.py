@@ -98,12 +98,15 @@ class PromptBuilder:
         )
 
     def token_texts(self, token_ids: list[int]) -> list[str]:
-        return [detokenize(self._engine.vocabulary, [token]) for token in token_ids]
+        name = self._engine.vocabulary.name
+        return [name(token).decode("utf-8", "replace") for token in token_ids]
 
     def text(self, job: Job) -> str:
         """The text of a detokenize job. Raises InvalidRequest."""
         (token_ids,) = job.prompts
         assert isinstance(token_ids, list), "a detokenize job has token ids"
+        if len(token_ids) > self._engine.context_length:
+            raise self._too_long(str(len(token_ids)), "tokens")
         self._check_token_ids(token_ids, "tokens")
         return detokenize(self._engine.vocabulary, token_ids)
 
@@ -165,6 +168,9 @@ class PromptBuilder:
                 "or give it one with chat_template in its settings.",
                 param="model",
             )
+        # Before the messages are rendered: that takes time, too. What a template leaves out of
+        # them counts.
+        self._check_length(sum(len(message.content) for message in job.messages), "messages")
         text = self._chat.render(job)
         self._check_bytes(without_marks(text), "messages")
         return self._not_empty(self._chat.tokenize(text), "messages")
@@ -190,9 +196,11 @@ class PromptBuilder:
     def _check_bytes(self, text: str, param: str) -> None:
         """Raises ContextLengthExceeded for what is too long by its bytes alone: tokenizing can
         take time that grows with their square."""
-        fewest_tokens = (
-            len(text.encode("utf-8", "replace")) // self._engine.vocabulary.max_token_bytes
-        )
+        self._check_length(len(text.encode("utf-8", "replace")), param)
+
+    def _check_length(self, num_bytes: int, param: str) -> None:
+        """Raises ContextLengthExceeded for texts of so many bytes, or more."""
+        fewest_tokens = num_bytes // self._engine.vocabulary.max_token_bytes
         if fewest_tokens >= self._engine.context_length:
             raise self._too_long(f"more than {fewest_tokens}", param)
 

@@ -179,8 +179,9 @@ def _translate(replica: Replica, run: JobRun) -> None:
     run.queue_s = max(0.0, time.time() - job.created_at)
     if job.kind is JobKind.TOKENIZE:
         token_ids = replica.prompts.tokens(job)
-        # The reader gets the texts of the single tokens, too, as the JSON that it passes on.
-        text = msgspec.json.encode(replica.prompts.token_texts(token_ids)).decode()
+        # The texts of the single tokens travel as the JSON that their reader passes on.
+        texts = replica.prompts.token_texts(token_ids) if job.token_texts else None
+        text = msgspec.json.encode(texts).decode()
         result = StepResult(key, text, token_ids, FinishReason.STOP)
     else:
         result = StepResult(key, replica.prompts.text(job), finish_reason=FinishReason.STOP)

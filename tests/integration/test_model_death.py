@@ -67,7 +67,7 @@ def test_a_killed_agent_is_replaced_and_adopts_its_replicas(own_service: Service
     os.kill(agent, signal.SIGKILL)
     wait_for(lambda: [p for p in own_service.pids("worker.agent") if p != agent], "a new agent", 15)
     assert stream.read().text == expected_text(5, 29000)
-    assert own_service.pids("worker.replica") == replicas
+    assert own_service.pids("worker.replica") == replicas, own_service.log("agent")[-4000:]
     wait_for(lambda: admin(own_service, "/nodes")[1]["data"], "the node is back", 15)
     # They are its own: it stops them, and restarts them when they die.
     assert unload(own_service, "extra")[0] == 200
@@ -154,7 +154,7 @@ def test_an_outage_of_redis_costs_no_replica(own_service: Service) -> None:
     time.sleep(20)  # longer than a replica may be silent
     os.kill(valkey, signal.SIGCONT)
     wait_for(lambda: _answers(own_service), "it answers again", 30)
-    assert own_service.pids("worker.replica") == replicas
+    assert own_service.pids("worker.replica") == replicas, own_service.log("agent")[-4000:]
 
 
 def _answers(service: Service) -> bool:

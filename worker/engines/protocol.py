@@ -189,9 +189,7 @@ def assembler_of(vocabulary: Vocabulary, sequence: Sequence) -> tuple[TextAssemb
 
 def detokenize(vocabulary: Vocabulary, token_ids: list[int]) -> str:
     """The text of token ids, control tokens by their names. Bytes that are no text: U+FFFD."""
-    names = {token: text.encode() for text, token in vocabulary.control_tokens.items()}
-    pieces = [names.get(token) or vocabulary.piece(token) for token in token_ids]
-    return b"".join(pieces).decode("utf-8", "replace")
+    return b"".join(map(vocabulary.name, token_ids)).decode("utf-8", "replace")
 
 
 class Engine(Protocol):
