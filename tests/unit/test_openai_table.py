@@ -1,10 +1,11 @@
 """docs/openai.md says what the code does, and has a word for everything that OpenAI has."""
 
 import json
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 import openai
 import pytest
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
 from app.parameters import IGNORED, REFUSED
 from app.parsing import convert
@@ -58,3 +59,22 @@ def test_what_is_called_refused_is_refused_with_its_reason(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(IGNORED))
 def test_what_is_called_ignored_is_taken_whatever_it_is(name: str) -> None:
     assert convert({**_CHAT, name: {"a": ["b"]}}, ChatRequest) == convert(_CHAT, ChatRequest)
+
+
+def _options(hint: Any) -> set[str]:
+    """The strings that a type admits by name."""
+    if get_origin(hint) is Literal:
+        return {value for value in get_args(hint) if isinstance(value, str)}
+    return set().union(*map(_options, get_args(hint)))
+
+
+_FEWER = {"modalities": {"audio"}}
+"""Values of OpenAI's that are refused here, on purpose."""
+
+
+def test_values_that_openai_names_are_taken() -> None:
+    theirs = get_type_hints(CompletionCreateParamsBase)
+    ours = get_type_hints(ChatRequest)
+    for name in theirs.keys() & ours.keys():
+        missing = _options(theirs[name]) - _options(ours[name]) - _FEWER.get(name, set())
+        assert not missing or not _options(ours[name]), (name, missing)
