@@ -21,13 +21,14 @@ from app.answer_objects import (
     ToolCallObject,
     ToolCallPiece,
 )
-from app.choices import Choice, best
+from app.choices import Choice, best, share_echoes
 from app.logprobs import (
     ChatLogprobs,
     CompletionLogprobs,
     CompletionLogprobsWriter,
     chat_logprobs,
     joined,
+    prompt_logprobs,
 )
 from app.schemas import CompletionRequest, GenerationRequest
 from shared.messages import Delta, Echo, Finished, Job, Timings, ToolCallDelta, Usage
@@ -58,12 +59,12 @@ class _Shape:
     whole_object: str
     id_prefix: str
 
-    def __init__(self, job: Job, body: GenerationRequest) -> None:
+    def __init__(self, job: Job, body: GenerationRequest, *, wants_logprobs: bool) -> None:
         self._id = f"{self.id_prefix}-{job.id}"
         self._created = int(time.time())
         self._model = job.model
         self._wants_usage = body.wants_usage
-        self._wants_logprobs = job.logprobs is not None
+        self._wants_logprobs = wants_logprobs
         self._tier: str | UnsetType = "default" if body.service_tier else UNSET
         self._metadata: dict[str, str] | UnsetType = body.metadata or UNSET
         self.num_choices = job.num_choices * max(1, len(job.prompts))
@@ -103,6 +104,9 @@ class ChatShape(_Shape):
     whole_object = "chat.completion"
     id_prefix = "chatcmpl"
 
+    def __init__(self, job: Job, body: GenerationRequest) -> None:
+        super().__init__(job, body, wants_logprobs=job.logprobs is not None)
+
     def opening(self) -> list[Any]:
         return [self._piece(i, ChatDelta("assistant", "")) for i in range(self.num_choices)]
 
@@ -125,11 +129,12 @@ class ChatShape(_Shape):
             deltas.append(ChatDelta(content=event.text))
         if event.tool_calls:
             deltas.append(ChatDelta(tool_calls=[_piece_of_call(c) for c in event.tool_calls]))
-        if event.logprobs and not deltas:
+        logprobs = chat_logprobs(event.logprobs)
+        if logprobs.content and not deltas:
             deltas.append(ChatDelta())  # their text is held back for now
         chunks = [self._piece(event.index, delta) for delta in deltas]
-        if event.logprobs:
-            chunks[0].choices[0].logprobs = chat_logprobs(event.logprobs)
+        if logprobs.content:
+            chunks[0].choices[0].logprobs = logprobs
         if event.finish_reason is not None:
             chunks.append(self._piece(event.index, ChatDelta(), None, event.finish_reason))
         return chunks
@@ -155,40 +160,74 @@ class CompletionShape(_Shape):
     id_prefix = "cmpl"
 
     def __init__(self, job: Job, body: CompletionRequest) -> None:
-        super().__init__(job, body)
+        super().__init__(job, body, wants_logprobs=body.logprobs is not None)
         self._num_made, self._num_wanted = job.num_choices, body.num_choices
-        self._wants_logprobs = body.logprobs is not None
-        self._writers = [CompletionLogprobsWriter() for _ in range(self.num_choices)]
+        self._prompts = job.prompts
+        self._writers: dict[int, CompletionLogprobsWriter] = {}
+        """By choice; with `echo` a choice gets its own when its prompt is echoed."""
+        self._worded: dict[int, CompletionLogprobs] = {}
+        """Of echoed prompts: they are long, and their choices share them."""
+        self._held: list[Delta] = []
+        """Of choices that wait for the echo of their prompt."""
+        if not job.echo:
+            self._writers = {i: CompletionLogprobsWriter() for i in range(self.num_choices)}
 
     def opening(self) -> list[Any]:
         return []
 
     def chunks(self, event: Delta | Echo) -> list[Any]:
-        reason = event.finish_reason if isinstance(event, Delta) else None
-        logprobs = self._logprobs(event)
-        if not event.text and reason is None and not (logprobs and logprobs.tokens):
+        if isinstance(event, Echo):
+            return self._open(event)
+        if event.index not in self._writers:
+            self._held.append(event)
             return []
-        return [self._chunk([TextChoice(event.index, event.text, logprobs, reason)])]
+        return self._delta(event)
 
-    def _logprobs(self, event: Delta | Echo) -> CompletionLogprobs | None:
+    def _open(self, echo: Echo) -> list[Any]:
+        """All choices of a prompt begin with it; what they have gained meanwhile comes next."""
+        chunks: list[Any] = []
+        logprobs = self._of_prompt(echo)
+        for index in range(echo.index, echo.index + self._num_made):
+            self._writers[index] = CompletionLogprobsWriter(len(echo.text))
+            if echo.text:
+                chunks.append(self._piece(index, echo.text, logprobs))
+        held, self._held = self._held, []
+        return chunks + [chunk for delta in held for chunk in self.chunks(delta)]
+
+    def _delta(self, delta: Delta) -> list[Any]:
+        logprobs = None
+        if self._wants_logprobs:
+            logprobs = self._writers[delta.index].write(delta.logprobs)
+        if not delta.text and delta.finish_reason is None and not (logprobs and logprobs.tokens):
+            return []
+        return [self._piece(delta.index, delta.text, logprobs, delta.finish_reason)]
+
+    def _piece(
+        self, index: int, text: str, logprobs: CompletionLogprobs | None, reason: str | None = None
+    ) -> AnswerObject:
+        return self._chunk([TextChoice(index, text, logprobs, reason)])
+
+    def _of_prompt(self, echo: Echo) -> CompletionLogprobs | None:
         if not self._wants_logprobs:
             return None
-        writer = self._writers[event.index]
-        if isinstance(event, Echo):
-            return writer.prompt(event.logprobs)
-        return writer.completion(event.logprobs)
+        if echo.index not in self._worded:
+            prompt = self._prompts[echo.index // self._num_made]
+            self._worded[echo.index] = prompt_logprobs(prompt, echo)
+        return self._worded[echo.index]
 
     def whole(self, choices: list[Choice], finished: Finished) -> Any:
+        share_echoes(choices, self._num_made)
         kept = best(choices, self._num_made, self._num_wanted)
         return self._whole([self._choice(i, choice) for i, choice in enumerate(kept)], finished)
 
     def _choice(self, index: int, choice: Choice) -> TextChoice:
-        writer = CompletionLogprobsWriter()
-        logprobs = writer.prompt(choice.echo.logprobs if choice.echo else [])
-        logprobs = joined(logprobs, writer.completion(choice.logprobs))
-        prompt = choice.echo.text if choice.echo else ""
-        shown = logprobs if self._wants_logprobs else None
-        return TextChoice(index, prompt + choice.text, shown, _reason(choice))
+        echoed = choice.echo.text if choice.echo else ""
+        logprobs = None
+        if self._wants_logprobs:
+            logprobs = CompletionLogprobsWriter(len(echoed)).write(choice.logprobs)
+            if choice.echo:
+                logprobs = joined(self._of_prompt(choice.echo), logprobs)
+        return TextChoice(index, echoed + choice.text, logprobs, _reason(choice))
 
 
 def shape_for(job: Job, body: GenerationRequest) -> AnswerShape:

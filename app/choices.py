@@ -1,5 +1,6 @@
 """What the choices of a job add up to, for answers that are not streamed."""
 
+import math
 from dataclasses import dataclass, field
 
 from shared.messages import Delta, Echo, FinishReason, TokenLogprobs, ToolCallDelta
@@ -21,6 +22,7 @@ class Choice:
     tool_calls: dict[int, MadeToolCall] = field(default_factory=dict)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     echo: Echo | None = None
+    """Of its prompt; the events give it to the prompt's first choice alone."""
     finish_reason: FinishReason | None = None
 
     @property
@@ -33,9 +35,10 @@ class Choice:
 
     @property
     def mean_logprob(self) -> float:
-        """Of a token, in natural logarithms: how sure the model was of this completion."""
+        """Of a token, in natural logarithms: how sure the model was of this completion. The
+        token that ends it counts; without any token there is nothing to be sure of."""
         if not self.logprobs:
-            return 0.0
+            return -math.inf
         return sum(token.chosen.logprob for token in self.logprobs) / len(self.logprobs)
 
     def add(self, event: Delta | Echo) -> None:
@@ -54,6 +57,12 @@ class Choice:
         call.id = piece.id or call.id
         call.name = piece.name or call.name
         call.arguments.append(piece.arguments)
+
+
+def share_echoes(choices: list[Choice], num_made: int) -> None:
+    """Give the echo of each prompt to all of its `num_made` choices."""
+    for index, choice in enumerate(choices):
+        choice.echo = choices[index - index % num_made].echo
 
 
 def best(choices: list[Choice], num_made: int, num_wanted: int) -> list[Choice]:

@@ -56,6 +56,7 @@ def completion_job(body: CompletionRequest, request_id: str) -> Job:
         max_tokens=max_tokens,
         logprobs=logprobs,
         echo=bool(body.echo),
+        prompt_logprobs=bool(body.echo) and body.logprobs is not None,
         suffix=body.suffix or None,
     )
 

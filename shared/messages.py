@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-VERSION = 3
+VERSION = 4
 
 
 class DecodeError(ValueError):
@@ -143,6 +143,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """For `JobKind.COMPLETION`: the text that comes after the completion."""
     echo: bool = False
     """For `JobKind.COMPLETION`: the text of the prompt comes first."""
+    prompt_logprobs: bool = False
+    """With `echo` and `logprobs`: those of the prompt, too."""
     num_choices: int = 1
     """Choices per prompt. Choice index = prompt index * num_choices + i."""
     max_tokens: int | None = None
@@ -214,6 +216,8 @@ class Logprob(Struct, frozen=True, array_like=True):
     """Natural logarithm of the probability."""
     piece: bytes
     """The bytes that the token adds to the text; they may be part of a character."""
+    name: bytes = b""
+    """The own text of a token that adds none, such as the one that ends a turn."""
 
 
 class TokenLogprobs(Struct, frozen=True, array_like=True):
@@ -223,6 +227,8 @@ class TokenLogprobs(Struct, frozen=True, array_like=True):
     chosen: Logprob
     top: list[Logprob]
     """The most probable tokens, best first; the chosen one need not be among them."""
+    is_end: bool = False
+    """The token ends the choice and is no part of its text."""
 
 
 class Delta(Struct, frozen=True, tag="delta", array_like=True):
@@ -240,20 +246,20 @@ class Delta(Struct, frozen=True, tag="delta", array_like=True):
     """What the model thinks before it speaks; it comes before the text."""
     tool_calls: list[ToolCallDelta] = []
     logprobs: list[TokenLogprobs] = []
-    """One for each token, if the job asked for them."""
+    """One for each of `token_ids`, if the job asked for them."""
 
 
 class Echo(Struct, frozen=True, tag="echo", array_like=True):
-    """The prompt of a choice, for a job with `echo`: comes before the choice's deltas."""
+    """A prompt, for a job with `echo`. It comes once, before the deltas of the prompt's first
+    choice; those of the other choices may come earlier."""
 
     seq: int
     attempt: int
     index: int
-    """Choice index."""
+    """Of the prompt's first choice."""
     text: str
-    token_ids: list[int]
     logprobs: list[TokenLogprobs] = []
-    """One for each token, if the job asked for them; what the first one says means nothing."""
+    """With `prompt_logprobs`: one for each token; what the first one says means nothing."""
 
 
 class Embedding(Struct, frozen=True, tag="embedding", array_like=True):

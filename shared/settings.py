@@ -145,6 +145,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_schema_depth: Count = 64
     max_inputs: Count = 2048
     """Of one embedding request."""
+    max_prompt_logprobs: Count = 200_000
+    """Of one request with `echo` and `logprobs`: choices × prompt tokens × (`logprobs` + 1)."""
     models: list[ModelSettings] = msgspec.field(default_factory=lambda: [DEMO_MODEL])
 
     base_dir: str = "."

@@ -35,6 +35,11 @@ def number_token(number: int) -> int:
     return _vocabulary()[0].index(f"\u2581{number}".encode())
 
 
+def trigger_token(text: str) -> int:
+    """Token id of `<stop>`, `<euro>` or `<smile>`."""
+    return _vocabulary()[0].index(text.encode())
+
+
 def embeddings() -> NDArray[np.float32]:
     """The vectors of all tokens, by id."""
     rng = np.random.default_rng(0)

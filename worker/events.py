@@ -52,8 +52,10 @@ def events_of(emissions: list[Emission]) -> list[tuple[JobRun, Event]]:
 
 
 def _echo(run: JobRun, item: StepResult) -> Echo | None:
-    """The prompt of a choice, once: before its first token."""
+    """A prompt, once: before the first token of its first choice."""
     index = item.key[1]
+    if index % run.job.num_choices:
+        return None
     read = run.prompt_logprobs.setdefault(index, [])
     if read is None:
         return None
@@ -62,7 +64,7 @@ def _echo(run: JobRun, item: StepResult) -> Echo | None:
         return None
     run.prompt_logprobs[index] = None
     text = run.echoes[index // run.job.num_choices]
-    return Echo(run.next_seq, run.attempt, index, text, run.sequences[index].prompt, read)
+    return Echo(run.next_seq, run.attempt, index, text, read)
 
 
 def _event(run: JobRun, item: StepResult | JobStarted | JobEnded | JobDropped) -> Event:

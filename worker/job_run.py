@@ -35,7 +35,8 @@ class JobRun:
     # publisher
     next_seq: int = 0
     prompt_logprobs: dict[int, list[TokenLogprobs] | None] = field(default_factory=dict)
-    """With `job.echo`: of the prompt of each choice as far as it is read; None = it is sent."""
+    """With `job.echo`: index of a prompt's first choice → of the prompt as far as it is read;
+    None = it is sent."""
     parsers: dict[int, OutputParser] = field(default_factory=dict)
     """Choice index → what sorts its text. Choices without one are all content. Made by the
     task thread before the job is submitted."""

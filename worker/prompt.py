@@ -22,12 +22,14 @@ class PromptBuilder:
         stop: list[str],
         *,
         strip_leading_space: bool = False,
+        max_prompt_logprobs: int = 200_000,
     ) -> None:
         """`stop` and `strip_leading_space` are the template's, for chat jobs."""
         self._engine = engine
         self._chat = ChatPrompts(template, engine.vocabulary) if template else None
         self._template_stop = stop
         self._strip_leading_space = strip_leading_space
+        self._max_prompt_logprobs = max_prompt_logprobs
 
     @property
     def capabilities(self) -> list[Capability]:
@@ -49,13 +51,14 @@ class PromptBuilder:
         is_chat = job.kind is JobKind.CHAT
         self._check_token_ids(job.sampling.logit_bias, "logit_bias")
         prompts = [self._chat_prompt(job)] if is_chat else self._completion_prompts(job)
+        self._check_prompt_logprobs(job, prompts)
         stop = list(job.stop) + (self._template_stop if is_chat else [])
         grammar = self._chat_grammar(job, prompts[0]) if is_chat else job.grammar
         shown_tokens = self._chat.shown_tokens if is_chat and self._chat else frozenset[int]()
         sequences: list[Sequence] = []
         for prompt in prompts:
             max_tokens = self._max_tokens(prompt, job)
-            for _ in range(job.num_choices):
+            for i in range(job.num_choices):
                 index = len(sequences)
                 sequences.append(
                     Sequence(
@@ -70,7 +73,8 @@ class PromptBuilder:
                         min_tokens=job.min_tokens,
                         ignore_eos=job.ignore_eos,
                         shown_tokens=shown_tokens,
-                        prompt_logprobs=job.echo and job.logprobs is not None,
+                        # They are the same for all choices of a prompt.
+                        prompt_logprobs=job.prompt_logprobs and i == 0,
                     )
                 )
         for sequence in sequences[:: job.num_choices]:
@@ -225,6 +229,22 @@ class PromptBuilder:
                     f"{self._engine.vocab_size} tokens.",
                     param=param,
                 )
+
+    def _check_prompt_logprobs(self, job: Job, prompts: list[list[int]]) -> None:
+        """Raises InvalidRequest for more of them than an answer can carry: each choice of a
+        prompt repeats its prompt's."""
+        if not job.prompt_logprobs:
+            return
+        num_tokens = job.num_choices * sum(map(len, prompts))
+        num_each = 1 + (job.logprobs or 0)
+        if num_tokens * num_each > self._max_prompt_logprobs:
+            raise InvalidRequest(
+                f"echo with logprobs would give {num_each} log probabilities for each of "
+                f"{num_tokens} prompt tokens, all choices together; at most "
+                f"{self._max_prompt_logprobs} are given. Send fewer prompts, choices or "
+                "logprobs at a time.",
+                param="logprobs",
+            )
 
     def _max_tokens(self, prompt: list[int], job: Job) -> int:
         room = self._engine.context_length - len(prompt)

@@ -24,8 +24,8 @@ from worker.job_run import Emission, JobDropped, JobEnded, JobRun
 _log = logging.getLogger(__name__)
 _MAX_ROUND = 512
 """Emissions in one round trip."""
-_VECTORS_TTL_S = 60
-"""How long the log of an embedding job stays: vectors are large, and it is read at once."""
+_LARGE_LOG_TTL_S = 60
+"""How long a log with vectors or a prompt's log probabilities stays: it is read at once."""
 
 
 _APPEND = """
@@ -184,8 +184,8 @@ class Publisher:
         return self._running_ttl_s if event.seq == 0 or run.attempt else 0
 
     def _ttl_s(self, job: Job) -> int:
-        is_large = job.kind is JobKind.EMBEDDING
-        return min(_VECTORS_TTL_S, self._job_ttl_s) if is_large else self._job_ttl_s
+        is_large = job.kind is JobKind.EMBEDDING or job.prompt_logprobs
+        return min(_LARGE_LOG_TTL_S, self._job_ttl_s) if is_large else self._job_ttl_s
 
     def _missing(
         self, encoded: list[tuple[JobRun, Event, bytes]]

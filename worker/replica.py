@@ -74,7 +74,7 @@ class ReplicaProcess:
         self._heartbeat.start()
         engine = self._load()
         self._loop = loop = EngineLoop(engine, self._publisher.emit)
-        prompts = _prompt_builder(self._spec, engine)
+        prompts = _prompt_builder(self._spec, engine, self._settings.max_prompt_logprobs)
         self._vital_signs.observe(loop, lambda: _capacity(engine, prompts))
         tasks.serve(
             tasks.Replica(
@@ -241,9 +241,15 @@ def _warm_up(engine: Engine) -> None:
         engine.step()
 
 
-def _prompt_builder(spec: ModelSpec, engine: Engine) -> PromptBuilder:
+def _prompt_builder(spec: ModelSpec, engine: Engine, max_prompt_logprobs: int) -> PromptBuilder:
     template = _chat_template(spec.chat_template, engine)
-    return PromptBuilder(engine, template, spec.stop, strip_leading_space=spec.strip_leading_space)
+    return PromptBuilder(
+        engine,
+        template,
+        spec.stop,
+        strip_leading_space=spec.strip_leading_space,
+        max_prompt_logprobs=max_prompt_logprobs,
+    )
 
 
 def _chat_template(configured: str | None, engine: Engine) -> ChatTemplate | None:

@@ -8,7 +8,7 @@ import openai
 import pydantic
 import pytest
 
-from tests.counter_model import embeddings, expected_text, number_token
+from tests.counter_model import embeddings, expected_text, number_token, trigger_token
 
 _PROMPT = [{"role": "user", "content": "17"}]
 
@@ -132,11 +132,99 @@ def test_a_scored_prompt_may_also_be_continued(client: openai.OpenAI) -> None:
     assert all(value > math.log(0.9) for value in choice.logprobs.token_logprobs[-3:])
 
 
+def test_an_evaluation_harness_finds_one_token_behind_its_context(client: openai.OpenAI) -> None:
+    """lm-evaluation-harness cuts off the last of all tokens: also an end is one."""
+    request = {"echo": True, "logprobs": 1, "max_tokens": 1}
+    for prompt, generated in (("7 <stop>", "</s>"), ("7", " 8")):
+        choice = _complete(client, prompt=prompt, **request).choices[0]
+        alone = _complete(client, prompt=prompt, **{**request, "max_tokens": 0}).choices[0]
+        assert choice.logprobs.tokens == [*alone.logprobs.tokens, generated]
+        assert choice.logprobs.token_logprobs[-1] > math.log(0.9)
+        assert choice.logprobs.top_logprobs[-1].keys() == {generated}
+    assert choice.logprobs.tokens[0] == "<s>"
+
+
+def test_a_message_has_no_logprobs_of_its_end(client: openai.OpenAI) -> None:
+    fields = {"messages": [{"role": "user", "content": "<stop>"}], "logprobs": True}
+    choice = _chat(client, **fields).choices[0]
+    assert choice.finish_reason == "stop"
+    assert choice.logprobs.content == []
+    chunks = [c.choices[0] for c in _chat(client, **fields, stream=True) if c.choices]
+    assert not any(choice.logprobs for choice in chunks)
+
+
+def test_offsets_are_those_of_the_echoed_text(client: openai.OpenAI) -> None:
+    """The vocabulary puts a space in front of a text, which its echo does not have."""
+    for prompt in ("17 18", [number_token(17), number_token(18)]):
+        choice = _complete(client, prompt=prompt, echo=True, logprobs=0).choices[0]
+        logprobs = choice.logprobs
+        for token, offset in list(zip(logprobs.tokens, logprobs.text_offset, strict=True))[-4:]:
+            assert choice.text.startswith(token, offset)
+    assert _complete(client, echo=True, logprobs=0).choices[0].logprobs.text_offset[:2] == [0, 0]
+
+
+def test_the_chosen_token_is_among_the_alternatives(client: openai.OpenAI) -> None:
+    bias = {str(number_token(500)): 100}
+    for num_alternatives in (0, 1):
+        request = {"logprobs": num_alternatives, "logit_bias": bias}
+        logprobs = _complete(client, **request).choices[0].logprobs
+        assert logprobs.tokens == [" 500"] * 3
+        for value, top in zip(logprobs.token_logprobs, logprobs.top_logprobs, strict=True):
+            assert top[" 500"] == value
+        assert len(logprobs.top_logprobs[0]) == num_alternatives + 1
+
+
+def test_a_scored_prompt_is_that_of_all_choices_streamed_or_whole(client: openai.OpenAI) -> None:
+    prompt = " ".join(str(n) for n in range(100, 160))
+    request = {"prompt": [prompt, "7"], "n": 3, "echo": True, "logprobs": 1, "max_tokens": 4}
+    whole = _complete(client, **request).choices
+    assert len(whole) == 6
+    streamed: list[dict[str, Any]] = [{"text": ""} for _ in whole]
+    for chunk in _complete(client, **request, stream=True):
+        (choice,) = chunk.choices
+        streamed[choice.index]["text"] += choice.text
+        for name, values in (choice.logprobs.model_dump() if choice.logprobs else {}).items():
+            streamed[choice.index].setdefault(name, []).extend(values)
+    for found, choice in zip(streamed, whole, strict=True):
+        assert found["text"] == choice.text
+        assert found["tokens"] == choice.logprobs.tokens
+        assert found["text_offset"] == choice.logprobs.text_offset
+        assert found["token_logprobs"] == pytest.approx(choice.logprobs.token_logprobs, abs=1e-4)
+    assert whole[2].text == prompt + expected_text(159, 4)
+    assert whole[5].text == "7" + expected_text(7, 4)
+
+
+def test_too_many_logprobs_of_prompts_are_refused(client: openai.OpenAI) -> None:
+    prompt = [number_token(n % 1000) for n in range(2000)]
+    request = {"prompt": prompt, "n": 64, "echo": True, "max_tokens": 1}
+    with pytest.raises(openai.BadRequestError, match="at most 200000") as caught:
+        _complete(client, **request, logprobs=1)
+    assert caught.value.param == "logprobs"
+    assert len(_complete(client, **request).choices) == 64
+
+
 def test_best_of_gives_the_surest(client: openai.OpenAI) -> None:
-    answer = _complete(client, best_of=4, n=2, temperature=1)
+    """A bias makes the end as probable as " 18": the model itself is sure that it is not."""
+    vectors = embeddings()
+    before_end, number = trigger_token("<stop>"), number_token(17)
+    bias = vectors.shape[1] - float(vectors[before_end] @ vectors[number])
+    request = {"temperature": 1, "seed": 1, "logit_bias": {"2": bias}}
+    made = _complete(client, n=32, logprobs=0, **request).choices
+    sure = [sum(c.logprobs.token_logprobs) / len(c.logprobs.tokens) for c in made]
+    assert "" in [choice.text for choice in made], "some end at once"
+    answer = _complete(client, best_of=32, n=2, **request)
     assert [choice.index for choice in answer.choices] == [0, 1]
-    assert answer.usage.completion_tokens == 12
+    best = sorted(range(32), key=lambda i: -sure[i])[:2]
+    assert [choice.text for choice in answer.choices] == [made[i].text for i in best]
+    assert answer.choices[0].text == expected_text(17, 3)
     assert answer.choices[0].logprobs is None
+
+
+def test_best_of_an_echoed_prompt_scores_no_prompt(client: openai.OpenAI) -> None:
+    answer = _complete(client, best_of=4, n=1, echo=True)
+    assert [choice.text for choice in answer.choices] == ["17 18 19 20"]
+    assert answer.choices[0].logprobs is None
+    assert answer.usage.completion_tokens == 12
 
 
 def test_the_minimum_and_the_end(client: openai.OpenAI) -> None:
@@ -222,7 +310,7 @@ def test_what_cannot_be_is_refused(
 
 def test_a_request_can_have_a_deadline_of_its_own(client: openai.OpenAI) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
-        _complete(client, max_tokens=1_000_000, extra_body={"timeout_s": 0.05, "n": 8})
+        _complete(client, max_tokens=1_000_000, extra_body={"timeout_s": 0.05, "n": 64})
     assert caught.value.status_code == 504
 
 

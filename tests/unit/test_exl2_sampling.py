@@ -12,7 +12,7 @@ from shared.errors import InvalidRequest
 from shared.messages import Sampling
 from tests.fake_exllamav2 import Job, Settings, World
 from tests.unit.exl2_engine import make_engine, run_all
-from tests.unit.exl2_folder import VOCAB, ids, word
+from tests.unit.exl2_folder import END, VOCAB, ids, word
 from tests.unit.loop_sink import make_run
 from worker.engines.exl2 import logprobs
 from worker.engines.exl2.sampling import new_settings
@@ -154,6 +154,20 @@ def test_every_token_has_its_logprobs_whatever_is_held_back(
         pairs += zip(step.token_ids, step.logprobs, strict=True)
     assert [token for token, _ in pairs] == [entry.chosen.token_id for _, entry in pairs]
     assert b"".join(entry.chosen.piece for _, entry in pairs) == "a🙂Helloé".encode()
+
+
+def test_the_end_token_has_logprobs_too(exl2: World, tmp_path: Path) -> None:
+    exl2.texts["j"] = [A, END]
+    sink = run_all(make_engine(tmp_path), make_run("j", max_tokens=50, logprobs=1))
+    entries = [entry for step in sink.steps("j") for entry in step.logprobs]
+    assert [entry.chosen.token_id for entry in entries] == sink.tokens("j") == [A, END]
+    assert [entry.is_end for entry in entries] == [False, True]
+    end = entries[1]
+    assert (end.chosen.piece, end.chosen.name) == (b"", b"</s>")
+    assert end.top[0] == end.chosen
+    ignoring = make_run("j", max_tokens=2, logprobs=0, ignore_eos=True)
+    sink = run_all(make_engine(tmp_path), ignoring)
+    assert not any(entry.is_end for step in sink.steps("j") for entry in step.logprobs)
 
 
 def test_nobody_pays_for_logprobs_that_were_not_asked_for(

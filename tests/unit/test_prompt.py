@@ -9,6 +9,7 @@ from shared.errors import ContextLengthExceeded, InvalidRequest, SettingsError
 from shared.messages import ChatMessage, Job, JobKind, Sampling
 from tests.scripted_engine import ScriptedEngine
 from worker.chat.template import ChatTemplate
+from worker.engines.protocol import Sequence
 from worker.prompt import PromptBuilder
 
 _TRANSCRIPT = Path(__file__).parent.parent.parent / "templates" / "chat" / "transcript.jinja"
@@ -30,6 +31,11 @@ def _job(**fields: Any) -> Job:
 def _builder(template: str | None = None) -> PromptBuilder:
     compiled = ChatTemplate(template, "<s>", "</s>") if template else None
     return PromptBuilder(ScriptedEngine(1, []), compiled, ["END"])
+
+
+class _Scorer(ScriptedEngine):
+    def check(self, sequence: Sequence) -> None:
+        """Takes everything."""
 
 
 def test_transcript_ends_where_the_assistant_speaks() -> None:
@@ -185,3 +191,23 @@ def test_texts_and_tokens_are_translated_past_the_engine() -> None:
     with pytest.raises(InvalidRequest) as caught:
         builder.text(_job(kind=JobKind.DETOKENIZE, prompts=[[256]]))
     assert caught.value.param == "tokens"
+
+
+def test_a_prompt_is_scored_once_however_many_choices_it_has() -> None:
+    builder = PromptBuilder(_Scorer(1, []), None, [])
+    job = _job(prompts=["ab", "c"], num_choices=3, echo=True, logprobs=1, prompt_logprobs=True)
+    scored = [s.prompt_logprobs for s in builder.sequences(job)]
+    assert scored == [True, False, False, True, False, False]
+    only_best_of = _job(num_choices=3, echo=True, logprobs=0)
+    assert not any(s.prompt_logprobs for s in builder.sequences(only_best_of))
+
+
+def test_more_log_probabilities_of_prompts_than_an_answer_carries_are_refused() -> None:
+    """Choices times prompt tokens times alternatives and the token itself."""
+    builder = PromptBuilder(_Scorer(1, []), None, [], max_prompt_logprobs=60)
+    fields = {"num_choices": 4, "echo": True, "prompt_logprobs": True}
+    assert builder.sequences(_job(prompts=["abc", "de"], logprobs=2, **fields))
+    for prompts, logprobs in ((["abc", "def"], 2), (["abc", "de"], 3)):
+        with pytest.raises(InvalidRequest, match="at most 60") as caught:
+            builder.sequences(_job(prompts=prompts, logprobs=logprobs, **fields))
+        assert caught.value.param == "logprobs"

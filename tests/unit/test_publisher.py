@@ -8,14 +8,17 @@ import redis
 from shared import messages, names
 from shared.messages import (
     Delta,
+    Echo,
     Embedding,
     Finished,
     FinishReason,
     Job,
     JobKind,
+    Logprob,
     Sampling,
     Started,
     Timings,
+    TokenLogprobs,
     Usage,
 )
 from worker.engines.protocol import Sequence, StepResult
@@ -24,7 +27,7 @@ from worker.job_run import Emission, JobEnded, JobRun, JobStarted
 from worker.publisher import Publisher
 
 
-def _run(job_id: str = "j", channel: str = "c") -> JobRun:
+def _run(job_id: str = "j", channel: str = "c", **fields: Any) -> JobRun:
     job = Job(
         id=job_id,
         model="m",
@@ -32,6 +35,7 @@ def _run(job_id: str = "j", channel: str = "c") -> JobRun:
         reply_channel=channel,
         created_at=0.0,
         deadline_at=1.0,
+        **fields,
     )
     return JobRun(job, 0, [])
 
@@ -132,3 +136,35 @@ def test_an_embedding_is_an_event_of_its_own() -> None:
     partial = StepResult(("j", 0), prefilled_tokens=512)
     events = events_of([(run, partial), (run, vector)])
     assert [event for _, event in events] == [Embedding(0, 0, 0, b"\0\0\x80?")]
+
+
+def test_a_prompt_is_echoed_once_before_its_first_choice() -> None:
+    run = _run(num_choices=2, prompts=["a", "b"], echo=True)
+    run.echoes = ["a", "b"]
+    scored = [TokenLogprobs(Logprob(5, -1.0, b"a"), [])] * 2
+    events = events_of(
+        [
+            (run, StepResult(("j", 1), "y", [2])),
+            (run, StepResult(("j", 0), prefilled_tokens=1, prompt_logprobs=scored[:1])),
+            (run, StepResult(("j", 2), "z", [3])),
+            (run, StepResult(("j", 0), "x", [1], prompt_logprobs=scored[1:])),
+        ]
+    )
+    events += events_of([(run, StepResult(("j", i), "-", [4])) for i in range(4)])
+    found = [event for _, event in events]
+    assert [event.seq for event in found] == list(range(9))
+    echoes = [event for event in found if isinstance(event, Echo)]
+    assert echoes == [Echo(1, 0, 0, "a", scored), Echo(3, 0, 2, "b")]
+    assert [event.index for event in found] == [1, 0, 0, 2, 2, 0, 1, 2, 3]  # type: ignore[union-attr]
+
+
+class _Scripts:
+    def register_script(self, _script: str) -> None:
+        """Nothing is appended here."""
+
+
+def test_logs_that_are_large_and_read_at_once_do_not_stay_long() -> None:
+    publisher = Publisher(_Scripts(), job_ttl_s=600, request_timeout_s=10)  # type: ignore[arg-type]
+    large = _run(echo=True, logprobs=1, prompt_logprobs=True)
+    assert publisher._ttl_s(large.job) < 600
+    assert publisher._ttl_s(_run(logprobs=1).job) == 600

@@ -15,7 +15,17 @@ from app.answers import ChatShape
 from app.choices import Choice
 from app.job_stream import _join
 from app.schemas import ChatRequest
-from shared.messages import Delta, Event, Finished, FinishReason, Timings, Tool, Usage
+from shared.messages import (
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    Logprob,
+    Timings,
+    TokenLogprobs,
+    Tool,
+    Usage,
+)
 from tests.unit.chat_jobs import chat_job
 from worker.chat.calls import CallSyntax
 from worker.chat.parser import OutputParser, Reasoning
@@ -37,6 +47,8 @@ _TEXTS = [
 _STOP = ["STOP", "P n"]
 _REQUEST = ChatRequest(model="m", messages=[])
 _FINISHED = Finished(0, 0, Usage(1, 1), Timings(0, 0, 0))
+_NUM_CHOICES = 2
+_END = TokenLogprobs(Logprob(1, -2.0, b"", b"<end>"), [], is_end=True)
 
 
 def _cut(data: Any, cuts: list[int]) -> list[Any]:
@@ -45,90 +57,123 @@ def _cut(data: Any, cuts: list[int]) -> list[Any]:
     return [data[a:b] for a, b in itertools.pairwise(places)]
 
 
-def _steps(text: bytes, cuts: list[int]) -> list[StepResult]:
+def _steps(text: bytes, cuts: list[int], index: int = 0) -> list[StepResult]:
     """What an engine reports of tokens with these bytes."""
     assembler, steps = TextAssembler(_STOP), []
     for piece in _cut(text, cuts):
-        steps.append(StepResult(("j", 0), assembler.push(piece), [7]))
+        logprobs = [TokenLogprobs(Logprob(7, -1.0, piece), [])]
+        steps.append(StepResult(("j", index), assembler.push(piece), [7], logprobs=logprobs))
         if assembler.is_stopped:
             break
+    else:
+        steps.append(StepResult(("j", index), "", [1], logprobs=[_END]))
     steps[-1].text += assembler.finish()
     steps[-1].finish_reason = FinishReason.STOP
     return steps
 
 
+def _mixed(choices: list[list[StepResult]]) -> list[StepResult]:
+    """As the choices of a job take turns in a batch."""
+    return [step for turn in itertools.zip_longest(*choices) for step in turn if step]
+
+
 def _events(steps: list[StepResult], round_cuts: list[int]) -> list[Event]:
-    job = chat_job(tools=[Tool("f"), Tool("g")])
+    job = chat_job(tools=[Tool("f"), Tool("g")], num_choices=_NUM_CHOICES, logprobs=0)
     run = JobRun(job, 0, [])
-    run.parsers[0] = OutputParser(
-        (job.id, 0),
-        calls=CallSyntax.HERMES,
-        tools=job.tools,
-        reasoning=Reasoning("<think>", "</think>"),
-        starts_in_reasoning=False,
-        is_parallel=True,
-    )
+    for index in range(_NUM_CHOICES):
+        run.parsers[index] = OutputParser(
+            (job.id, index),
+            calls=CallSyntax.HERMES,
+            tools=job.tools,
+            reasoning=Reasoning("<think>", "</think>"),
+            starts_in_reasoning=False,
+            is_parallel=True,
+        )
     rounds = _cut(steps, round_cuts)
     return [event for part in rounds for _, event in events_of([(run, step) for step in part])]
 
 
-def _whole(events: list[Event]) -> Any:
-    choice = Choice()
+def _shape() -> ChatShape:
+    return ChatShape(chat_job(num_choices=_NUM_CHOICES, logprobs=0), _REQUEST)
+
+
+def _whole(events: list[Event]) -> list[Any]:
+    choices = [Choice() for _ in range(_NUM_CHOICES)]
     for event in events:
         assert isinstance(event, Delta)
-        choice.add(event)
-    answer = ChatShape(chat_job(), _REQUEST).whole([choice], _FINISHED)
-    return msgspec.to_builtins(answer)["choices"][0]
+        choices[event.index].add(event)
+    answer = _shape().whole(choices, _FINISHED)
+    return [_told(choice) for choice in msgspec.to_builtins(answer)["choices"]]
 
 
-def _added_up(events: list[Event]) -> Any:
-    """What a client makes of the chunks."""
-    shape = ChatShape(chat_job(), _REQUEST)
+def _told(choice: Any) -> dict[str, Any]:
+    """What counts of a whole answer's choice, its tool calls flattened."""
+    message = choice["message"]
+    calls = [
+        {"id": call["id"], "type": call["type"], "name": call["function"]["name"],
+         "text": call["function"]["arguments"]}
+        for call in message.get("tool_calls", [])
+    ]  # fmt: skip
+    return {
+        "content": message["content"] or "",
+        "reasoning": message.get("reasoning_content", ""),
+        "calls": calls,
+        "reason": choice["finish_reason"],
+        "logprobs": choice["logprobs"]["content"],
+    }
+
+
+def _added_up(events: list[Event]) -> list[Any]:
+    """The same, as a client makes it of the chunks."""
+    shape = _shape()
     chunks = shape.opening() + [chunk for event in events for chunk in shape.chunks(event)]  # type: ignore[arg-type]
-    content, reasoning, reason = "", "", None
-    calls: list[dict[str, Any]] = []
+    made: list[dict[str, Any]] = [
+        {"content": "", "reasoning": "", "calls": [], "reason": None, "logprobs": []}
+        for _ in range(_NUM_CHOICES)
+    ]
     for chunk in msgspec.to_builtins(chunks):
         (choice,) = chunk["choices"]
-        delta, reason = choice["delta"], choice["finish_reason"] or reason
-        content += delta.get("content", "")
-        reasoning += delta.get("reasoning_content", "")
+        delta, found = choice["delta"], made[choice["index"]]
+        found["reason"] = choice["finish_reason"] or found["reason"]
+        found["content"] += delta.get("content", "")
+        found["reasoning"] += delta.get("reasoning_content", "")
+        found["logprobs"] += (choice["logprobs"] or {"content": []})["content"]
         for piece in delta.get("tool_calls", []):
+            calls = found["calls"]
             if piece["index"] == len(calls):
                 calls.append({"id": piece["id"], "type": piece["type"], "name": "", "text": ""})
             call = calls[piece["index"]]
             call["name"] += piece["function"].get("name", "")
             call["text"] += piece["function"]["arguments"]
-    return content, reasoning, calls, reason
+    return made
 
 
-def _told(choice: Any) -> Any:
-    """The same of a whole answer's choice."""
-    message = choice["message"]
-    calls = [
-        {
-            "id": call["id"],
-            "type": call["type"],
-            "name": call["function"]["name"],
-            "text": call["function"]["arguments"],
-        }
-        for call in message.get("tool_calls", [])
-    ]
-    content, reasoning = message["content"] or "", message.get("reasoning_content", "")
-    return content, reasoning, calls, choice["finish_reason"]
+def _messages(choices: list[Any]) -> list[Any]:
+    """Without what depends on where the tokens are cut."""
+    return [{**choice, "logprobs": None} for choice in choices]
 
 
 _CUTS = st.lists(st.integers(0, 400), max_size=60)
+_TEXT = st.sampled_from(_TEXTS)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(_TEXTS), _CUTS, _CUTS, _CUTS)
+@given(st.tuples(_TEXT, _TEXT), st.tuples(_CUTS, _CUTS), _CUTS, _CUTS)
 def test_the_message_is_the_same_however_it_is_cut(
-    text: str, token_cuts: list[int], round_cuts: list[int], join_cuts: list[int]
-) -> None:
-    payload = text.encode("latin-1") if "\xf0" in text else text.encode()
-    expected = _whole(_events(_steps(payload, []), []))
-    events = _events(_steps(payload, token_cuts), round_cuts)
-    assert _whole(events) == expected
+    texts: tuple[str, str], token_cuts: tuple[list[int], list[int]],
+    round_cuts: list[int], join_cuts: list[int],
+) -> None:  # fmt: skip
+    payloads = [text.encode("latin-1" if "\xf0" in text else "utf-8") for text in texts]
+    expected = _whole(_events(_mixed([_steps(p, [], i) for i, p in enumerate(payloads)]), []))
+    steps = [
+        _steps(p, cuts, i) for i, (p, cuts) in enumerate(zip(payloads, token_cuts, strict=True))
+    ]
+    drawn = [[entry for step in made for entry in step.logprobs] for made in steps]
+    events = _events(_mixed(steps), round_cuts)
+    whole = _whole(events)
+    assert _messages(whole) == _messages(expected)
     joined = [event for part in _cut(events, join_cuts) for event in _join(part)]
-    assert _whole(joined) == expected
-    assert _added_up(events) == _added_up(joined) == _told(expected)
+    assert _whole(joined) == _added_up(events) == _added_up(joined) == whole
+    for choice, entries in zip(whole, drawn, strict=True):
+        pieces = [bytes(entry["bytes"]) for entry in choice["logprobs"]]
+        assert pieces == [entry.chosen.piece for entry in entries if not entry.is_end]

@@ -1,12 +1,13 @@
 """A slot of the llama.cpp engine: one sequence of the KV cache and what is generated in it."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
-from shared.messages import FinishReason, Logprob, TokenLogprobs
+from shared.messages import FinishReason, TokenLogprobs
 from worker.engines.constraint import Constraint
 from worker.engines.llama_logits import Row, token_logprobs
 from worker.engines.llama_vocabulary import Vocabulary
-from worker.engines.protocol import Sequence, StepResult, assembler_of, piece_in
+from worker.engines.protocol import Sequence, StepResult, assembler_of, logprob_in, piece_in
 from worker.text import TextAssembler
 
 
@@ -58,14 +59,12 @@ class Slot:
         """Note what the logits at `first_pos` and on say of the prompt's next tokens."""
         sequence = self.sequence
         assert sequence is not None, "only a busy slot reads a prompt"
+        report = partial(logprob_in, vocabulary, sequence)
         if first_pos == 0:
-            piece = vocabulary.piece(sequence.prompt[0])
-            self.prompt_logprobs.append(TokenLogprobs(Logprob(sequence.prompt[0], 0.0, piece), []))
+            self.prompt_logprobs.append(TokenLogprobs(report(sequence.prompt[0], 0.0), []))
         following = sequence.prompt[first_pos + 1 : first_pos + 1 + len(rows)]
         for row, token in zip(rows, following, strict=False):
-            self.prompt_logprobs.append(
-                token_logprobs(row, token, sequence.logprobs or 0, vocabulary.piece)
-            )
+            self.prompt_logprobs.append(token_logprobs(row, token, sequence.logprobs or 0, report))
 
     def prepare(self, row: Row, end_tokens: list[int]) -> Row | None:
         """Mask what may not be drawn. Returns the untouched logits if they are wanted later."""
@@ -95,9 +94,10 @@ class Slot:
             self.has_drawn = True
             self._report_prompt(result)
         is_end = token in vocabulary.end_tokens and not sequence.ignore_eos
-        if raw is not None and not is_end:
+        if raw is not None:
+            report = partial(logprob_in, vocabulary, sequence)
             result.logprobs.append(
-                token_logprobs(raw, token, sequence.logprobs or 0, vocabulary.piece)
+                token_logprobs(raw, token, sequence.logprobs or 0, report, is_end=is_end)
             )
         if is_end:
             result.text = self.assembler.finish()
@@ -130,3 +130,15 @@ class Slot:
         result.cached_tokens = self.num_cached
         result.prompt_logprobs = self.prompt_logprobs.copy()
         self.prompt_logprobs.clear()
+
+
+def common_prefix(left: list[int], right: list[int]) -> int:
+    """Number of leading elements that both lists share, by halving: slices compare in C."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

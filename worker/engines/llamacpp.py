@@ -21,15 +21,15 @@ from worker.engines.grammar import GrammarCompiler
 from worker.engines.llama_batch import BatchBuffer, Part
 from worker.engines.llama_logits import Row
 from worker.engines.llama_sampler import new_chain
-from worker.engines.llama_slot import Slot
+from worker.engines.llama_slot import Slot, common_prefix
 from worker.engines.llama_vocabulary import Vocabulary
-from worker.engines.prefill import PrefillBudget
+from worker.engines.prefill import PrefillBudget, ScoringBudget
 from worker.engines.protocol import EngineSettings, Sequence, StepResult
 
 _log = logging.getLogger(__name__)
 _BATCH_TOKENS = 512
 _SCORED_TOKENS = 16
-"""Prompt tokens a step whose log probabilities are wanted: each takes a row of logits."""
+"""Prompt tokens a step at most whose log probabilities are wanted: each takes a row of logits."""
 _WORTHWHILE_PREFIX_TOKENS = 16
 """A shared prefix that is shorter is no reason to tear the batch apart."""
 
@@ -71,6 +71,7 @@ class LlamaCppEngine:
         self._slots = [Slot(seq_id) for seq_id in range(settings.slots)]
         self._by_key: dict[tuple[str, int], Slot] = {}
         self._prefill_budget = PrefillBudget(_BATCH_TOKENS)
+        self._scoring_budget = ScoringBudget(_SCORED_TOKENS)
         self._clock = count(1)
 
     # -- loading -----------------------------------------------------------------------------
@@ -138,7 +139,7 @@ class LlamaCppEngine:
         known = sequence.known_tokens
         slot = self._choose_slot(known)
         # The last prompt token is always computed: its logits give the first new token.
-        keep = min(_common_prefix(slot.cache, known), len(known) - 1)
+        keep = min(common_prefix(slot.cache, known), len(known) - 1)
         if sequence.prompt_logprobs:
             keep = 0
         if not self._lib.memory_seq_rm(self._memory, slot.seq_id, keep, -1):
@@ -159,42 +160,32 @@ class LlamaCppEngine:
 
     def step(self) -> list[StepResult]:
         """Raises EngineError when the decode call fails; all sequences are lost then."""
-        outputs, num_prefill = self._fill_batch()
+        is_streaming = any(not slot.is_prefilling for slot in self._by_key.values())
+        outputs, num_read = self._fill_batch(is_streaming)
         started = time.monotonic()
         status = self._lib.decode(self._context, self._batch.struct)
         if status != 0:
             self._reset()
             raise EngineError(f"llama_decode returned {status}")
-        self._prefill_budget.record(num_prefill, time.monotonic() - started)
+        decode_s = time.monotonic() - started
         results = self._draw(outputs)
+        num_scored = sum(output.num_rows for output in outputs if output.is_scored)
+        if not num_scored:
+            self._prefill_budget.record(num_read, decode_s)
+        if is_streaming and num_read == num_scored:
+            self._scoring_budget.record(num_scored, time.monotonic() - started)
         results.extend(slot.progress() for slot in self._by_key.values() if slot.is_prefilling)
         return results
 
     # -- one step ----------------------------------------------------------------------------
 
-    def _fill_batch(self) -> tuple[list[_Output], int]:
+    def _fill_batch(self, is_streaming: bool) -> tuple[list[_Output], int]:
         """Write the batch; return who gets logits, and the number of prompt tokens in it.
 
-        Prompts are read in the order in which they came. In the batch the parts stand in the
-        order of the cache's sequences: llama.cpp computes neighbours together and splits the
-        batch wherever the order breaks.
+        In the batch the parts stand in the order of the cache's sequences: llama.cpp computes
+        neighbours together and splits the batch wherever the order breaks.
         """
-        chunks: dict[int, tuple[Slot, list[int]]] = {}
-        budget, num_prefill, num_scored = self._prefill_budget.tokens, 0, 0
-        for slot in self._by_key.values():
-            if slot.is_prefilling:
-                assert slot.sequence is not None, "a slot that reads a prompt is busy"
-                done, room = len(slot.cache), budget - num_prefill
-                if slot.sequence.prompt_logprobs:
-                    room = min(room, _SCORED_TOKENS - num_scored)
-                chunk = slot.known[done : done + room]
-                num_prefill += len(chunk)
-                if slot.sequence.prompt_logprobs:
-                    num_scored += len(chunk)
-            else:
-                chunk = [slot.next_token]
-            if chunk:
-                chunks[slot.seq_id] = (slot, chunk)
+        chunks, num_read = self._chunks(is_streaming)
         parts, outputs = [], []
         for seq_id in sorted(chunks):
             slot, chunk = chunks[seq_id]
@@ -208,7 +199,30 @@ class LlamaCppEngine:
             outputs.append(_Output(slot, first_pos, num_rows, is_scored, draws))
         for output, row in zip(outputs, self._batch.fill(parts), strict=True):
             output.batch_row = row
-        return outputs, num_prefill
+        return outputs, num_read
+
+    def _chunks(self, is_streaming: bool) -> tuple[dict[int, tuple[Slot, list[int]]], int]:
+        """By sequence id the tokens that this step computes, and how many are of prompts.
+
+        Prompts are read in the order in which they came.
+        """
+        chunks: dict[int, tuple[Slot, list[int]]] = {}
+        room, scoring_room = self._prefill_budget.tokens, self._scoring_budget.tokens(is_streaming)
+        num_read = 0
+        for slot in self._by_key.values():
+            assert slot.sequence is not None, "slots by key are busy"
+            if not slot.is_prefilling:
+                chunks[slot.seq_id] = (slot, [slot.next_token])
+                continue
+            is_scored, done = slot.sequence.prompt_logprobs, len(slot.cache)
+            chunk = slot.known[done : done + (min(room, scoring_room) if is_scored else room)]
+            num_read += len(chunk)
+            room -= len(chunk)
+            if is_scored:
+                scoring_room -= len(chunk)
+            if chunk:
+                chunks[slot.seq_id] = (slot, chunk)
+        return chunks, num_read
 
     def _draw(self, outputs: list[_Output]) -> list[StepResult]:
         """Read the prompts' log probabilities, and draw one token for each part that ends."""
@@ -224,12 +238,10 @@ class LlamaCppEngine:
                 drawing.append((output, end - 1, raw))
             elif not slot.is_prefilling:
                 results.append(slot.end_unread())
-        if any(output.slot.sampler is None for output, _, _ in drawing):
-            greedy = rows.argmax(axis=1).tolist()
         for output, row, raw in drawing:
             slot = output.slot
             if slot.sampler is None:
-                token = greedy[row]
+                token = int(rows[row].argmax())
             else:
                 token = self._lib.sampler_sample(slot.sampler, self._context, output.batch_row)
             results.append(slot.accept(token, raw, self.vocabulary))
@@ -255,7 +267,7 @@ class LlamaCppEngine:
         assert free, "submit needs a free slot"
 
         def rank(slot: Slot) -> tuple[int, int, int, int]:
-            shared = _common_prefix(slot.cache, prompt)
+            shared = common_prefix(slot.cache, prompt)
             return (
                 shared if shared >= _WORTHWHILE_PREFIX_TOKENS else 0,
                 self._is_busy(slot.seq_id - 1) + self._is_busy(slot.seq_id + 1),
@@ -282,15 +294,3 @@ class LlamaCppEngine:
         for slot in self._slots:
             self._vacate(slot)
             slot.cache.clear()
-
-
-def _common_prefix(left: list[int], right: list[int]) -> int:
-    """Number of leading elements that both lists share, by halving: slices compare in C."""
-    low, high = 0, min(len(left), len(right))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

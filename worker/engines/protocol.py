@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from shared.errors import EngineError, LlmisError
-from shared.messages import FinishReason, Grammar, Sampling, TokenLogprobs
+from shared.messages import FinishReason, Grammar, Logprob, Sampling, TokenLogprobs
 from worker.text import TextAssembler
 
 
@@ -178,6 +178,12 @@ def piece_in(vocabulary: Vocabulary, sequence: Sequence, token: int) -> bytes:
     if token in sequence.shown_tokens:
         return vocabulary.name(token)
     return vocabulary.piece(token)
+
+
+def logprob_in(vocabulary: Vocabulary, sequence: Sequence, token: int, logprob: float) -> Logprob:
+    """What is reported of a token in this sequence."""
+    piece = piece_in(vocabulary, sequence, token)
+    return Logprob(token, logprob, piece, b"" if piece else vocabulary.name(token))
 
 
 def assembler_of(vocabulary: Vocabulary, sequence: Sequence) -> tuple[TextAssembler, str]:

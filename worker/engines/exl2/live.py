@@ -7,6 +7,7 @@ sampling threads while the loop waits for them.
 import math
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from worker.engines.constraint import Constraint
 from worker.engines.exl2 import logprobs, sampling
 from worker.engines.exl2.pages import PAGE_TOKENS
 from worker.engines.exl2.vocabulary import Vocabulary
-from worker.engines.protocol import Sequence, StepResult, assembler_of, piece_in
+from worker.engines.protocol import Sequence, StepResult, assembler_of, logprob_in, piece_in
 
 
 class LiveSequence:
@@ -72,6 +73,7 @@ class LiveSequence:
         sequence, draw = self.sequence, job.receive_logits
         follows = sampling.has_penalty(sequence.sampling)
         num_alternatives = sequence.logprobs
+        report = partial(logprob_in, self._vocabulary, sequence)
 
         def receive_logits(logits: torch.Tensor) -> Any:
             self._check(logits[0, -1, :vocab_size])
@@ -83,8 +85,10 @@ class LiveSequence:
                 return draw(logits)
             raw = logprobs.raw_logits(logits, vocab_size)
             drawn = draw(logits)
+            token = int(drawn[0].item())
+            is_end = token in self._stop_ids
             self._logprobs.append(
-                logprobs.token_logprobs(raw, int(drawn[0].item()), num_alternatives, self._piece)
+                logprobs.token_logprobs(raw, token, num_alternatives, report, is_end=is_end)
             )
             return drawn
 
@@ -135,15 +139,13 @@ class LiveSequence:
             taken.text += self._assembler.finish()
             taken.finish_reason = FinishReason.STOP
             return
-        taken.text += self._assembler.push(self._piece(token))
+        piece = piece_in(self._vocabulary, self.sequence, token)
+        taken.text += self._assembler.push(piece)
         if self._assembler.is_stopped:
             taken.finish_reason = FinishReason.STOP
         elif self._num_generated >= self.sequence.max_tokens:
             taken.text += self._assembler.finish()
             taken.finish_reason = FinishReason.LENGTH
-
-    def _piece(self, token: int) -> bytes:
-        return piece_in(self._vocabulary, self.sequence, token)
 
     def _cached_tokens(self) -> int:
         """As the generator reports it at the end of a job; ours may end before."""

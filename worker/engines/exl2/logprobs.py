@@ -20,16 +20,18 @@ def raw_logits(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
 
 
 def token_logprobs(
-    raw: torch.Tensor, token: int, num_alternatives: int, piece: Callable[[int], bytes]
+    raw: torch.Tensor,
+    token: int,
+    num_alternatives: int,
+    report: Callable[[int, float], Logprob],
+    *,
+    is_end: bool = False,
 ) -> TokenLogprobs:
     """`raw`: `(vocab,) float32`, as `raw_logits` gives it."""
     normalised = torch.log_softmax(raw, dim=-1)
     values, ids = torch.topk(normalised, min(num_alternatives, raw.numel()))
-    top = [
-        Logprob(token_id, value, piece(token_id))
-        for token_id, value in zip(ids.tolist(), values.tolist(), strict=True)
-    ]
+    top = [report(i, value) for i, value in zip(ids.tolist(), values.tolist(), strict=True)]
     # An id beyond the vocabulary is not drawn: the sampler masks the padding. If it were, an
     # exception here would end the whole batch.
     chosen = float(normalised[token]) if token < raw.numel() else -math.inf
-    return TokenLogprobs(Logprob(token, chosen, piece(token)), top)
+    return TokenLogprobs(report(token, chosen), top, is_end)
