@@ -73,8 +73,10 @@ class PromptBuilder:
                         prompt_logprobs=job.echo and job.logprobs is not None,
                     )
                 )
-        for sequence in sequences[:: job.num_choices]:
-            self._engine.check(sequence)
+        for first in range(0, len(sequences), job.num_choices):
+            self._engine.check(sequences[first])
+            for choice in sequences[first : first + job.num_choices]:
+                choice.compiled = sequences[first].compiled
         return sequences
 
     def parsers(self, job: Job, sequences: list[Sequence]) -> dict[int, OutputParser]:
