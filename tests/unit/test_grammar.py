@@ -13,7 +13,7 @@ from shared.messages import Grammar, GrammarKind
 from tests.unit import hostile_grammars
 from tests.unit.exl2_folder import ids, make_tokenizer
 from worker.engines import grammar as grammar_module
-from worker.engines.constraint import Constraint
+from worker.engines.constraint import CompiledGrammar, Constraint, new_matcher
 from worker.engines.grammar import GrammarCompiler
 
 AB = Grammar(GrammarKind.REGEX, "ab")
@@ -159,6 +159,19 @@ def test_a_grammar_that_is_slow_to_follow_ends_its_sequence_alone(
     assert isinstance(constraint.error, InvalidRequest)
     assert constraint.error.param == "guided_regex"
     assert "too long" in constraint.error.message
+
+
+def test_a_grammar_that_gets_too_complex_is_the_clients_fault() -> None:
+    tokenizer = _new_tokenizer()
+    source = LLMatcher.grammar_from_json_schema(hostile_grammars.many_properties(600))
+    compiled = CompiledGrammar(new_matcher(tokenizer, source), tokenizer.vocab_size, "guided_json")
+    constraint = Constraint(compiled)
+    constraint.begin()
+    for token in ids('{"'):
+        constraint.accept(token)
+    assert isinstance(constraint.error, InvalidRequest)
+    assert constraint.error.param == "guided_json"
+    assert "items" in constraint.error.message
 
 
 def test_white_space_is_limited(shared_compiler: GrammarCompiler) -> None:
