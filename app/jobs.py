@@ -158,7 +158,7 @@ def _check_size(param: str, value: Any, settings: Settings) -> None:
         msgspec.msgpack.encode(value)
     except OverflowError as exc:
         raise InvalidRequest(f"{param} has a number beyond 64 bits.", param=param) from exc
-    size, limit = len(msgspec.json.encode(value)), settings.max_schema_bytes
+    size, limit = len(msgspec.json.encode(value)), settings.max_tools_bytes
     if size > limit:
         raise InvalidRequest(f"{param} has {size} bytes; at most {limit} are taken.", param=param)
 

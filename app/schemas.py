@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from app.grammars import choice_grammar, schema_grammar, text_grammar
 from app.message_schemas import Message
-from app.tool_schemas import ResponseFormat, ToolChoice, ToolParam, choice_grammar, schema_grammar
+from app.tool_schemas import ResponseFormat, ToolChoice, ToolParam
 from shared.errors import InvalidRequest
 from shared.messages import Grammar, GrammarKind, Sampling
 from shared.settings import SamplingDefaults, Settings
@@ -141,17 +142,12 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
         if self.guided_json is not None:
             return schema_grammar(self.guided_json, "guided_json", settings, is_strict=True)
         if self.guided_choice is not None:
-            return choice_grammar(self.guided_choice)
+            return choice_grammar(self.guided_choice, "guided_choice", settings)
         source = self.guided_regex or self.guided_grammar
         if source is None:
             return form
-        if len(source.encode("utf-8", "replace")) > settings.max_schema_bytes:
-            raise InvalidRequest(
-                f"{asked[0]} is longer than the {settings.max_schema_bytes} bytes that are taken.",
-                param=asked[0],
-            )
         kind = GrammarKind.REGEX if self.guided_regex else GrammarKind.LARK
-        return Grammar(kind, source, asked[0])
+        return text_grammar(kind, source, asked[0], settings)
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):

@@ -2,10 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
-from shared.closed_schema import closed
+from app.grammars import check_schema, schema_grammar
 from shared.errors import InvalidRequest
 from shared.messages import Grammar, GrammarKind, Tool
 from shared.messages import ToolChoice as Choice
@@ -32,7 +31,12 @@ class ToolParam(Struct, frozen=True):
         function = self.function
         parameters = function.parameters or {}
         check_schema(parameters, f"{where}.function.parameters", settings)
-        return Tool(function.name, function.description or "", parameters)
+        return Tool(
+            function.name,
+            function.description or "",
+            parameters,
+            is_strict=bool(function.strict),
+        )
 
 
 class NamedFunction(Struct, frozen=True):
@@ -86,49 +90,3 @@ class ResponseFormat(Struct, frozen=True):
             )
         where, schema = "response_format.json_schema.schema", self.json_schema.schema
         return schema_grammar(schema, where, settings, is_strict=bool(self.json_schema.strict))
-
-
-def schema_grammar(
-    schema: dict[str, Any], where: str, settings: Settings, *, is_strict: bool
-) -> Grammar:
-    """Raises InvalidRequest. A strict one is refused later where it says what cannot be
-    enforced; of others that is left out."""
-    check_schema(schema, where, settings)
-    schema = closed(schema)
-    if not is_strict:
-        schema = {**schema, "x-guidance": {"lenient": True}}
-    return Grammar(GrammarKind.JSON_SCHEMA, msgspec.json.encode(schema).decode(), where)
-
-
-def choice_grammar(choices: list[str]) -> Grammar:
-    """One of several texts, and nothing else."""
-    alternatives = " | ".join(msgspec.json.encode(choice).decode() for choice in choices)
-    return Grammar(GrammarKind.LARK, f"start: {alternatives}", "guided_choice")
-
-
-def check_schema(schema: Any, where: str, settings: Settings) -> None:
-    """Whether a JSON schema is small enough to be compiled. Raises InvalidRequest."""
-    size = len(msgspec.json.encode(schema))
-    if size > settings.max_schema_bytes:
-        raise InvalidRequest(
-            f"{where} has {size} bytes; at most {settings.max_schema_bytes} are taken.",
-            param=where,
-        )
-    if _depth(schema, settings.max_schema_depth) > settings.max_schema_depth:
-        raise InvalidRequest(
-            f"{where} is nested more than {settings.max_schema_depth} levels deep.", param=where
-        )
-
-
-def _depth(value: Any, limit: int) -> int:
-    """Levels of nesting, counted up to one beyond the limit."""
-    level, depth = [value], 0
-    while level and depth <= limit:
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        depth += 1
-    return depth

@@ -73,6 +73,8 @@ class Tool(Struct, frozen=True):
     description: str = ""
     parameters: dict[str, Any] = {}
     """JSON schema of the arguments; empty = any object."""
+    is_strict: bool = False
+    """A schema that says what cannot be enforced is refused; else that is left out."""
 
 
 class ToolChoice(StrEnum):

@@ -140,8 +140,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_messages: Count = 4096
     max_choices: Count = 128
     max_tools: Count = 128
-    max_schema_bytes: Count = 262144
-    """Of a JSON schema or grammar, and of all tools together."""
+    max_tools_bytes: Count = 262144
+    """Of all tools together, and of what a chat template is told."""
+    max_schema_bytes: Count = 65536
+    """Of a JSON schema or grammar."""
+    max_schema_parts: Count = 1000
+    """Properties and references of a JSON schema, or rules of a grammar."""
     max_schema_depth: Count = 64
     max_inputs: Count = 2048
     """Of one embedding request."""

@@ -77,8 +77,10 @@ class PromptBuilder:
                         prompt_logprobs=job.prompt_logprobs and i == 0,
                     )
                 )
-        for sequence in sequences[:: job.num_choices]:
-            self._engine.check(sequence)
+        for first in range(0, len(sequences), job.num_choices):
+            self._engine.check(sequences[first])
+            for choice in sequences[first : first + job.num_choices]:
+                choice.compiled = sequences[first].compiled
         return sequences
 
     def parsers(self, job: Job, sequences: list[Sequence]) -> dict[int, OutputParser]:

@@ -1,4 +1,5 @@
-"""Ten thousand random and hostile bodies: no internal error, no hang, no growth."""
+"""Ten thousand random and hostile bodies, and some large ones: no internal error, no hang, no
+growth."""
 
 import copy
 import http.client
@@ -7,18 +8,25 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
 from typing import Any
 
 import psutil
 import pytest
 
 from tests.conftest import Service, running_service
+from tests.unit.hostile_grammars import chained_rules, chained_schema, many_properties
 
 _SEED = 20261123
 _NUM_BODIES = 10_000
 _ALLOWED = {200, 400, 404, 413, 504}
 _NUM_CLIENTS = 6
 _GROWTH_BYTES = 24 * 2**20
+_SIZED_GROWTH_BYTES = 160 * 2**20
+"""Half of it are the grammars that are kept."""
+_NO_LIMITS = "max_schema_bytes = 8000000\nmax_tools_bytes = 8000000\nmax_schema_parts = 1000000\n"
+"""Of the web tier's: what is too large is for the replica to find out."""
 
 _CHAT: dict[str, Any] = {
     "model": "counter",
@@ -210,3 +218,68 @@ def test_hostile_bodies(service: Service) -> None:
     client = service.openai()
     text = client.completions.create(model="counter", prompt="17", max_tokens=3).choices[0].text
     assert text == " 18 19 20"
+
+
+def _sized_bodies() -> Iterator[dict[str, Any]]:
+    """One cost a replica its life, its memory or seconds of its time."""
+    yield {"guided_json": chained_schema(3000)}
+    yield {"guided_json": chained_schema(3000, is_wrapped=True)}
+    yield {"guided_grammar": chained_rules(5000)}
+    yield {"guided_regex": "a?" * 12_000}
+    yield {"guided_regex": "a?" * 12_001}
+    yield {"guided_regex": "a?" * 100_000}
+    yield {"guided_regex": "a" * 200_000}
+    yield {"guided_regex": "((((a{100}){100}){100}){100})"}
+    yield {"guided_json": many_properties(3000)}
+    yield {"guided_json": {"type": "string", "pattern": "[" * 1_000_000}}
+    yield {"guided_json": {"type": "integer", "multipleOf": 99_991}}
+    yield {"guided_choice": [f"{i} " * 1000 for i in range(256)]}
+
+
+def _sized_requests() -> list[tuple[str, bytes]]:
+    bodies = [{**_GUIDED, "timeout_s": 60, **body} for body in _sized_bodies()]
+    requests = [("/v1/completions", json.dumps(body).encode()) for body in bodies]
+    parameters = [chained_schema(3000), many_properties(3000), {"required": 5}, {"enum": 5}]
+    for i, schema in enumerate(parameters):
+        function = {"name": "f", "parameters": schema}
+        chat = {
+            **_CHAT,
+            "tools": [{"type": "function", "function": function}],
+            "tool_choice": "required",
+            "timeout_s": 60,
+            "seed": i,
+        }
+        requests.append(("/v1/chat/completions", json.dumps(chat).encode()))
+    return requests
+
+
+def _count_until(is_over: Event, service: Service) -> int:
+    """Stream numbers all the while; the number of streams, each of which was exact."""
+    client, num_streams = service.openai(), 0
+    while not is_over.is_set():
+        stream = client.completions.create(
+            model="counter", prompt="17", max_tokens=200, temperature=0, stream=True
+        )
+        text = "".join(chunk.choices[0].text for chunk in stream if chunk.choices)
+        assert text == "".join(f" {number}" for number in range(18, 218))
+        num_streams += 1
+    return num_streams
+
+
+def test_large_grammars_harm_nobody_else(tmp_path: Path) -> None:
+    with running_service(tmp_path, extra=_NO_LIMITS) as service, ThreadPoolExecutor(1) as pool:
+        _send_all(
+            service, [("/v1/completions", json.dumps({**_GUIDED, "guided_regex": "1"}).encode())]
+        )
+        replicas, resident_bytes = service.pids("worker.replica"), _resident_bytes(service)
+        is_over = Event()
+        counting = pool.submit(_count_until, is_over, service)
+        try:
+            statuses = _send_at_once(service, _sized_requests())
+        finally:
+            is_over.set()
+        assert counting.result() > 0
+        assert set(statuses) <= {200, 400} and statuses[400] > 6, statuses
+        assert service.pids("worker.replica") == replicas, "none has died"
+        assert _resident_bytes(service) - resident_bytes < _SIZED_GROWTH_BYTES
+        assert "Traceback" not in service.log("web")

@@ -38,6 +38,9 @@ def run_all(engine: ExLlamaV2Engine, *runs: JobRun) -> Sink:
     """Run jobs that come at the same moment to their ends."""
     with running(engine) as (loop, sink):
         for run in runs:
+            for sequence in run.sequences:
+                if sequence.grammar is not None:
+                    engine.check(sequence)
             loop.submit(run)
         loop.start()
         sink.wait_for_ends(len(runs))

@@ -251,6 +251,65 @@ def test_names_and_schemas_cannot_leave_their_places(world: _World) -> None:
     assert not world.admits(grammar, '<tool_call>\n{"name": "a", "arguments": {}}\n</tool_call>')
 
 
+def _is_admitted(parameters: dict[str, Any], text: str, *, is_strict: bool = False) -> bool:
+    """Whether a forced call may have these arguments."""
+    world = _World(has_control_tokens=False)
+    job = _forced(tools=[Tool("f", "", parameters, is_strict)])
+    grammar = _format(CallSyntax.HERMES).grammar(job, False, {})
+    return world.admits(grammar, _said(CallSyntax.HERMES, ("f", text)))
+
+
+def test_of_a_tool_that_is_not_strict_what_cannot_be_enforced_is_left_out() -> None:
+    properties = {"a": {"type": "string", "pattern": "^(?=x)x"}, "b": {"type": "integer"}}
+    schema = {"properties": {**properties, "c": {"contains": {"const": 5}}}, "required": ["a"]}
+    assert _is_admitted(schema, '{"a": "y", "b": 5}')
+    assert not _is_admitted(schema, '{"a": "y", "b": "z"}')
+    with pytest.raises(AssertionError, match="contains"):
+        _is_admitted(schema, '{"a": "y"}', is_strict=True)
+
+
+@pytest.mark.parametrize("syntax", [CallSyntax.HERMES, CallSyntax.QWEN_XML])
+def test_definitions_may_have_the_name_of_draft_7(world: _World, syntax: CallSyntax) -> None:
+    properties = {"days": {"$ref": "#/definitions/day"}}
+    schema = {"properties": properties, "definitions": {"day": {"type": "integer"}}}
+    job = _forced(tools=[Tool("f", "", schema)])
+    grammar = _format(syntax).grammar(job, False, world.control_tokens)
+    assert world.admits(grammar, _said(syntax, ("f", '{"days": 5}')))
+    assert not world.admits(grammar, _said(syntax, ("f", '{"days": "x"}')))
+
+
+def test_a_parameter_may_have_any_character_in_its_name(world: _World) -> None:
+    job = _forced(tools=[Tool("f", "", {"properties": {"a\x7fé": {"enum": ["\x7f😀"]}}})])
+    grammar = _format(CallSyntax.QWEN_XML).grammar(job, False, world.control_tokens)
+    assert world.admits(grammar, _xml("f", '{"a\x7fé": "\x7f😀"}'))
+
+
+def test_white_space_is_limited_behind_reasoning(world: _World) -> None:
+    grammar = _format(CallSyntax.HERMES, _THINK).grammar(
+        chat_job(grammar=_JSON), True, world.control_tokens
+    )
+    assert world.admits(grammar, 'hm</think>{ "a": 5}')
+    assert not world.admits(grammar, 'hm</think>{    "a": 5}')
+
+
+@pytest.mark.parametrize("source", ["a\n?b", "a\\\n?b", "[\n]?a/?\n?b", r"a\n?b"])
+def test_an_expression_of_several_lines_is_none_the_less_one(world: _World, source: str) -> None:
+    job = chat_job(tools=[TIME], grammar=Grammar(GrammarKind.REGEX, source))
+    grammar = _format(CallSyntax.HERMES, _THINK).grammar(job, True, world.control_tokens)
+    for text in ("ab", "a\nb", _said(CallSyntax.HERMES, ("get_time", "{}"))):
+        assert world.admits(grammar, f"hm</think>{text}"), text
+    assert not world.admits(grammar, "hm</think>b")
+
+
+def test_the_errors_of_a_grammar_name_what_asked_for_it() -> None:
+    form = _format(CallSyntax.HERMES, _THINK)
+    regex = Grammar(GrammarKind.REGEX, "(a", "guided_regex")
+    wrapped = form.grammar(chat_job(tools=[TIME], grammar=regex), True, {})
+    assert wrapped is not None and wrapped.param == "guided_regex"
+    forced = form.grammar(_forced(grammar=regex), True, {})
+    assert forced is not None and forced.param == "tools"
+
+
 def test_values_in_xml_follow_their_schemas(world: _World) -> None:
     properties = {
         "unit": {"type": "string", "enum": ["C", "F"]},

@@ -16,7 +16,7 @@ from tests.unit import exl2_folder
 from tests.unit.exl2_engine import make_engine, run_all
 from tests.unit.exl2_folder import END, VOCAB, ids
 from tests.unit.loop_sink import make_run
-from worker.engines.constraint import Constraint
+from worker.engines.constraint import CompiledGrammar, Constraint
 from worker.engines.exl2.grammar_filter import mask
 from worker.engines.exl2.vocabulary import Vocabulary
 from worker.engines.grammar import GrammarCompiler
@@ -117,6 +117,7 @@ def test_a_grammar_that_breaks_down_fails_its_job_alone(
         self.error = EngineError("The grammar could not be followed: too complex")
 
     monkeypatch.setattr(Constraint, "accept", break_down)
+    monkeypatch.setattr(Constraint, "probe", lambda _: None)
     exl2.texts["plain"] = ids("fine")
     engine = make_engine(tmp_path)
     sink = run_all(
@@ -137,7 +138,7 @@ def compiler(tmp_path: Path) -> GrammarCompiler:
 
 def _constraint(compiler: GrammarCompiler, expression: str) -> Constraint:
     grammar = Grammar(GrammarKind.REGEX, expression)
-    return Constraint(compiler.matcher(grammar), compiler.vocab_size)
+    return Constraint(compiler.compiled(grammar))
 
 
 def test_the_mask_allows_what_may_come_and_at_the_end_the_end_tokens(
@@ -181,6 +182,9 @@ def test_a_panic_in_the_grammar_is_an_error_and_no_exception(compiler: GrammarCo
         """Like pyo3's."""
 
     class Matcher:
+        def deep_copy(self) -> "Matcher":
+            return self
+
         def is_stopped(self) -> bool:
             return False
 
@@ -190,9 +194,11 @@ def test_a_panic_in_the_grammar_is_an_error_and_no_exception(compiler: GrammarCo
         consume_token = unsafe_compute_mask_ptr
 
     for panics in (Constraint.compute_mask, lambda c: c.accept(5)):
-        constraint = Constraint(Matcher(), VOCAB)  # type: ignore[arg-type]
+        compiled = CompiledGrammar(Matcher(), VOCAB, "guided_regex")  # type: ignore[arg-type]
+        constraint = Constraint(compiled)
         panics(constraint)
-        assert constraint.error is not None and "out of bounds" in constraint.error.message
+        assert isinstance(constraint.error, EngineError)
+        assert "out of bounds" in constraint.error.message
 
 
 def test_a_text_whose_grammar_failed_at_its_last_token_is_not_reported_as_correct(
@@ -202,6 +208,7 @@ def test_a_text_whose_grammar_failed_at_its_last_token_is_not_reported_as_correc
         self.error = EngineError("The grammar could not be followed: too complex")
 
     monkeypatch.setattr(Constraint, "compute_mask", break_down)
+    monkeypatch.setattr(Constraint, "probe", lambda _: None)
     exl2.texts["bad"] = [END]
     sink = run_all(make_engine(tmp_path), make_run("bad", grammar=GRAMMARS["regex"]))
     assert "too complex" in sink.error("bad").message
@@ -214,7 +221,7 @@ def test_the_loop_compiles_no_grammar(
     sequence = Sequence(("j", 0), [5], 5, Sampling(), grammar=GRAMMARS["schema"])
     engine.check(sequence)
     monkeypatch.delattr(GrammarCompiler, "_compile")
-    monkeypatch.delattr(GrammarCompiler, "check")
+    monkeypatch.delattr(GrammarCompiler, "compiled")
     engine.submit(sequence)
 
 

@@ -9,8 +9,12 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import msgspec
+
 from shared.closed_schema import closed
 from shared.errors import InvalidRequest
+from shared.lark import quoted
+from shared.lenient_schema import enforceable
 from shared.messages import Grammar, GrammarKind, Job, Tool, ToolChoice
 from worker.chat import calls, harmony
 from worker.chat.calls import CallSyntax
@@ -26,6 +30,7 @@ from worker.chat.xml_calls import (
     is_text,
     property_schemas,
 )
+from worker.guided_schema import guided_schema
 
 
 class _Shape(NamedTuple):
@@ -74,6 +79,9 @@ _HARMONY_REASONING = Reasoning(
 )
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As the models have seen it; free blanks are where a constrained model loses itself."""
+_ESCAPED = re.compile(r"\\.|/|\n", re.DOTALL)
+_ESCAPES = {"/": r"\/", "\n": r"\n", "\\\n": r"\n"}
+"""Of an expression between slashes, which stands on one line."""
 _COMBINED = ("$ref", "allOf", "anyOf", "oneOf", "enum", "const", "type")
 
 
@@ -102,7 +110,8 @@ def job_grammar(
         lark.add_calls(job, mark=calls.PYTHON_TAG if content and _is_bare(syntax) else "")
     thinking = lark.thinking(reasoning, starts_in_reasoning) if reasoning else ""
     start = f"start: {thinking}({' | '.join(bodies)})"
-    return Grammar(GrammarKind.LARK, "\n".join([start, *lark.rules]))
+    param = job.grammar.param if job.grammar and content is not None else "tools"
+    return Grammar(GrammarKind.LARK, "\n".join([start, *lark.rules]), param)
 
 
 def _is_bare(syntax: CallSyntax) -> bool:
@@ -115,15 +124,17 @@ def _content_rule(grammar: Grammar | None) -> str | None:
     if grammar is None:
         return None
     if grammar.kind is GrammarKind.REGEX:
-        source = re.sub(r"\\.|/", lambda m: r"\/" if m[0] == "/" else m[0], grammar.source)
-        return f"content: /{source}/" if "\n" not in source else None
+        source = _ESCAPED.sub(lambda match: _ESCAPES.get(match[0], match[0]), grammar.source)
+        return f"content: /{source}/"
     if grammar.kind is GrammarKind.LARK:
         return f"content: %lark {{\n{grammar.source}\n}}"
     try:
         schema = json.loads(grammar.source)
     except ValueError:
         return None
-    return f"content: %json {json.dumps(schema)}" if isinstance(schema, dict) else None
+    if not isinstance(schema, dict):
+        return None
+    return f"content: %json {json.dumps(guided_schema(schema))}"
 
 
 class _Lark:
@@ -169,7 +180,7 @@ class _Lark:
         if not end[0].startswith('"'):
             self.rules.append(f"thought: /(.|\\n)*/ {' '.join(end)}")
         else:
-            self.rules.append(f"thought[suffix={json.dumps(reasoning.end)}]: /(.|\\n)*/")
+            self.rules.append(f"thought[suffix={quoted(reasoning.end)}]: /(.|\\n)*/")
         self.rules.append(r"BLANKS: /[ \t\r\n]{1,4}/")
         if starts_in_reasoning:
             return "thought BLANKS? "
@@ -181,7 +192,7 @@ class _Lark:
         for part in re.split(f"({pattern})", text) if pattern else [text]:
             if part:
                 token = self._tokens.get(part)
-                yield json.dumps(part, ensure_ascii=False) if token is None else f"<[{token}]>"
+                yield quoted(part) if token is None else f"<[{token}]>"
 
 
 def _callable_tools(job: Job) -> list[Tool]:
@@ -198,19 +209,30 @@ def _callable_tools(job: Job) -> list[Tool]:
 
 def _arguments_schema(tool: Tool) -> dict[str, Any]:
     """Closed, and without parameters an empty object, as OpenAI has it."""
-    parameters = closed(tool.parameters or {"properties": {}})
+    parameters = closed(_enforced(tool) or {"properties": {}})
     is_open = not any(key in parameters for key in _COMBINED)
-    return {**({"type": "object"} if is_open else {}), **parameters, "x-guidance": _LAYOUT}
+    return {**({"type": "object"} if is_open else {}), **parameters, **_options(tool)}
+
+
+def _enforced(tool: Tool) -> dict[str, Any]:
+    """What the arguments are held to."""
+    return tool.parameters if tool.is_strict else enforceable(tool.parameters)
+
+
+def _options(tool: Tool) -> dict[str, Any]:
+    return {"x-guidance": {**_LAYOUT, "lenient": not tool.is_strict}}
 
 
 def _parameter_rules(index: int, tool: Tool) -> list[str]:
     """The parameters of a call in XML, in the order of their schema."""
-    schemas = property_schemas(tool.name, [tool])
-    required = tool.parameters.get("required") or []
-    end = json.dumps(f"\n{PARAMETER_END}\n")
+    parameters = _enforced(tool)
+    schemas = property_schemas(tool.name, [msgspec.structs.replace(tool, parameters=parameters)])
+    required = parameters.get("required") or []
+    defined = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
+    end = quoted(f"\n{PARAMETER_END}\n")
     elements, rules = [], []
     for i, (key, schema) in enumerate(schemas.items()):
-        name, begin = f"{index}_{i}", json.dumps(f"{PARAMETER}{key}>\n", ensure_ascii=False)
+        name, begin = f"{index}_{i}", quoted(f"{PARAMETER}{key}>\n")
         elements.append(f"parameter_{name}" + ("" if key in required else "?"))
         choices = _choices(schema)
         if choices:
@@ -218,11 +240,11 @@ def _parameter_rules(index: int, tool: Tool) -> list[str]:
         elif is_text(schema):
             rules.append(f"value_{name}[suffix={end}]: /(.|\\n)*/")
         else:
-            whole = {**schema, "$defs": tool.parameters.get("$defs", {}), "x-guidance": _LAYOUT}
+            whole = {**schema, **defined, **_options(tool)}
             rules.append(f"json_{name}: %json {json.dumps(whole)}")
             rules.append(f"value_{name}: json_{name} {end}")
         rules.append(f"parameter_{name}: {begin} value_{name}")
-    return [f"arguments_{index}: {' '.join(elements) or json.dumps('')}", *rules]
+    return [f"arguments_{index}: {' '.join(elements) or quoted('')}", *rules]
 
 
 def _choices(schema: Any) -> list[str]:
@@ -230,4 +252,4 @@ def _choices(schema: Any) -> list[str]:
     if not isinstance(schema, dict) or not is_text(schema):
         return []
     listed = [schema["const"]] if "const" in schema else schema.get("enum") or []
-    return [json.dumps(text, ensure_ascii=False) for text in listed if isinstance(text, str)]
+    return [quoted(text) for text in listed if isinstance(text, str)]

@@ -11,6 +11,7 @@ import traceback
 from typing import Any
 
 from shared.errors import EngineError, InvalidRequest
+from worker.engines.constraint import Constraint
 from worker.engines.exl2 import admission, loading, pages, sampling
 from worker.engines.exl2.admission import Admission
 from worker.engines.exl2.checks import check_limits
@@ -80,7 +81,7 @@ class ExLlamaV2Engine:
     def check(self, sequence: Sequence) -> None:
         self._check_fields(sequence)
         if sequence.grammar is not None:
-            self._grammars.check(sequence.grammar)
+            sequence.compiled = self._grammars.compiled(sequence.grammar)
 
     def _check_fields(self, sequence: Sequence) -> None:
         self._quarantine.check(sequence)
@@ -169,7 +170,9 @@ class ExLlamaV2Engine:
         loaded = self._loaded
         constraint = filters = None
         if sequence.grammar is not None:
-            constraint = self._grammars.constraint(sequence.grammar, sequence.produced)
+            assert sequence.compiled is not None, "`check` has compiled it"
+            constraint = Constraint(sequence.compiled, sequence.produced)
+            constraint.begin()
             filters = [
                 new_filter(
                     loaded.filters.ExLlamaV2Filter,

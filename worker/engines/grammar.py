@@ -14,113 +14,112 @@ from llguidance import LLMatcher, LLTokenizer
 
 from shared.errors import InvalidRequest
 from shared.messages import Grammar, GrammarKind
-from worker.engines.constraint import Constraint, first_lines
+from worker.engines.constraint import CompiledGrammar, Constraint, first_lines, new_matcher
+from worker.engines.grammar_trial import GrammarTrial
+from worker.engines.large_stack import on_large_stack
+from worker.guided_schema import guided_schema
 
 _log = logging.getLogger(__name__)
-_MAX_KEPT = 512
-"""More than sequences can be on their way from `check` to the loop: it never compiles."""
-_JSON_OPTIONS = {"whitespace_pattern": r"(?: |\n{1,2}[ \t]{0,20})?"}
-"""Small models lose themselves in white space where any amount of it is allowed."""
+_MAX_KEPT_BYTES = 64 << 20
+_LEAST_BYTES = 128 << 10
+"""A small schema takes 80 KiB."""
+_STACK_BYTES = 128 << 20
 
 
 class GrammarCompiler:
-    """Thread-safe. Keeps the grammars used last: clients repeat theirs."""
+    """Thread-safe. Compiles one grammar at a time, and keeps those used last: clients repeat
+    theirs."""
 
     def __init__(self, new_tokenizer: Callable[[], LLTokenizer], stop_ids: list[int]) -> None:
         """`new_tokenizer` is called with the first grammar: it may take a second. It raises
         ValueError for a vocabulary that llguidance cannot read: such a model serves everything
         but grammars. Its end tokens are to be `stop_ids`."""
-        self._new_tokenizer = new_tokenizer
+        self._new_tokenizer: Callable[[], LLTokenizer] | None = new_tokenizer
         self._has_end = bool(stop_ids)
-        self._making = threading.Lock()
-        self._is_made = False
-        self._made: LLTokenizer | None = None
+        self._tokenizer: LLTokenizer | None = None
+        self._trial: GrammarTrial | None = None
+        self._compiling = threading.Lock()
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self._kept: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
 
-    @property
-    def _tokenizer(self) -> LLTokenizer | None:
-        with self._making:
-            if not self._is_made:
-                self._is_made = True
-                try:
-                    self._made = self._new_tokenizer()
-                except ValueError as exc:
-                    _log.warning("no grammars: llguidance cannot read the tokens: %s", exc)
-            return self._made
+    def compiled(self, grammar: Grammar) -> CompiledGrammar:
+        """Compile it, unless it is kept. Raises InvalidRequest, which says what is wrong with
+        the grammar."""
+        found = self._find(grammar)
+        if found is None:
+            with self._compiling:
+                found = self._find(grammar) or self._compile(grammar)
+            self._keep(grammar, found)
+        return found
 
-    @property
-    def vocab_size(self) -> int:
-        """Tokens that a mask speaks of; those behind them are never allowed."""
-        tokenizer = self._tokenizer
-        return int(tokenizer.vocab_size) if tokenizer is not None else 0
-
-    def check(self, grammar: Grammar) -> None:
-        """Compile it. Raises InvalidRequest, which says what is wrong with the grammar."""
-        self._compiled(grammar)
-
-    def matcher(self, grammar: Grammar) -> LLMatcher:
-        """A fresh matcher at the start of the text. Raises InvalidRequest."""
-        return self._compiled(grammar).deep_copy()
-
-    def constraint(self, grammar: Grammar, produced: list[int]) -> Constraint:
-        """A fresh constraint for one sequence, which has these tokens already. Raises
-        InvalidRequest."""
-        constraint = Constraint(self.matcher(grammar), self.vocab_size, produced)
-        constraint.begin()
-        return constraint
-
-    def _compiled(self, grammar: Grammar) -> LLMatcher:
+    def _find(self, grammar: Grammar) -> CompiledGrammar | None:
         with self._lock:
-            matcher = self._kept.get(grammar)
-            if matcher is not None:
-                self._kept.move_to_end(grammar)
-                return matcher
-        matcher = self._compile(grammar)
-        with self._lock:
-            self._kept[grammar] = matcher
-            while len(self._kept) > _MAX_KEPT:
-                self._kept.popitem(last=False)
-        return matcher
+            found = self._kept.get(grammar)
+            if found is None or found.has_failed:
+                return None
+            self._kept.move_to_end(grammar)
+            return found
 
-    def _compile(self, grammar: Grammar) -> LLMatcher:
-        tokenizer = self._tokenizer
-        if tokenizer is None:
-            raise InvalidRequest(
-                "Grammars do not work with this model's tokens.", param=grammar.param
-            )
+    def _keep(self, grammar: Grammar, compiled: CompiledGrammar) -> None:
+        with self._lock:
+            self._kept[grammar] = compiled
+            num_bytes = sum(kept.num_bytes for kept in self._kept.values())
+            while num_bytes > _MAX_KEPT_BYTES:
+                num_bytes -= self._kept.popitem(last=False)[1].num_bytes
+
+    def _compile(self, grammar: Grammar) -> CompiledGrammar:
+        tokenizer, trial = self._prepare(grammar)
+        source = _to_llguidance(grammar)
+        verdict = trial.verdict(source)
+        if not verdict.is_valid:
+            raise _not_valid(grammar, verdict.reason)
+        if not verdict.is_followed:
+            raise InvalidRequest(verdict.reason, param=grammar.param)
+        matcher = on_large_stack(_STACK_BYTES, lambda: new_matcher(tokenizer, source))
+        if matcher.is_error():
+            raise _not_valid(grammar, first_lines(matcher.get_error()))
+        num_bytes = max(_LEAST_BYTES, verdict.num_bytes)
+        compiled = CompiledGrammar(matcher, int(tokenizer.vocab_size), grammar.param, num_bytes)
+        # With these tokens, too; and the loop finds most of the lexer made.
+        error = Constraint(compiled).probe()
+        if error is not None:
+            raise error
+        return compiled
+
+    def _prepare(self, grammar: Grammar) -> tuple[LLTokenizer, GrammarTrial]:
         if not self._has_end:
             raise InvalidRequest(
                 "This model declares no end token, so a grammar could not end its text.",
                 param=grammar.param,
             )
-        try:
-            source = _to_llguidance(grammar)
-        except ValueError as exc:
+        if self._new_tokenizer is not None:
+            new_tokenizer, self._new_tokenizer = self._new_tokenizer, None
+            try:
+                self._tokenizer = new_tokenizer()
+                self._trial = GrammarTrial(self._tokenizer)
+            except ValueError as exc:
+                _log.warning("no grammars: llguidance cannot read the tokens: %s", exc)
+        if self._tokenizer is None or self._trial is None:
             raise InvalidRequest(
-                f"The JSON schema is not valid: {exc}", param=grammar.param
-            ) from exc
-        matcher = LLMatcher(tokenizer, source, log_level=0)
-        if matcher.is_error():
-            raise InvalidRequest(
-                f"The {grammar.kind.value} is not valid: {first_lines(matcher.get_error())}",
-                param=grammar.param,
+                "Grammars do not work with this model's tokens.", param=grammar.param
             )
-        return matcher
+        return self._tokenizer, self._trial
+
+
+def _not_valid(grammar: Grammar, reason: str) -> InvalidRequest:
+    return InvalidRequest(f"The {grammar.kind.value} is not valid: {reason}", param=grammar.param)
 
 
 def _to_llguidance(grammar: Grammar) -> str:
-    """Raises ValueError for JSON that is none."""
-    if grammar.kind is GrammarKind.JSON_SCHEMA:
-        schema = json.loads(grammar.source)
-        if isinstance(schema, bool):
-            schema = {} if schema else {"not": {}}
-        if not isinstance(schema, dict):
-            raise ValueError("it must be an object")
-        asked = schema.get("x-guidance", {})
-        if isinstance(asked, dict):
-            schema = {**schema, "x-guidance": {**_JSON_OPTIONS, **asked}}
-        return LLMatcher.grammar_from_json_schema(schema)
+    """Raises InvalidRequest for a schema that is no JSON object."""
     if grammar.kind is GrammarKind.REGEX:
         return LLMatcher.grammar_from_regex(grammar.source)
-    return LLMatcher.grammar_from_lark(grammar.source)
+    if grammar.kind is GrammarKind.LARK:
+        return LLMatcher.grammar_from_lark(grammar.source)
+    try:
+        schema = json.loads(grammar.source)
+    except ValueError as exc:
+        raise _not_valid(grammar, str(exc)) from exc
+    if not isinstance(schema, dict):
+        raise _not_valid(grammar, "it must be an object")
+    return LLMatcher.grammar_from_json_schema(guided_schema(schema))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from shared.errors import EngineError, SettingsError
 from worker.engines import llama_abi, llama_loading
+from worker.engines.constraint import Constraint
 from worker.engines.grammar import GrammarCompiler
 from worker.engines.llama_batch import BatchBuffer, Part
 from worker.engines.llama_logits import Row
@@ -126,7 +127,7 @@ class LlamaCppEngine:
 
     def check(self, sequence: Sequence) -> None:
         if sequence.grammar is not None:
-            self._grammars.check(sequence.grammar)
+            sequence.compiled = self._grammars.compiled(sequence.grammar)
 
     def can_admit(self, sequence: Sequence) -> bool:
         return self.free_slots > 0
@@ -135,7 +136,9 @@ class LlamaCppEngine:
         assert sequence.prompt, "a sequence begins with at least one token"
         constraint = None
         if sequence.grammar is not None:
-            constraint = self._grammars.constraint(sequence.grammar, sequence.produced)
+            assert sequence.compiled is not None, "`check` has compiled it"
+            constraint = Constraint(sequence.compiled, sequence.produced)
+            constraint.begin()
         known = sequence.known_tokens
         slot = self._choose_slot(known)
         # The last prompt token is always computed: its logits give the first new token.

@@ -7,7 +7,7 @@ Thread rule: one thread, the engine loop, owns an engine and calls all its metho
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from shared.errors import EngineError, LlmisError
 from shared.messages import FinishReason, Grammar, Logprob, Sampling, TokenLogprobs
@@ -82,6 +82,8 @@ class Sequence:
     logprobs: int | None = None
     """Number of alternatives to report for each token; None = no log probabilities at all."""
     grammar: Grammar | None = None
+    compiled: Any = None
+    """The grammar as the engine's `check` has compiled it: `submit` needs it."""
     min_tokens: int = 0
     """No end token is drawn before so many tokens; stop strings still end the text."""
     ignore_eos: bool = False
@@ -226,7 +228,8 @@ class Engine(Protocol):
 
     def check(self, sequence: Sequence) -> None:
         """Raise InvalidRequest for what this engine cannot do, or what is wrong with the
-        sequence. May take time: it runs before the sequence reaches the loop. Thread-safe."""
+        sequence. Compiles its grammar. May take time: it runs before the sequence reaches the
+        loop. Thread-safe."""
 
     def can_admit(self, sequence: Sequence) -> bool:
         """Whether `submit` would take the sequence now: a slot is free, and whatever else it

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from shared.errors import EngineError
+from shared.errors import EngineError, LlmisError
 from shared.messages import FinishReason, TokenLogprobs
 from worker.engines.constraint import Constraint
 from worker.engines.exl2 import logprobs, sampling
@@ -49,7 +49,7 @@ class LiveSequence:
         self._error: EngineError | None = None
 
     @property
-    def error(self) -> EngineError | None:
+    def error(self) -> LlmisError | None:
         """Why the sequence, alone, has to end. What was drawn since then means nothing."""
         return self._error or (self._constraint.error if self._constraint else None)
 
