@@ -81,6 +81,7 @@ def test_a_grammar_that_failed_is_compiled_afresh(compiler: GrammarCompiler) -> 
     ("kind", "source", "reason"),
     [
         (GrammarKind.JSON_SCHEMA, "{bad", "json_schema is not valid: "),
+        (GrammarKind.JSON_SCHEMA, f'{{"const": {2**64}}}', "json_schema is not valid"),
         (GrammarKind.JSON_SCHEMA, '{"type": 5}', "json_schema is not valid"),
         (GrammarKind.REGEX, "(a", "regex is not valid"),
         (GrammarKind.LARK, "start: nothing", "lark is not valid"),

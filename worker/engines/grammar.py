@@ -111,15 +111,15 @@ def _not_valid(grammar: Grammar, reason: str) -> InvalidRequest:
 
 
 def _to_llguidance(grammar: Grammar) -> str:
-    """Raises InvalidRequest for a schema that is no JSON object."""
+    """Raises InvalidRequest for a schema that is no JSON object, or has a number beyond 64 bits."""
     if grammar.kind is GrammarKind.REGEX:
         return LLMatcher.grammar_from_regex(grammar.source)
     if grammar.kind is GrammarKind.LARK:
         return LLMatcher.grammar_from_lark(grammar.source)
     try:
         schema = json.loads(grammar.source)
+        if not isinstance(schema, dict):
+            raise ValueError("it must be an object")
+        return LLMatcher.grammar_from_json_schema(guided_schema(schema))
     except ValueError as exc:
         raise _not_valid(grammar, str(exc)) from exc
-    if not isinstance(schema, dict):
-        raise _not_valid(grammar, "it must be an object")
-    return LLMatcher.grammar_from_json_schema(guided_schema(schema))
