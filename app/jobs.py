@@ -9,7 +9,7 @@ from app.message_schemas import Message
 from app.parsing import shortened
 from app.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from app.services import services
-from app.tool_schemas import ToolParam, chosen_tool
+from app.tool_schemas import ToolParam, tool_use
 from shared.errors import InvalidRequest, ModelNotFound, ModelUnloaded, Unavailable
 from shared.messages import ChatMessage, Job, JobKind, Priority, Tool, ToolChoice
 from shared.settings import SamplingDefaults, Settings
@@ -18,8 +18,7 @@ _COMPLETION_MAX_TOKENS = 16
 
 
 def chat_job(body: ChatRequest, request_id: str) -> Job:
-    tools = tools_of(body.tools or [])
-    tool_choice, tool_name = chosen_tool(body.tool_choice, tools)
+    use = tool_use(body.tool_choice, tools_of(body.tools or []))
     return _job(
         body,
         request_id,
@@ -28,11 +27,11 @@ def chat_job(body: ChatRequest, request_id: str) -> Job:
         messages=messages_of(body.messages),
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=body.num_logprobs,
-        tools=tools if tool_choice is not ToolChoice.NONE else [],
-        tool_choice=tool_choice,
-        tool_name=tool_name,
+        tools=use.tools,
+        tool_choice=use.choice,
+        tool_name=use.name,
         # OpenAI's promise: a tool that is named is called exactly once.
-        parallel_tool_calls=body.parallel_tool_calls is not False and tool_name is None,
+        parallel_tool_calls=body.parallel_tool_calls is not False and use.name is None,
         template_arguments=template_arguments_of(body.template_arguments),
     )
 

@@ -1,6 +1,6 @@
 """Tools that the model may call, and the form that its answer has to have."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from msgspec import Meta, Struct
 
@@ -43,27 +43,56 @@ class NamedFunction(Struct, frozen=True):
     name: str
 
 
-class NamedTool(Struct, frozen=True):
+class NamedTool(Struct, frozen=True, tag_field="type", tag="function"):
+    """This tool has to be called."""
+
     function: NamedFunction
-    type: Literal["function"] = "function"
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+class Allowed(Struct, frozen=True):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool]
 
 
-def chosen_tool(choice: ToolChoice | None, tools: list[Tool]) -> tuple[Choice, str | None]:
-    """How the model is to choose, and the tool that it has to call. Raises InvalidRequest."""
+class AllowedTools(Struct, frozen=True, tag_field="type", tag="allowed_tools"):
+    """Only these of the tools count."""
+
+    allowed_tools: Allowed
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
+
+
+class ToolUse(NamedTuple):
+    tools: list[Tool]
+    choice: Choice = Choice.AUTO
+    name: str | None = None
+    """With `Choice.REQUIRED`: it has to be this one."""
+
+
+def tool_use(choice: ToolChoice | None, tools: list[Tool]) -> ToolUse:
+    """Which tools the model may call, and whether it has to. Raises InvalidRequest."""
     if isinstance(choice, NamedTool):
-        name = choice.function.name
-        if all(tool.name != name for tool in tools):
-            raise InvalidRequest(
-                f"tool_choice names {name[:64]!r}, which is none of the tools.",
-                param="tool_choice",
-            )
-        return Choice.REQUIRED, name
+        _named(choice, tools)
+        return ToolUse(tools, Choice.REQUIRED, choice.function.name)
+    if isinstance(choice, AllowedTools):
+        allowed = choice.allowed_tools
+        return tool_use(allowed.mode, [_named(named, tools) for named in allowed.tools])
     if choice == "required" and not tools:
         raise InvalidRequest("tool_choice is required, but there are no tools.", param="tools")
-    return Choice(choice or "auto"), None
+    if choice == "none":
+        return ToolUse([], Choice.NONE)
+    return ToolUse(tools, Choice(choice or "auto"))
+
+
+def _named(named: NamedTool, tools: list[Tool]) -> Tool:
+    for tool in tools:
+        if tool.name == named.function.name:
+            return tool
+    raise InvalidRequest(
+        f"tool_choice names {named.function.name[:64]!r}, which is none of the tools.",
+        param="tool_choice",
+    )
 
 
 class JsonSchemaFormat(Struct, frozen=True):

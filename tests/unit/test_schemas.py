@@ -7,7 +7,9 @@ import pytest
 
 from app.parsing import parse
 from app.schemas import ChatRequest, CompletionRequest
+from app.tool_schemas import tool_use
 from shared.errors import InvalidRequest
+from shared.messages import Tool, ToolChoice
 from shared.settings import SamplingDefaults
 
 _CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
@@ -137,3 +139,12 @@ def test_what_a_request_leaves_open_is_taken_from_the_model() -> None:
     sampling = body.sampling(SamplingDefaults(temperature=0.1, top_p=0.9, min_p=0.05))
     assert (sampling.temperature, sampling.top_p, sampling.min_p) == (0.5, 0.9, 0.05)
     assert sampling.top_k == 0
+
+
+def test_tools_that_are_allowed_are_the_only_ones() -> None:
+    tools = [Tool("a"), Tool("b")]
+    allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "b"}}]}
+    choice = _chat(tool_choice={"type": "allowed_tools", "allowed_tools": allowed}).tool_choice
+    assert tool_use(choice, tools) == ([Tool("b")], ToolChoice.REQUIRED, None)
+    with pytest.raises(InvalidRequest, match="none of the tools"):
+        tool_use(choice, tools[:1])
