@@ -9,6 +9,7 @@ from shared.errors import ContextLengthExceeded, InvalidRequest, SettingsError
 from shared.messages import ChatMessage, Job, JobKind, Sampling
 from tests.scripted_engine import ScriptedEngine
 from worker.chat.template import ChatTemplate
+from worker.engines.protocol import Sequence
 from worker.prompt import PromptBuilder
 
 _TRANSCRIPT = Path(__file__).parent.parent.parent / "templates" / "chat" / "transcript.jinja"
@@ -185,3 +186,15 @@ def test_texts_and_tokens_are_translated_past_the_engine() -> None:
     with pytest.raises(InvalidRequest) as caught:
         builder.text(_job(kind=JobKind.DETOKENIZE, prompts=[[256]]))
     assert caught.value.param == "tokens"
+
+
+def test_what_check_has_compiled_is_in_every_choice() -> None:
+    engine = ScriptedEngine(1, [])
+
+    def check(sequence: Sequence) -> None:
+        sequence.compiled = "compiled"
+
+    engine.check = check  # type: ignore[method-assign]
+    job = _job(prompts=["a", "b"], num_choices=3)
+    sequences = PromptBuilder(engine, None, []).sequences(job)
+    assert [sequence.compiled for sequence in sequences] == ["compiled"] * 6
