@@ -211,3 +211,13 @@ def test_more_log_probabilities_of_prompts_than_an_answer_carries_are_refused() 
         with pytest.raises(InvalidRequest, match="at most 60") as caught:
             builder.sequences(_job(prompts=prompts, logprobs=logprobs, **fields))
         assert caught.value.param == "logprobs"
+def test_what_check_has_compiled_is_in_every_choice() -> None:
+    engine = ScriptedEngine(1, [])
+
+    def check(sequence: Sequence) -> None:
+        sequence.compiled = "compiled"
+
+    engine.check = check  # type: ignore[method-assign]
+    job = _job(prompts=["a", "b"], num_choices=3)
+    sequences = PromptBuilder(engine, None, []).sequences(job)
+    assert [sequence.compiled for sequence in sequences] == ["compiled"] * 6
