@@ -255,6 +255,12 @@ def test_a_grammar(client: openai.OpenAI) -> None:
     assert text[0] == "a" and set(text[1:-1]) <= {"c"}
 
 
+def test_a_grammar_in_gbnf(client: openai.OpenAI) -> None:
+    extra = {"guided_grammar": 'root ::= "x" digit digit\ndigit ::= [4-6]'}
+    text = _complete(client, max_tokens=20, extra_body=extra).choices[0].text
+    assert text[0] == "x" and set(text[1:]) <= set("456") and len(text) == 3
+
+
 class _Answer(pydantic.BaseModel):
     number: int
     is_even: bool
@@ -290,6 +296,7 @@ def test_an_enumeration_is_kept_with_many_choices(client: openai.OpenAI) -> None
     [
         ({"extra_body": {"guided_regex": "("}}, "guided_regex"),
         ({"extra_body": {"guided_grammar": "start: nothing"}}, "guided_grammar"),
+        ({"extra_body": {"guided_grammar": "root ::= ("}}, "guided_grammar"),
         ({"extra_body": {"guided_json": {"type": "nonsense"}}}, "guided_json"),
         ({"extra_body": {"guided_regex": "a", "guided_choice": ["a"]}}, "guided_regex"),
         ({"extra_body": {"guided_regex": "a", "ignore_eos": True}}, "ignore_eos"),

@@ -211,6 +211,8 @@ def test_more_log_probabilities_of_prompts_than_an_answer_carries_are_refused() 
         with pytest.raises(InvalidRequest, match="at most 60") as caught:
             builder.sequences(_job(prompts=prompts, logprobs=logprobs, **fields))
         assert caught.value.param == "logprobs"
+
+
 def test_what_check_has_compiled_is_in_every_choice() -> None:
     engine = ScriptedEngine(1, [])
 

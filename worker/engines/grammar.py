@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from llguidance import LLMatcher, LLTokenizer
+from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
 from shared.errors import InvalidRequest
 from shared.messages import Grammar, GrammarKind
@@ -110,12 +111,20 @@ def _not_valid(grammar: Grammar, reason: str) -> InvalidRequest:
     return InvalidRequest(f"The {grammar.kind.value} is not valid: {reason}", param=grammar.param)
 
 
+def _lark_of(grammar: Grammar) -> str:
+    """The grammar in Lark's notation, if it comes in GBNF. Raises InvalidRequest."""
+    try:
+        return str(any_to_lark(grammar.source))
+    except (GbnfToLarkError, RecursionError, LookupError) as exc:
+        raise _not_valid(grammar, str(exc)) from exc
+
+
 def _to_llguidance(grammar: Grammar) -> str:
     """Raises InvalidRequest for a schema that is no JSON object, or has a number beyond 64 bits."""
     if grammar.kind is GrammarKind.REGEX:
         return LLMatcher.grammar_from_regex(grammar.source)
     if grammar.kind is GrammarKind.LARK:
-        return LLMatcher.grammar_from_lark(grammar.source)
+        return LLMatcher.grammar_from_lark(_lark_of(grammar))
     try:
         schema = json.loads(grammar.source)
         if not isinstance(schema, dict):
