@@ -176,6 +176,8 @@ def _stream(operation_id: str) -> Iterator[bytes]:
     try:
         for progress in _follow(operation_id):
             if progress is not None:
+                if progress.is_ended:
+                    services().directory.refresh()
                 yield sse.event(admin_views.operation(progress))
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > services().settings.keepalive_s:

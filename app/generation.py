@@ -115,6 +115,8 @@ def read_body() -> bytes:
 
 
 def _answer(job: Job, body: GenerationRequest) -> Response:
+    if body.stream_options is not None and not body.is_stream:
+        raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
     shared = services()
     job, stream = shared.dispatcher.submit(job)
     g.request_id = job.id

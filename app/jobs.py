@@ -75,6 +75,7 @@ def check_model(name: str) -> None:
         raise ModelUnloaded(f"The model {shortened(name)} is being unloaded.")
     if shared.is_stopping:
         raise Unavailable("The service is shutting down.")
+    shared.loader.check(name)
 
 
 def _job(

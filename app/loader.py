@@ -120,6 +120,13 @@ class Loader:
 
     # -- for requests ------------------------------------------------------------------------
 
+    def check(self, model: str) -> None:
+        """Raise what has kept a model from being loaded a moment ago."""
+        failure = self._directory.failure(model)
+        is_fresh = failure is not None and time.time() < failure.retry_at
+        if failure is not None and is_fresh and not self._directory.is_coming(model):
+            raise _for_clients(model, failure)
+
     def ensure(self, model: str, deadline_at: float) -> Progress | None:
         """See to it that a model without a replica is loaded; return how far that is.
 
@@ -127,9 +134,7 @@ class Loader:
         the model from being loaded, redis.RedisError, kombu.exceptions.OperationalError.
         """
         directory = self._directory
-        failure = directory.failure(model)
-        if failure is not None and time.time() < failure.retry_at:
-            raise _for_clients(model, failure)
+        self.check(model)
         under_way = directory.operation(OperationKind.LOAD, model)
         if under_way is not None:
             return under_way

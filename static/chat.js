@@ -146,6 +146,8 @@ class Chat {
     const { turn } = this.#answer;
     this.#answer = null;
     this.#views.get(turn).update();
+    // The list is a convenience: without it the page goes on as it is.
+    this.#settings.refresh().catch(() => {});
     announce(turn.error ? `Error: ${turn.error.message}` : turn.text);
     this.#keepFocus();
     this.#showState();

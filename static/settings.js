@@ -62,6 +62,12 @@ export class Settings {
     this.#choose(isOffered ? this.#wantedModel : firstReady(this.#models).id);
   }
 
+  /** Ask again after an answer: its model may have been loaded for it. */
+  async refresh() {
+    const model = this.#models.find(({ id }) => id === this.#wantedModel);
+    if (model?.state !== 'ready') await this.loadModels();
+  }
+
   #choose(id) {
     this.#wantedModel = id;
     this.#model.value = id;

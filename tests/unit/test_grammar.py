@@ -80,11 +80,11 @@ def test_a_grammar_that_failed_is_compiled_afresh(compiler: GrammarCompiler) -> 
 @pytest.mark.parametrize(
     ("kind", "source", "reason"),
     [
-        (GrammarKind.JSON_SCHEMA, "{bad", "json_schema is not valid: "),
-        (GrammarKind.JSON_SCHEMA, f'{{"const": {2**64}}}', "json_schema is not valid"),
-        (GrammarKind.JSON_SCHEMA, '{"type": 5}', "json_schema is not valid"),
-        (GrammarKind.REGEX, "(a", "regex is not valid"),
-        (GrammarKind.LARK, "start: nothing", "lark is not valid"),
+        (GrammarKind.JSON_SCHEMA, "{bad", "JSON schema is not valid: "),
+        (GrammarKind.JSON_SCHEMA, f'{{"const": {2**64}}}', "JSON schema is not valid"),
+        (GrammarKind.JSON_SCHEMA, '{"type": 5}', "JSON schema is not valid"),
+        (GrammarKind.REGEX, "(a", "regular expression is not valid"),
+        (GrammarKind.LARK, "start: nothing", "grammar is not valid"),
     ],
 )
 def test_a_bad_grammar_names_the_field(

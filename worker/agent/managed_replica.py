@@ -19,6 +19,8 @@ from shared.messages import ReplicaRecord, ReplicaState
 from worker.agent.devices import GPU_ENGINES
 
 _log = logging.getLogger(__name__)
+_USEFUL_S = 5.0
+"""A replica that was ready for so long, and generated something, has not failed in a row."""
 MAX_FAILURES = 3
 """Failures in a row after which a replica is given up."""
 STABLE_S = 60.0
@@ -197,7 +199,9 @@ class ManagedReplica:
         """The process has ended by itself, or was killed for `reason`: try again or give up."""
         now = time.monotonic()
         code = self.process.poll() if isinstance(self.process, psutil.Popen) else None
-        if self.ready_at is not None and now - self.ready_at > STABLE_S:
+        ready_s = now - self.ready_at if self.ready_at is not None else 0.0
+        has_served = self.record is not None and self.record.generated_tokens > 0
+        if ready_s > STABLE_S or (has_served and ready_s > _USEFUL_S):
             self.num_failures = 0
         was_ready, self.record, self.ready_at = self.ready_at is not None, None, None
         self.num_failures += 1

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shared.messages import Grammar, Job
+from shared.messages import Grammar, Job, ToolChoice
 from worker.chat.calls import MARKS, SEPARATOR, CallSyntax
 from worker.chat.conversation import Style, may_call
 from worker.chat.grammar import job_grammar
@@ -44,6 +44,7 @@ class ChatFormat:
             reasoning=self.reasoning,
             starts_in_reasoning=starts_in_reasoning,
             is_parallel=job.parallel_tool_calls,
+            is_forced=job.tool_choice is ToolChoice.REQUIRED,
         )
 
     def grammar(

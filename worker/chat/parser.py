@@ -48,6 +48,7 @@ class OutputParser:
         reasoning: Reasoning | None = None,
         starts_in_reasoning: bool = False,
         is_parallel: bool = True,
+        is_forced: bool = False,
     ) -> None:
         """`key`: job id and choice index, from which the ids of the calls are made. `calls`:
         None = there are no calls. `tools`: where arguments are read by their schemas.
@@ -60,6 +61,7 @@ class OutputParser:
         self._tools = tools or []
         self._reasoning = reasoning
         self._starts_in_reasoning = starts_in_reasoning
+        self._is_forced = is_forced
         self._run = self._read()
         next(self._run)
 
@@ -82,7 +84,9 @@ class OutputParser:
         raise AssertionError("a reader ends with its text")
 
     def _take(self) -> Parts:
-        return Parts(self._content.take(), self._thought.take(), self._calls.take())
+        content = self._content.take()
+        # Where a call is forced, what is no call is the beginning of one that was cut off.
+        return Parts("" if self._is_forced else content, self._thought.take(), self._calls.take())
 
     def _read(self) -> Reading[None]:
         if self._reasoning is not None:

@@ -27,6 +27,13 @@ _LEAST_BYTES = 128 << 10
 _STACK_BYTES = 128 << 20
 
 
+_WORDS = {
+    GrammarKind.JSON_SCHEMA: "JSON schema",
+    GrammarKind.REGEX: "regular expression",
+    GrammarKind.LARK: "grammar",
+}
+
+
 class GrammarCompiler:
     """Thread-safe. Compiles one grammar at a time, and keeps those used last: clients repeat
     theirs."""
@@ -108,7 +115,10 @@ class GrammarCompiler:
 
 
 def _not_valid(grammar: Grammar, reason: str) -> InvalidRequest:
-    return InvalidRequest(f"The {grammar.kind.value} is not valid: {reason}", param=grammar.param)
+    return InvalidRequest(
+        f"Invalid value for {grammar.param}: the {_WORDS[grammar.kind]} is not valid: {reason}",
+        param=grammar.param,
+    )
 
 
 def _lark_of(grammar: Grammar) -> str:
