@@ -53,7 +53,7 @@ def _check_unknown(name: str, value: Any) -> None:
         raise InvalidRequest(
             f"Unrecognized request argument supplied: {shortened(name)}.", param=name[:_SHOWN_CHARS]
         )
-    if value is not None and value is not False and value not in ([], {}):
+    if value is not None and value is not False and value != []:
         raise InvalidRequest(f"{name} is not supported: {REFUSED[name]}", param=name)
 
 
