@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 RUN_DEPS := $(VENV)/.run-installed
 DEV_DEPS := $(VENV)/.dev-installed
@@ -18,7 +19,7 @@ run: $(RUN_DEPS) ## Start the whole service in the foreground; Ctrl-C stops it
 
 test: $(DEV_DEPS) ## Run every test: real Redis, Celery, gunicorn, engine, browser
 	@tests/install-chromium
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(DEV_DEPS) ## Format, lint, types and unit tests, in under a minute
 	@$(BIN)/ruff format --check .

@@ -20,4 +20,5 @@ REFUSED = {
     "function_call": "it was replaced by tool_choice.",
     "web_search_options": "there is no search behind this service.",
 }
-"""They would change the answer: an honest 400 instead of silence. Null, false and an empty list are taken."""
+"""They would change the answer: an honest 400 instead of silence. Null, false and an
+empty list are taken."""

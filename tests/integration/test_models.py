@@ -291,7 +291,7 @@ def test_an_unload_breaks_a_load_off_and_leaves_nothing(service: Service, name: 
     assert unload(service, name, mode="now")[0] in (200, 404)
     last = list(events)[-1]
     if last["state"] == "failed":
-        assert last["error"]["code"] == "conflict"
+        assert last["error"]["code"] == "conflict", last
         assert model(service, name) is None
         assert not service.pids("worker.replica", name)
 

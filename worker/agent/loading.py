@@ -54,9 +54,10 @@ class Loading:
 
     def run(self) -> LoadCommand | None:
         """Do this node's part. Returns the command for the next node, or None at the end."""
-        if not self._operation.is_ours():
-            return None  # given up long ago, or broken off by an unload
         try:
+            if not self._operation.is_ours():
+                self._say_broken_off()
+                return None
             following = self._advance()
             if following is None:
                 self._finish()
@@ -64,6 +65,13 @@ class Loading:
             self._fail(error)
             return None
         return following
+
+    def _say_broken_off(self) -> None:
+        """An unload came before this node began, or it all ended long ago. Raises Conflict for
+        those who still wait for a word."""
+        told = operations.progress(self._agent.client, self._operation.id, -1)
+        if told and not told[-1].is_ended:
+            raise Conflict("The load was broken off: the model is being unloaded.")
 
     def _advance(self) -> LoadCommand | None:
         """Add one replica if one is missing. Raises LlmisError when no node can."""

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from llguidance import LLMatcher, LLTokenizer
-from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
 
 from shared.errors import InvalidRequest
 from shared.messages import Grammar, GrammarKind
@@ -125,7 +125,7 @@ def _lark_of(grammar: Grammar) -> str:
     """The grammar in Lark's notation, if it comes in GBNF. Raises InvalidRequest."""
     try:
         return str(any_to_lark(grammar.source))
-    except (GbnfToLarkError, RecursionError, LookupError) as exc:
+    except Exception as exc:  # the converter raises bare ones
         raise _not_valid(grammar, str(exc)) from exc
 
 
