@@ -369,7 +369,6 @@ _encoder = msgspec.msgpack.Encoder()
 _job_decoder = msgspec.msgpack.Decoder(Job)
 _event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 _hub_decoder = msgspec.msgpack.Decoder(list[JobEvent])
-_replica_decoder = msgspec.msgpack.Decoder(ReplicaRecord)
 
 
 def _decode(decoder: "msgspec.msgpack.Decoder[Any]", payload: bytes) -> Any:
@@ -411,8 +410,3 @@ def decode_hub_message(payload: bytes) -> list[JobEvent]:
 
 def encode_replica(record: ReplicaRecord) -> bytes:
     return _encoder.encode(record)
-
-
-def decode_replica(payload: bytes) -> ReplicaRecord:
-    record: ReplicaRecord = _decode(_replica_decoder, payload)
-    return record

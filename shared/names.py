@@ -67,7 +67,7 @@ def cancel_key(job_id: str) -> str:
 
 
 def claim_key(job_id: str) -> str:
-    """Id of the replica that runs the job: a second delivery sees it and ends."""
+    """The `Claim` of the replica that runs the job: a second delivery sees it and ends."""
     return f"llmis:job:{job_id}:claim"
 
 

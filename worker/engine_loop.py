@@ -176,7 +176,9 @@ class EngineLoop:
                 if not run.first_token_at:
                     run.first_token_at = time.monotonic()
             if result.prefilled_tokens and result.key[1] % run.job.num_choices == 0:
-                run.cached_by_prompt[result.key[1]] = result.cached_tokens
+                # What an earlier attempt has drawn may be in the cache, too: it is no prompt.
+                num_prompt = len(run.sequences[result.key[1]].prompt)
+                run.cached_by_prompt[result.key[1]] = min(result.cached_tokens, num_prompt)
             emissions.append((run, result))
             if result.finish_reason is not None:
                 run.open_sequences -= 1

@@ -74,7 +74,7 @@ def _event(run: JobRun, item: StepResult | JobStarted | JobEnded | JobDropped) -
             return Embedding(seq, attempt, item.key[1], item.embedding)
         if item.token_ids or item.finish_reason is not None:
             return _delta(run, item)
-        total = len(run.sequences[item.key[1]].prompt)
+        total = len(run.sequences[item.key[1]].known_tokens)
         return Progress(seq, attempt, item.prefilled_tokens, total)
     if isinstance(item, JobStarted):
         return Started(seq, attempt, item.prompt_tokens)

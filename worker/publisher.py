@@ -26,32 +26,31 @@ _MAX_ROUND = 512
 """Emissions in one round trip."""
 _LARGE_LOG_TTL_S = 60
 """How long a log with vectors or a prompt's log probabilities stays: it is read at once."""
-
-
 _APPEND = """
 local n, counts, refused, blocked = tonumber(ARGV[1]), {}, {}, {}
 for i = 1, n do
-  local claim, log, at = KEYS[2 * i - 1], KEYS[2 * i], 4 * i - 2
+  local claim, log, at = KEYS[2 * i - 1], KEYS[2 * i], 5 * i - 3
   local holder = redis.call('get', claim)
-  if holder == false or holder == ARGV[at] then
-    redis.call('rpush', log, ARGV[at + 1])
-    if ARGV[at + 2] ~= '0' then redis.call('expire', log, ARGV[at + 2]) end
-  else
+  if holder ~= false and holder ~= ARGV[at] then
     refused[#refused + 1] = i
-    blocked[tonumber(ARGV[at + 3])] = true
+    blocked[tonumber(ARGV[at + 4])] = true
+  elseif redis.call('llen', log) <= tonumber(ARGV[at + 1]) then
+    redis.call('rpush', log, ARGV[at + 2])
+    if ARGV[at + 3] ~= '0' then redis.call('expire', log, ARGV[at + 3]) end
   end
 end
 for c = 1, #KEYS - 2 * n do
   if blocked[c] then counts[c] = 1
-  else counts[c] = redis.call('publish', KEYS[2 * n + c], ARGV[1 + 4 * n + c]) end
+  else counts[c] = redis.call('publish', KEYS[2 * n + c], ARGV[1 + 5 * n + c]) end
 end
 return {counts, refused}
 """
 """KEYS: claim and log of each event, then the channels. ARGV: the number of events; of each one
-the claim that it needs, the event, the log's new time to live (0 = none), and the number of its
-channel; then a message for each channel. A channel with a refused event gets no message: its
-readers repair from the logs. A claim that is not there is no other's. Returns the receivers of
-each channel, and the numbers of the refused events."""
+the claim that it needs, its sequence number, the event, the log's new time to live (0 = none),
+and the number of its channel; then a message for each channel. An event that is in its log
+already, from a call whose answer was lost, is not appended again. A channel with a refused event
+gets no message: its readers repair from the logs. A claim that is not there is no other's.
+Returns the receivers of each channel, and the numbers of the refused events."""
 
 
 class Publisher:
@@ -129,32 +128,30 @@ class Publisher:
         return emissions, False
 
     def _send(self, events: list[tuple[JobRun, Event]]) -> None:
-        """Write the events until Redis has them all."""
+        """Write the events until Redis has them all. After a broken round trip nobody knows
+        whether it had: it is simply sent again."""
         encoded = [(run, event, messages.encode_event(event)) for run, event in events]
-        is_retry = False
         while True:
             try:
-                if is_retry:
-                    encoded = self._missing(encoded)
                 self._round_trip(encoded)
                 return
             except redis.RedisError as exc:
                 _log.warning("publishing %d events failed, trying again: %s", len(encoded), exc)
-                is_retry = True
                 time.sleep(BEAT_S / 4)
 
     def _round_trip(self, encoded: list[tuple[JobRun, Event, bytes]]) -> None:
         """Append and publish in one call. Events of a job that another replica has taken over
         go nowhere."""
         by_channel: dict[str, list[tuple[str, bytes]]] = {}
+        places: dict[str, int] = {}
         keys: list[str] = []
         entries: list[bytes | int] = []
         for run, event, payload in encoded:
-            batch = by_channel.setdefault(run.job.reply_channel, [])
-            batch.append((run.id, payload))
+            channel = run.job.reply_channel
+            by_channel.setdefault(channel, []).append((run.id, payload))
+            place = places.setdefault(channel, len(places) + 1)
             keys += (names.claim_key(run.id), names.log_key(run.id))
-            place = list(by_channel).index(run.job.reply_channel) + 1
-            entries += (run.claim, payload, self._expiry_s(run, event), place)
+            entries += (run.claim, event.seq, payload, self._expiry_s(run, event), place)
         channels = list(by_channel)
         hub_messages = [messages.encode_hub_message(by_channel[channel]) for channel in channels]
         counts, refused = self._append(
@@ -186,19 +183,3 @@ class Publisher:
     def _ttl_s(self, job: Job) -> int:
         is_large = job.kind is JobKind.EMBEDDING or job.prompt_logprobs
         return min(_LARGE_LOG_TTL_S, self._job_ttl_s) if is_large else self._job_ttl_s
-
-    def _missing(
-        self, encoded: list[tuple[JobRun, Event, bytes]]
-    ) -> list[tuple[JobRun, Event, bytes]]:
-        """After a broken round trip: the events that did not reach their logs.
-
-        An event's index in the log is its sequence number, so the length of the log tells.
-        Those that are there may not have been published: their readers repair from the log.
-        """
-        pipe = self._client.pipeline(transaction=False)
-        for run, _, _ in encoded:
-            pipe.llen(names.log_key(run.id))
-        lengths = pipe.execute()
-        return [
-            item for item, length in zip(encoded, lengths, strict=True) if item[1].seq >= length
-        ]

@@ -129,6 +129,19 @@ def test_who_lost_a_job_cannot_write_into_its_log(redis_socket: str) -> None:
     listener.close()
 
 
+def test_who_lost_a_job_while_the_connection_was_cut_finds_out(redis_socket: str) -> None:
+    """Its heir's events are in the log, at the numbers that its own would have."""
+    server = _FlakyRedis(unix_socket_path=redis_socket)
+    server.is_applied = False
+    run = _run("lost")
+    run.claim = b"me"
+    server.set(names.claim_key("lost"), b"another")
+    server.rpush(names.log_key("lost"), b"1", b"2", b"3")
+    _publish(Publisher(server, job_ttl_s=10, request_timeout_s=10), [run])
+    assert run.is_fenced
+    assert server.llen(names.log_key("lost")) == 3
+
+
 def test_an_embedding_is_an_event_of_its_own() -> None:
     run = _run()
     run.sequences.append(Sequence(("j", 0), [1] * 600, 0, Sampling()))
