@@ -206,7 +206,9 @@ def _claim(replica: Replica, job: Job) -> tuple[Claim, Past] | None:
     it, or had it to its end."""
     mine = Claim(replica.id)
     if claims.take(replica.client, job.id, mine, replica.job_ttl_s):
-        return mine, past_of(_log_of(replica, job))
+        # There is a log where Redis has lost the claim.
+        past = past_of(_log_of(replica, job))
+        return None if past.is_ended else (mine, past)
     found = claims.read(replica.client, job.id)
     if found is None or found.holder == replica.id or _is_alive(replica, found.holder):
         return None
