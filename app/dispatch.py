@@ -11,6 +11,7 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from app.bridge import Bridge
 from app.hub import Hub
 from app.job_stream import JobStream
 from shared import claims, messages, names
@@ -48,6 +49,7 @@ class Dispatcher:
         self._client = client
         self._celery = celery
         self._hub = hub
+        self._bridge = Bridge(hub, settings.replica_wait_s)
         hub.on_stray = self.cancel_unheard
         # As long as a job may still be popped from its queue, and then some.
         self._job_ttl_s = int(settings.request_timeout_s) + settings.job_ttl_s
@@ -65,15 +67,16 @@ class Dispatcher:
         """Enqueue a job and return it with its stream.
 
         The job gets another id when its own is taken: ids that clients send are not always
-        unique. Raises redis.RedisError, kombu.exceptions.OperationalError.
+        unique. A short outage of Redis is waited for. Raises redis.RedisError,
+        kombu.exceptions.OperationalError.
         """
-        while not self._client.set(
-            names.job_key(job.id), messages.encode_job(job), ex=self._job_ttl_s, nx=True
-        ):
+        deadline = self._bridge.deadline()
+        while not self._bridge.cross(lambda: self._reserve(job), deadline):  # noqa: B023
             job = msgspec.structs.replace(job, id=f"{job.id[:96]}-{uuid.uuid4().hex[:8]}")
         stream = self._hub.open(job.id)
         try:
-            self._enqueue(job)
+            # Sent twice does no harm: the claim lets one delivery through.
+            self._bridge.cross(lambda: self._enqueue(job), deadline)
         except BaseException:
             # Whether it was sent or not: without its key the job is nothing.
             self._hub.release(job.id)
@@ -81,6 +84,15 @@ class Dispatcher:
                 self._client.delete(names.job_key(job.id))
             raise
         return job, stream
+
+    def _reserve(self, job: Job) -> bool:
+        """Write the job under its id; False when the id is taken. An attempt whose answer was
+        lost has not taken it from itself."""
+        payload = messages.encode_job(job)
+        found = self._client.set(
+            names.job_key(job.id), payload, ex=self._job_ttl_s, nx=True, get=True
+        )
+        return found is None or found == payload
 
     def _enqueue(self, job: Job) -> None:
         self._celery.send_task(

@@ -16,11 +16,14 @@ from shared.connections import payload_bytes
 
 _encode = msgspec.json.Encoder().encode
 _TAKE_OVER = """
-if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
+local found = redis.call('get', KEYS[1])
+if found == ARGV[2] then return 1 end
+if found ~= ARGV[1] then return 0 end
 redis.call('set', KEYS[1], ARGV[2], 'EX', ARGV[3])
 return 1
 """
-"""Replace a claim if it is still the one that was seen."""
+"""Replace a claim if it is still the one that was seen. The new one may be there already, from a
+call whose answer was lost."""
 
 
 class Claim(Struct, frozen=True):

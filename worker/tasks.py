@@ -7,7 +7,7 @@ the engine loop and waits. It never touches a token.
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -30,6 +30,8 @@ from shared.errors import (
     RequestCancelled,
 )
 from shared.messages import Event, FinishReason, Job, JobKind
+from shared.outages import outlast
+from worker.at_work import AtWork
 from worker.engine_loop import EngineLoop
 from worker.engines.protocol import StepResult, Vocabulary
 from worker.handover import Past, go_on, past_of
@@ -58,6 +60,7 @@ class Replica:
     """Called when the first job comes after a pause: who looks for an idle replica must know."""
     job_ttl_s: int
     """How long what belongs to a job stays in Redis."""
+    at_work: AtWork = field(default_factory=AtWork)
 
 
 _replica: Replica | None = None
@@ -108,13 +111,25 @@ def generate(self: Any, job_id: str) -> None:
 
 
 def _run(replica: Replica, job_id: str) -> str:
-    """Run a job and return its outcome. Whatever happens, a claimed job gets its last event."""
-    payload = replica.client.get(names.job_key(job_id))
+    """Run a job and return its outcome."""
+    if not replica.at_work.begin(job_id):
+        _log.info("second delivery of a job dropped", extra={"request_id": job_id})
+        return "duplicate"
+    try:
+        return _run_once(replica, job_id)
+    finally:
+        replica.at_work.end(job_id)
+
+
+def _run_once(replica: Replica, job_id: str) -> str:
+    """Whatever happens, a claimed job gets its last event. An outage of Redis is outlasted: the
+    message is acknowledged when this returns, and nobody would send it again."""
+    payload = outlast(lambda: replica.client.get(names.job_key(job_id)), "a job")
     if not payload:
         _log.warning("job is gone, nobody waits for it", extra={"request_id": job_id})
         return "expired"
     job = messages.decode_job(payload_bytes(payload))
-    claimed = _claim(replica, job)
+    claimed = outlast(lambda: _claim(replica, job), "a claim")
     if claimed is None:
         _log.info("second delivery of a job dropped", extra={"request_id": job_id})
         return "duplicate"
@@ -127,18 +142,24 @@ def _run(replica: Replica, job_id: str) -> str:
     except Exception:
         _log.exception("job failed outside of the engine", extra={"request_id": job_id})
         _fail(replica, run, InternalError("The replica had an error while preparing the request."))
+    else:
+        # The flag is set before the revocation is sent: one of the two is seen.
+        if outlast(lambda: _is_cancelled(replica, run), "a cancel flag"):
+            replica.loop.cancel(run.id, RequestCancelled(CANCELLED))
     run.done.wait()
     _log_end(replica, run)
     if run.is_fenced:
         return "taken_over"
     # Nobody needs the request any more; the empty key keeps its id taken.
-    replica.client.set(names.job_key(job_id), b"", xx=True, keepttl=True)
+    empty = replica.client.set
+    outlast(lambda: empty(names.job_key(job_id), b"", xx=True, keepttl=True), "a job's end")
     return run.outcome
 
 
 def _start(replica: Replica, run: JobRun, claim: Claim, past: Past) -> None:
     """Check that the job is wanted and hand it to the engine loop. Raises LlmisError."""
-    _check_cancelled(replica, run)
+    if outlast(lambda: _is_cancelled(replica, run), "a cancel flag"):
+        raise RequestCancelled(CANCELLED)
     if claim.num_barren >= _MAX_BARREN:
         raise Quarantined(
             f"{claim.num_barren} replicas have died while they worked on this request. It is not "
@@ -167,9 +188,6 @@ def _start(replica: Replica, run: JobRun, claim: Claim, past: Past) -> None:
     replica.loop.submit(run)
     if was_idle:
         replica.on_busy()
-    # The flag is set before the revocation is sent: one of the two is seen.
-    if replica.client.exists(names.cancel_key(run.id)):
-        replica.loop.cancel(run.id, RequestCancelled(CANCELLED))
 
 
 def _translate(replica: Replica, run: JobRun) -> None:
@@ -196,25 +214,31 @@ def _end(replica: Replica, run: JobRun) -> None:
     replica.publisher.emit([(run, JobEnded(run.usage(), run.timings()))])
 
 
-def _check_cancelled(replica: Replica, run: JobRun) -> None:
-    if replica.client.exists(names.cancel_key(run.id)):
-        raise RequestCancelled(CANCELLED)
+def _is_cancelled(replica: Replica, run: JobRun) -> bool:
+    return bool(replica.client.exists(names.cancel_key(run.id)))
 
 
 def _claim(replica: Replica, job: Job) -> tuple[Claim, Past] | None:
     """Take the job for this replica, and read what is in its log; None when a live replica has
-    it, or had it to its end."""
+    it, or had it to its end.
+
+    A claim of our own, while no thread here has the job in hand, is one whose answer was lost.
+    """
     mine = Claim(replica.id)
     if claims.take(replica.client, job.id, mine, replica.job_ttl_s):
         # There is a log where Redis has lost the claim.
         past = past_of(_log_of(replica, job))
         return None if past.is_ended else (mine, past)
     found = claims.read(replica.client, job.id)
-    if found is None or found.holder == replica.id or _is_alive(replica, found.holder):
+    if found is None:
+        return None
+    if found.holder != replica.id and _is_alive(replica, found.holder):
         return None
     past = past_of(_log_of(replica, job))
     if past.is_ended:
         return None
+    if found.holder == replica.id:
+        return found, past
     mine = found.succeeded_by(replica.id, past.num_events, past.num_tokens)
     if not claims.take_over(replica.client, job.id, found, mine, replica.job_ttl_s):
         return None
