@@ -96,6 +96,7 @@ class Relay:
 
     def _read(self, timeout_s: float) -> list[Event]:
         """Raises what the stream was closed with, LlmisError, redis.RedisError."""
+        began_at = time.monotonic()
         try:
             if not self._is_begun:
                 self._see_to_a_replica()
@@ -107,7 +108,7 @@ class Relay:
             if not events:
                 self._look_after_job()
         except (redis.RedisError, OperationalError) as exc:
-            self._give_up_after_a_while(exc)
+            self._give_up_after_a_while(exc, began_at)
             time.sleep(_REDIS_RETRY_S)
             return []
         if events:
@@ -133,12 +134,13 @@ class Relay:
                 ReplicaLost(f"No replica of the model {name!r} is running at the moment.")
             )
 
-    def _give_up_after_a_while(self, error: Exception) -> None:
-        """A short outage is bridged; raise `error` when it has lasted too long."""
+    def _give_up_after_a_while(self, error: Exception, since: float | None = None) -> None:
+        """A short outage is bridged; raise `error` when it has lasted too long, from now on or
+        from `since` (monotonic seconds)."""
         now = time.monotonic()
         if self._unserved_since is None:
-            self._unserved_since = now
-        elif now - self._unserved_since > self._settings.replica_wait_s:
+            self._unserved_since = now if since is None else since
+        if now - self._unserved_since > self._settings.replica_wait_s:
             raise error
 
     def _look_after_job(self) -> None:
@@ -155,21 +157,23 @@ class Relay:
             self._unserved_since = self.load = None
             return
         self._see_to_a_replica()
-        if standing.holder is None:
-            if standing.is_cancelled:
-                raise RequestCancelled("The request was cancelled.")
-            is_lost = self._parts.queues.is_empty_since(self._job.model, self._enqueued_at)
-        else:
-            is_lost = self._num_requeues == 0 or self._parts.queues.is_empty_since(
-                self._job.model, self._enqueued_at
-            )
-        if is_lost and time.monotonic() - self._enqueued_at > self._requeue_wait_s:
+        if standing.holder is None and standing.is_cancelled:
+            raise RequestCancelled("The request was cancelled.")
+        is_due = time.monotonic() - self._enqueued_at > self._requeue_wait_s
+        if is_due and self._is_lost(is_held=standing.holder is not None):
             if self._num_requeues == _MAX_REQUEUES:
                 raise ReplicaLost("The request was lost several times. Please try again.")
             self._num_requeues += 1
             self._requeue_wait_s *= 2
             self._enqueued_at = time.monotonic()
             self._parts.dispatcher.requeue(self._job)
+
+    def _is_lost(self, *, is_held: bool) -> bool:
+        """Whether no message of the job is on its way. The one of a holder that has died went
+        with it; those that were sent after it are in the queue, or lost, too."""
+        if is_held and self._num_requeues == 0:
+            return True
+        return self._parts.queues.lacks(self._job.model, self._job.id, self._enqueued_at)
 
     def close(self, error: BaseException | None = None) -> None:
         """Stop reading; cancels the job if it has not ended."""
