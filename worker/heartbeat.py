@@ -18,6 +18,7 @@ from shared.messages import ReplicaRecord
 from worker.engine_loop import EngineLoop
 from worker.job_run import JobRun
 from worker.publisher import Publisher
+from worker.thread_names import name_this_thread
 
 _log = logging.getLogger(__name__)
 _LOADING_BEAT_S = 0.2
@@ -76,6 +77,7 @@ class Heartbeat:
             _log.warning("could not withdraw from the registry, the record expires: %s", exc)
 
     def _run(self) -> None:
+        name_this_thread()
         while not self._stop.wait(registry.BEAT_S if self._loop else _LOADING_BEAT_S):
             loop = self._loop
             if (loop is not None and loop.is_wedged) or self._publisher.is_wedged:

@@ -20,6 +20,7 @@ from shared.messages import Event, Failed, Finished, Job, JobKind
 from shared.registry import BEAT_S
 from worker.events import events_of
 from worker.job_run import Emission, JobDropped, JobEnded, JobRun
+from worker.thread_names import name_this_thread
 
 _log = logging.getLogger(__name__)
 _MAX_ROUND = 512
@@ -65,6 +66,9 @@ class Publisher:
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self.is_wedged = False
         """The thread died: the process is of no more use."""
+        self._is_busy = False
+        self._waiting_since = self._tried_at = 0.0
+        """Monotonic times: emissions came to an idle thread; an attempt to send them ended."""
         self._unheard_since: dict[str, float] = {}
         """Channel → monotonic time since when its messages reached nobody."""
 
@@ -79,7 +83,17 @@ class Publisher:
 
     def emit(self, emissions: list[Emission]) -> None:
         """Take emissions from any thread; never blocks."""
+        if not self._is_busy and self._queue.empty():
+            self._waiting_since = time.monotonic()
         self._queue.put(emissions)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds for which there was something to publish and no attempt at it ended, neither
+        well nor badly: Redis may be away for long, the thread may not."""
+        if not self._is_busy and self._queue.empty():
+            return 0.0
+        return time.monotonic() - max(self._waiting_since, self._tried_at)
 
     def unheard_channels(self, grace_s: float) -> set[str]:
         """Channels whose messages have reached nobody for longer than `grace_s`."""
@@ -94,6 +108,7 @@ class Publisher:
     # -- the thread --------------------------------------------------------------------------
 
     def _run(self) -> None:
+        name_this_thread()
         try:
             while self._publish_round():
                 pass
@@ -104,11 +119,13 @@ class Publisher:
     def _publish_round(self) -> bool:
         """Publish what has come; False when that was the last."""
         emissions, is_last = self._collect()
+        self._is_busy, self._tried_at = True, time.monotonic()
         if emissions:
             self._send(events_of(emissions))
             for run, item in emissions:
                 if isinstance(item, JobEnded | JobDropped):
                     run.done.set()
+        self._is_busy = False
         return not is_last
 
     def _collect(self) -> tuple[list[Emission], bool]:
@@ -134,9 +151,11 @@ class Publisher:
         while True:
             try:
                 self._round_trip(encoded)
+                self._tried_at = time.monotonic()
                 return
             except redis.RedisError as exc:
                 _log.warning("publishing %d events failed, trying again: %s", len(encoded), exc)
+                self._tried_at = time.monotonic()
                 time.sleep(BEAT_S / 4)
 
     def _round_trip(self, encoded: list[tuple[JobRun, Event, bytes]]) -> None:

@@ -74,7 +74,9 @@ class ReplicaProcess:
         engine = self._load()
         self._loop = loop = EngineLoop(engine, self._publisher.emit)
         prompts = _prompt_builder(self._spec, engine, self._settings.max_prompt_logprobs)
-        self._vital_signs.observe(loop, lambda: _capacity(engine, prompts))
+        self._vital_signs.observe(
+            loop, lambda: _capacity(engine, prompts), lambda: self._publisher.age_s
+        )
         tasks.serve(
             tasks.Replica(
                 id=self.id,

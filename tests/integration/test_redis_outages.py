@@ -126,6 +126,11 @@ def test_a_message_that_is_lost_behind_others_is_sent_again(own_service: Service
     wait_for(lambda: client.llen(queue) == 2, "two wait")
     lost = client.lpop(queue)
     job_id = json.loads(lost)["headers"]["id"].encode()
-    wait_for(lambda: any(job_id in m for m in client.lrange(queue, 0, -1)), "it is back", 30)
+
+    def is_back() -> bool:
+        waiting = client.lrange(queue, 0, -1)
+        return len(waiting) == 2 and any(job_id in message for message in waiting)
+
+    wait_for(is_back, "it waits again, and so does the other one", 30)
     for each in clients:
         each.check()

@@ -160,8 +160,11 @@ class Agent:
                 return f"it was not ready after {settings.load_timeout_s:g} s (load_timeout_s)"
         elif now - replica.seen_at > _NO_PULSE_S:
             return f"it has not been heard of for {_NO_PULSE_S:g} s"
-        elif record is not None and record.step_age_s > settings.stall_timeout_s:
-            return f"its engine made no step for {record.step_age_s:.0f} s while jobs ran"
+        elif record is not None and record.is_stalled(settings.stall_timeout_s):
+            return (
+                f"it had jobs and made no progress: no step for {record.step_age_s:.0f} s, "
+                f"nothing published for {record.publish_age_s:.0f} s (stall_timeout_s)"
+            )
         return ""
 
     def _on_death(self, replica: ManagedReplica, reason: str = "") -> None:
