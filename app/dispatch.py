@@ -146,5 +146,5 @@ class Dispatcher:
 
     def _revoke(self, job_id: str) -> None:
         """The flag first: a replica that misses the revocation finds it."""
-        self._client.set(names.cancel_key(job_id), 1, ex=self._job_ttl_s)
+        claims.flag_cancelled(self._client, job_id, self._job_ttl_s)
         self._celery.control.revoke(job_id, terminate=True)

@@ -32,7 +32,7 @@ from app.usage import Usage
 from shared import logs, registry
 from shared import settings as settings_module
 from shared.celery_app import app as celery_app
-from shared.connections import connect
+from shared.connections import check_server, connect
 from shared.registry import Directory
 from shared.settings import Settings
 
@@ -88,6 +88,7 @@ def register_routes(app: Flask) -> None:
 
 def _services(settings: Settings) -> Services:
     client = connect(settings)
+    check_server(client)
     hub = Hub(client)
     hub.start()
     dispatcher = Dispatcher(settings, client, celery_app, hub)
@@ -109,8 +110,8 @@ def _refresh_forever(services: Services) -> None:
             services.directory.refresh()
             records = services.directory.replicas()
             services.relay.queues.refresh(services.catalog.names())
-            services.usage.flush()
             metrics.set_gauges(records, services.relay.queues.all())
+            services.usage.flush()
         except redis.RedisError as exc:
             _log.warning("registry not readable: %s", exc)
         except Exception:

@@ -12,6 +12,7 @@ from msgspec import Struct
 from app.catalog import Catalog, ModelState
 from app.documented import documented
 from app.services import services
+from shared import names
 from shared.messages import ReplicaState
 from shared.registry import Directory
 from shared.settings import Settings
@@ -61,13 +62,17 @@ def healthz() -> Response:
 def readyz() -> Response:
     """Tell whether requests would be answered.
 
-    They are when Redis answers and a replica is ready that makes progress if it has jobs, or
+    They are when Redis takes them and a replica is ready that makes progress if it has jobs, or
     none is loaded and the first request would load one.
     """
     shared = services()
     reasons = []
     try:
-        shared.client.ping()
+        shared.client.set(names.PROBE, 1, ex=60)
+    except redis.OutOfMemoryError:
+        reasons.append("Redis has no memory left")
+    except redis.ResponseError as exc:
+        reasons.append(f"Redis takes no requests: {exc}")
     except redis.RedisError:
         reasons.append("Redis does not answer")
     if not shared.hub.is_connected:

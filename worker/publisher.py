@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import redis
 
-from shared import messages, names
+from shared import essential, messages, names
 from shared.messages import Event, Failed, Finished, Job, JobKind
 from shared.registry import BEAT_S
 from worker.events import events_of
@@ -27,7 +27,9 @@ _MAX_ROUND = 512
 """Emissions in one round trip."""
 _LARGE_LOG_TTL_S = 60
 """How long a log with vectors or a prompt's log probabilities stays: it is read at once."""
-_APPEND = """
+_APPEND = (
+    essential.FLAGS
+    + """
 local n, counts, refused, blocked = tonumber(ARGV[1]), {}, {}, {}
 for i = 1, n do
   local claim, log, at = KEYS[2 * i - 1], KEYS[2 * i], 5 * i - 3
@@ -46,6 +48,7 @@ for c = 1, #KEYS - 2 * n do
 end
 return {counts, refused}
 """
+)
 """KEYS: claim and log of each event, then the channels. ARGV: the number of events; of each one
 the claim that it needs, its sequence number, the event, the log's new time to live (0 = none),
 and the number of its channel; then a message for each channel. An event that is in its log

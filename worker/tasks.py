@@ -17,7 +17,7 @@ from celery.worker import state as worker_state
 from celery.worker.control import control_command, ok
 from celery.worker.request import Request
 
-from shared import claims, messages, names, registry
+from shared import claims, essential, messages, names, registry
 from shared.celery_app import app
 from shared.claims import Claim
 from shared.connections import payload_bytes
@@ -96,7 +96,7 @@ def revoke(state: Any, task_id: Any, **_: Any) -> Any:
         request.terminate(state.consumer.pool)
     if _replica is not None:
         for job_id in task_ids:
-            _replica.client.set(names.cancel_key(job_id), 1, ex=_replica.job_ttl_s)
+            claims.flag_cancelled(_replica.client, job_id, _replica.job_ttl_s)
     return ok(f"cancelled: {sorted(task_ids)}")
 
 
@@ -151,8 +151,8 @@ def _run_once(replica: Replica, job_id: str) -> str:
     if run.is_fenced:
         return "taken_over"
     # Nobody needs the request any more; the empty key keeps its id taken.
-    empty = replica.client.set
-    outlast(lambda: empty(names.job_key(job_id), b"", xx=True, keepttl=True), "a job's end")
+    empty = ("SET", names.job_key(job_id), b"", "XX", "KEEPTTL")
+    outlast(lambda: essential.write(replica.client, *empty), "a job's end")
     return run.outcome
 
 

@@ -1,6 +1,5 @@
 """Redis goes away for a moment, and for longer, while jobs run, wait and come in."""
 
-import http.client
 import json
 import os
 import signal
@@ -11,32 +10,10 @@ from collections.abc import Callable
 import pytest
 
 from shared import names
-from tests.admin_client import Completion, load
+from tests.admin_client import Completion, load, readiness
 from tests.conftest import Service, wait_for
 from tests.counter_model import expected_text
-
-
-class _Client(threading.Thread):
-    """One streamed completion, read in a thread of its own."""
-
-    def __init__(self, service: Service, model: str, num_tokens: int, start: int) -> None:
-        super().__init__(daemon=True)
-        self._arguments = (service, model, num_tokens, start)
-        self.completion: Completion | None = None
-        self.start()
-
-    def run(self) -> None:
-        self.completion = Completion(*self._arguments)
-        self.completion.read()
-
-    def check(self) -> None:
-        """Its text is whole, and nothing in it twice."""
-        _, model, num_tokens, start = self._arguments
-        self.join(120)
-        assert not self.is_alive(), "the request hangs"
-        assert self.completion is not None, "the connection broke"
-        assert self.completion.error is None
-        assert self.completion.text == expected_text(start, num_tokens), model
+from tests.threads import Client
 
 
 def _cut_all_connections(service: Service) -> None:
@@ -65,20 +42,16 @@ def _freeze(service: Service, seconds: float = 1) -> None:
 def test_a_short_outage_is_bridged(own_service: Service, fault: Callable[[Service], None]) -> None:
     """Two slots: two streams run, six requests wait, and others come in all the time."""
     assert load(own_service, "pair", slots=2, context_length=16384)[0] == 200
-    clients = [_Client(own_service, "pair", 9000, start) for start in range(2)]
-    clients += [_Client(own_service, "pair", 2000, start) for start in range(10, 16)]
-    wait_for(lambda: _has_events(own_service, clients[0]), "it runs")
+    clients = [Client(own_service, "pair", 9000, start) for start in range(2)]
+    clients += [Client(own_service, "pair", 2000, start) for start in range(10, 16)]
+    wait_for(lambda: clients[0].has_text, "it runs")
     breaker = threading.Thread(target=fault, args=(own_service,))
     breaker.start()
     while breaker.is_alive():
-        clients.append(_Client(own_service, "counter", 50, len(clients)))
+        clients.append(Client(own_service, "counter", 50, len(clients)))
         time.sleep(0.05)
     for client in clients:
         client.check()
-
-
-def _has_events(service: Service, client: _Client) -> bool:
-    return client.completion is not None and client.completion.text != ""
 
 
 def test_a_long_outage_is_an_error_and_then_over(own_service: Service) -> None:
@@ -89,39 +62,25 @@ def test_a_long_outage_is_an_error_and_then_over(own_service: Service) -> None:
     (pid,) = own_service.pids("valkey-server")
     os.kill(pid, signal.SIGSTOP)
     try:
-        refused = _refusal(own_service, {"model": "counter", "prompt": "5"})
-        assert refused.headers["Retry-After"]
-        assert json.loads(refused.read())["error"]["code"] == "queue_unavailable"
+        refused = Completion(own_service, "counter", 5)
+        assert refused.response.status == 503
+        assert refused.response.headers["Retry-After"]
+        assert refused.read().error["code"] == "queue_unavailable"
         assert stream.read().error["code"] == "queue_unavailable"
         assert not stream.is_done
-        assert _ready(own_service)[0] == 503
+        assert readiness(own_service)[0] == 503
     finally:
         os.kill(pid, signal.SIGCONT)
-    wait_for(lambda: _ready(own_service)[0] == 200, "it is ready again", 30)
+    wait_for(lambda: readiness(own_service)[0] == 200, "it is ready again", 30)
     assert Completion(own_service, "pair", 20).read().text == expected_text(5, 20)
     assert Completion(own_service, "counter", 20).read().text == expected_text(5, 20)
     assert {name: own_service.pids(name) for name in others} == others, own_service.log("agent")
 
 
-def _refusal(service: Service, body: object) -> http.client.HTTPResponse:
-    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
-    connection.request("POST", "/v1/completions", json.dumps(body))
-    response = connection.getresponse()
-    assert response.status == 503
-    return response
-
-
-def _ready(service: Service) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
-    connection.request("GET", "/readyz")
-    response = connection.getresponse()
-    return response.status, response.read().decode()
-
-
 def test_a_message_that_is_lost_behind_others_is_sent_again(own_service: Service) -> None:
     """As if a worker had died between popping it and noting it down."""
     assert load(own_service, "single", slots=1, context_length=16384)[0] == 200
-    clients = [_Client(own_service, "single", 16000, start) for start in range(3)]
+    clients = [Client(own_service, "single", 16000, start) for start in range(3)]
     queue, client = names.model_queue("single"), own_service.redis
     wait_for(lambda: client.llen(queue) == 2, "two wait")
     lost = client.lpop(queue)

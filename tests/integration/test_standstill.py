@@ -1,6 +1,5 @@
 """A replica whose heart beats on while nothing moves in it any more."""
 
-import http.client
 import os
 import signal
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.admin_client import Completion, load, unload
+from tests.admin_client import Completion, load, readiness, unload
 from tests.conftest import Service, running_service, wait_for
 from tests.counter_model import expected_text
 from tests.standstill import standing_still
@@ -22,21 +21,19 @@ def alert(tmp_path: Path) -> Iterator[Service]:
 
 
 def _is_ready(service: Service) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
-    connection.request("GET", "/readyz")
-    return connection.getresponse().status == 200
+    return readiness(service)[0] == 200
 
 
 @pytest.mark.parametrize("thread", ["engine-loop", "publisher"])
 def test_a_replica_that_makes_no_progress_is_replaced_and_its_jobs_go_on(
     alert: Service, thread: str
 ) -> None:
-    assert load(alert, "pair", replicas=2, slots=4, context_length=16384)[0] == 200
-    streams = [Completion(alert, "pair", 5_000, start).read(3) for start in range(8)]
+    assert load(alert, "pair", replicas=2, slots=2, context_length=16384)[0] == 200
+    streams = [Completion(alert, "pair", 12_000, start).read(3) for start in range(4)]
     victim, other = alert.pids("worker.replica", "pair@")
     with standing_still(victim, thread):
         assert [stream.read().text for stream in streams] == [
-            expected_text(start, 5_000) for start in range(8)
+            expected_text(start, 12_000) for start in range(4)
         ]
         assert victim not in alert.pids("worker.replica", "pair@")
     assert other in alert.pids("worker.replica", "pair@")
