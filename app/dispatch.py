@@ -1,6 +1,5 @@
-"""From a checked request to a job on its model's queue, and the way to cancel it."""
+"""From a checked request to a job on its model's queue; how to join, leave and cancel it."""
 
-import contextlib
 import logging
 import time
 import uuid
@@ -14,15 +13,16 @@ from kombu.exceptions import OperationalError
 from app.bridge import Bridge
 from app.hub import Hub
 from app.job_stream import JobStream
+from app.refusals import refusal_error
 from shared import claims, messages, names
+from shared.connections import payload_bytes
 from shared.errors import NotFound
+from shared.job_queue import Admission, Departure, JobQueue, Order, Refusal
+from shared.limits import Allowances, Limits, limits_of
 from shared.messages import Job, Priority
 from shared.settings import Settings
 
 _log = logging.getLogger(__name__)
-
-_CELERY_PRIORITY = {Priority.INTERACTIVE: 0, Priority.BACKGROUND: 3, Priority.BATCH: 6}
-"""0 is the highest."""
 
 
 def new_request_id() -> str:
@@ -34,13 +34,30 @@ def request_id_from(header: str | None) -> str:
     return header if header and names.is_request_id(header) else new_request_id()
 
 
+_NO_LIMITS = Allowances()
+
+
 @dataclass(frozen=True, slots=True)
 class JobStanding:
     """What Redis knows of a job besides its log."""
 
     holder: str | None
-    """Id of the replica that has claimed it."""
+    """Id of the replica that has claimed it; "" when one has given it back."""
     is_cancelled: bool
+    """By somebody who named it, not by its readers' leaving."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A job, and this process's stream of it."""
+
+    job: Job
+    stream: JobStream
+    order: Order | None = None
+    """Its place in the queue, when this process has put it there."""
+    ahead: int = 0
+    """Requests that were before it in the queue."""
+    allowances: Allowances = _NO_LIMITS
 
 
 class Dispatcher:
@@ -50,9 +67,10 @@ class Dispatcher:
         self._celery = celery
         self._hub = hub
         self._bridge = Bridge(hub, settings.replica_wait_s)
-        hub.on_stray = self.cancel_unheard
+        hub.on_stray = self.stop_unread
         # As long as a job may still be popped from its queue, and then some.
         self._job_ttl_s = int(settings.request_timeout_s) + settings.job_ttl_s
+        self.queue = JobQueue(client, self._job_ttl_s)
 
     def deadline(self, timeout_s: float | None = None) -> float:
         """Unix time until which a request is waited for that wants `timeout_s`."""
@@ -63,88 +81,122 @@ class Dispatcher:
     def reply_channel(self) -> str:
         return self._hub.channel
 
-    def submit(self, job: Job) -> tuple[Job, JobStream]:
-        """Enqueue a job and return it with its stream.
+    def submit(self, job: Job) -> Reading:
+        """Queue a job and read it.
 
         The job gets another id when its own is taken: ids that clients send are not always
-        unique. A short outage of Redis is waited for. Raises redis.RedisError,
-        kombu.exceptions.OperationalError.
+        unique. A short outage of Redis is waited for. Raises TooManyRequests, redis.RedisError.
         """
+        limits = limits_of(self._settings)
         deadline = self._bridge.deadline()
-        while not self._bridge.cross(lambda: self._reserve(job), deadline):  # noqa: B023
+        while True:
+            # The stream first: a message to nobody is lost.
+            stream = self._hub.open(job.id)
+            try:
+                admission = self._bridge.cross(lambda: self._admit(job, limits), deadline)  # noqa: B023
+            except BaseException:
+                # Should it have been queued all the same, the hub stops it with its first event.
+                self._hub.release(stream)
+                raise
+            if admission.refusal is None:
+                return Reading(job, stream, admission.order, admission.ahead, admission.allowances)
+            self._hub.release(stream)
+            if admission.refusal is not Refusal.TAKEN:
+                raise refusal_error(admission)
             job = msgspec.structs.replace(job, id=f"{job.id[:96]}-{uuid.uuid4().hex[:8]}")
+
+    def find(self, job_id: str, owner: str) -> Job:
+        """A job by its id, for its owner: the request itself may be gone. Raises NotFound."""
+        payload = self._client.get(names.job_key(job_id)) if names.is_request_id(job_id) else None
+        job = messages.decode_job(payload_bytes(payload)) if payload else None
+        if job is None or job.owner != owner:
+            raise NotFound(f"There is no request {job_id!r}, or it ended long ago.", param="id")
+        return job
+
+    def follow(self, job: Job) -> Reading:
+        """Read a job from its first event on, whoever else does; one that had been left goes on.
+
+        Raises NotFound, redis.RedisError.
+        """
         stream = self._hub.open(job.id)
         try:
-            # Sent twice does no harm: the claim lets one delivery through.
-            self._bridge.cross(lambda: self._enqueue(job), deadline)
+            is_there = self.queue.join(job, self._hub.channel)
         except BaseException:
-            # Whether it was sent or not: without its key the job is nothing.
-            self._hub.release(job.id)
-            with contextlib.suppress(redis.RedisError):
-                self._client.delete(names.job_key(job.id))
+            self._leave(Reading(job, stream))
             raise
-        return job, stream
+        if not is_there:
+            self._hub.release(stream)
+            raise NotFound(f"There is no request {job.id!r} any more.", param="id")
+        stream.follow()
+        return Reading(job, stream)
 
-    def _reserve(self, job: Job) -> bool:
-        """Write the job under its id; False when the id is taken. An attempt whose answer was
-        lost has not taken it from itself."""
-        payload = messages.encode_job(job)
-        found = self._client.set(
-            names.job_key(job.id), payload, ex=self._job_ttl_s, nx=True, get=True
+    def _admit(self, job: Job, limits: Limits) -> Admission:
+        """Admit a job; one whose admission was not heard of, because the answer was lost, has
+        its id from itself."""
+        admission = self.queue.admit(
+            job, self._hub.channel, limits, self._settings.max_queue_length
         )
-        return found is None or found == payload
-
-    def _enqueue(self, job: Job) -> None:
-        self._celery.send_task(
-            names.GENERATE_TASK,
-            args=[job.id],
-            argsrepr=repr((job.id,)),
-            task_id=job.id,
-            queue=names.model_queue(job.model),
-            priority=_CELERY_PRIORITY[job.priority],
-            ignore_result=True,
-            retry=False,
-        )
+        if admission.refusal is Refusal.TAKEN:
+            payload = self._client.get(names.job_key(job.id))
+            known = messages.decode_job(payload_bytes(payload)) if payload else None
+            if known is not None and (known.created_at, known.owner) == (job.created_at, job.owner):
+                return Admission()
+        return admission
 
     def inspect(self, job: Job) -> JobStanding:
         """Ask where a silent job stands. Raises redis.RedisError."""
         pipe = self._client.pipeline(transaction=False)
         pipe.get(names.claim_key(job.id))
-        pipe.exists(names.cancel_key(job.id))
-        payload, is_cancelled = pipe.execute()
+        pipe.get(names.cancel_key(job.id))
+        payload, flag = pipe.execute()
         claim = claims.decode(payload)
-        return JobStanding(claim.holder if claim else None, bool(is_cancelled))
+        return JobStanding(claim.holder if claim else None, flag not in (None, names.LEFT))
 
     def requeue(self, job: Job) -> None:
-        """Enqueue a job again: its message or its replica is lost.
-
-        Sent twice does no harm: the claim on the job lets one delivery through. Raises
-        redis.RedisError, kombu.exceptions.OperationalError.
-        """
+        """Queue a job again: its message or its replica is lost. Raises redis.RedisError."""
         _log.warning("job is queued again", extra={"request_id": job.id})
-        self._enqueue(job)
+        self.queue.requeue(job)
 
-    def release(self, stream: JobStream) -> None:
-        """Stop reading. A job that has not ended is cancelled: nobody else waits for it."""
-        self._hub.release(stream.job_id)
-        if not stream.is_ended:
-            self.cancel_unheard(stream.job_id)
+    def release(self, reading: Reading) -> None:
+        """Stop reading. Nobody waits for a job any more whose last reader leaves: it stops, and
+        goes on when somebody comes back. Background and batch jobs go on to their end."""
+        if reading.stream.is_ended or reading.job.priority is not Priority.INTERACTIVE:
+            self._hub.release(reading.stream)
+        else:
+            self._leave(reading)
 
-    def cancel_unheard(self, job_id: str) -> None:
-        """Cancel a job that nobody of this process reads. Never raises: when Redis is away the
-        hub comes back to it with the job's next event."""
+    def _leave(self, reading: Reading) -> None:
+        """Never raises: when Redis is away the hub comes back to it with the job's next event."""
+        is_read_here = self._hub.release(reading.stream)
+        if is_read_here:
+            return
+        job = reading.job
         try:
-            self._revoke(job_id)
+            departure = self.queue.leave(job, self._hub.channel, reading.order)
+            if departure is Departure.TO_BE_STOPPED:
+                self._stop(job.id)
         except (redis.RedisError, OperationalError, OSError) as exc:
-            _log.warning("could not cancel: %s", exc, extra={"request_id": job_id})
+            _log.warning("could not stop a job: %s", exc, extra={"request_id": job.id})
+
+    def stop_unread(self, job_id: str) -> None:
+        """Stop a job of which events come, although nobody of this process reads it."""
+        try:
+            payload = self._client.get(names.job_key(job_id))
+            job = messages.decode_job(payload_bytes(payload)) if payload else None
+            if job is None or job.priority is not Priority.INTERACTIVE:
+                return
+            if self.queue.leave(job, self._hub.channel, None) is Departure.TO_BE_STOPPED:
+                self._stop(job_id)
+        except (redis.RedisError, OperationalError, OSError) as exc:
+            _log.warning("could not stop a job: %s", exc, extra={"request_id": job_id})
+
+    def _stop(self, job_id: str) -> None:
+        self._celery.control.revoke(job_id, terminate=True, signal=names.LEFT.decode())
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job by its id, whoever reads it. Raises NotFound."""
         if not names.is_request_id(job_id) or not self._client.exists(names.job_key(job_id)):
             raise NotFound(f"There is no request {job_id!r}, or it ended long ago.", param="id")
-        self._revoke(job_id)
-
-    def _revoke(self, job_id: str) -> None:
-        """The flag first: a replica that misses the revocation finds it."""
+        # The flag first: a replica that misses the revocation finds it.
         claims.flag_cancelled(self._client, job_id, self._job_ttl_s)
         self._celery.control.revoke(job_id, terminate=True)

@@ -10,6 +10,7 @@ from flask import Flask, Response, g, request
 
 from app import (
     admin,
+    callers,
     chat_page,
     docs_page,
     embeddings,
@@ -76,6 +77,7 @@ def bare_app() -> Flask:
 def register_routes(app: Flask) -> None:
     """Add all that answers requests. The document of the routes comes last: it lists them."""
     app.before_request(_take_request_id)
+    callers.register(app)
     app.after_request(_send_request_id)
     errors.register(app)
     metrics.register(app)

@@ -119,10 +119,11 @@ def _answer(job: Job, body: GenerationRequest) -> Response:
     if body.stream_options is not None and not body.is_stream:
         raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
     shared = services()
-    job, stream = shared.dispatcher.submit(job)
+    reading = shared.dispatcher.submit(job)
+    job = reading.job
     g.request_id = job.id
-    watcher = DisconnectWatcher(request.environ, stream.close)
-    relay = Relay(shared.relay, job, stream)
+    watcher = DisconnectWatcher(request.environ, reading.stream.close)
+    relay = Relay(shared.relay, reading)
     shape = answers.shape_for(job, body)
     if not body.is_stream:
         try:

@@ -32,7 +32,8 @@ class Hub:
     def __init__(self, client: "redis.Redis") -> None:
         self._client = client
         self.channel = names.hub_channel(uuid.uuid4().hex[:12])
-        self._streams: dict[str, JobStream] = {}
+        self._streams: dict[str, tuple[JobStream, ...]] = {}
+        """By job: two readers of one job may be in one process."""
         self._released_at: dict[str, float] = {}
         """Jobs that were given up not long ago: their last events may still come."""
         self.on_stray: Callable[[str], None] = lambda _: None
@@ -55,13 +56,19 @@ class Hub:
 
     def open(self, job_id: str) -> JobStream:
         """Make the stream of a job. Before the job is enqueued, so that no event is missed."""
-        stream = self._streams[job_id] = JobStream(job_id, self._client)
+        stream = JobStream(job_id, self._client)
+        self._streams[job_id] = (*self._streams.get(job_id, ()), stream)
         return stream
 
-    def release(self, job_id: str) -> None:
-        if self._streams.pop(job_id, None) is not None:
-            self._released_at[job_id] = time.monotonic()
+    def release(self, stream: JobStream) -> bool:
+        """Forget a stream; whether this process has others of its job."""
+        left = tuple(s for s in self._streams.get(stream.job_id, ()) if s is not stream)
+        if left:
+            self._streams[stream.job_id] = left
+        elif self._streams.pop(stream.job_id, None) is not None:
+            self._released_at[stream.job_id] = time.monotonic()
             self._forget_old()
+        return bool(left)
 
     @property
     def num_streams(self) -> int:
@@ -69,8 +76,11 @@ class Hub:
 
     def close_streams(self, error: Exception) -> None:
         """End all streams with an error."""
-        for stream in list(self._streams.values()):
+        for stream in self._all():
             stream.close(error)
+
+    def _all(self) -> list[JobStream]:
+        return [stream for streams in self._streams.values() for stream in streams]
 
     def _subscribe(self) -> "redis.client.PubSub":
         pubsub: redis.client.PubSub = self._client.pubsub()  # type: ignore[no-untyped-call]
@@ -123,9 +133,10 @@ class Hub:
             return
         streams = self._streams
         for job_event in events:
-            stream = streams.get(job_event.job_id)
-            if stream is not None:
-                stream.push(job_event.event)
+            readers = streams.get(job_event.job_id)
+            if readers is not None:
+                for stream in readers:
+                    stream.push(job_event.event)
             elif not isinstance(job_event.event, Finished | Failed):
                 self._on_stray_event(job_event.job_id)
 
@@ -149,6 +160,6 @@ class Hub:
             except (redis.RedisError, OSError):
                 gevent.sleep(_RETRY_S)
                 continue
-            for stream in list(self._streams.values()):
+            for stream in self._all():
                 stream.push_repair()
             return pubsub

@@ -17,6 +17,8 @@ class ClientGone(Exception):
 
 
 _REPAIR = object()
+_FOLLOW_S = 0.05
+"""How often a log is read whose events are not pushed."""
 
 
 class JobStream:
@@ -33,10 +35,13 @@ class JobStream:
         self._next_seq = 0
         self.is_ended = False
         """The last event has been read."""
+        self._is_pushed = True
+        """Events come from the hub; until they do the log is read now and then."""
 
     # -- the hub's side ----------------------------------------------------------------------
 
     def push(self, event: Event) -> None:
+        self._is_pushed = True
         self._queue.put(event)
 
     def push_repair(self) -> None:
@@ -49,12 +54,20 @@ class JobStream:
 
     # -- the reader's side -------------------------------------------------------------------
 
+    def follow(self) -> None:
+        """Read a job that may have run for long: what there is comes from its log, and so does
+        the rest until its replica knows of this reader."""
+        self._is_pushed = False
+        self.push_repair()
+
     def read(self, timeout_s: float) -> list[Event]:
         """Wait for events and return all that are there, the text of each choice joined.
 
         Returns [] after `timeout_s` without one. Raises what `close` was given, and
         redis.RedisError: nothing is lost then, the next call reads it.
         """
+        if not self._is_pushed:
+            timeout_s = min(timeout_s, _FOLLOW_S)
         events: list[Event] = []
         try:
             item = self._queue.get(timeout=timeout_s)

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import msgspec
+from flask import g
 
 from app.message_schemas import Message
 from app.parsing import shortened
@@ -108,6 +109,7 @@ def _job(
         priority=Priority(body.priority or Priority.INTERACTIVE),
         grammar=grammar,
         reply_channel=shared.dispatcher.reply_channel,
+        owner=g.owner,
         created_at=time.time(),
         deadline_at=shared.dispatcher.deadline(body.timeout_s),
         **fields,

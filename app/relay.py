@@ -1,6 +1,6 @@
 """The relay: one job's stream to one client, as SSE or as one whole answer.
 
-Whatever way a client leaves, `Dispatcher.release` runs and cancels a job that has not ended.
+Whatever way a client leaves, `Dispatcher.release` runs and stops a job that nobody else reads.
 """
 
 import time
@@ -13,16 +13,16 @@ from kombu.exceptions import OperationalError
 from app import sse
 from app.answers import AnswerShape
 from app.choices import Choice
-from app.dispatch import Dispatcher
+from app.dispatch import Dispatcher, Reading
 from app.errors import from_exception
-from app.job_stream import ClientGone, JobStream
+from app.job_stream import ClientGone
 from app.loader import Loader
 from app.metrics import StreamMetrics
 from app.queues import QueueLengths
 from shared import errors
 from shared.errors import DeadlineExceeded, ReplicaLost, RequestCancelled
 from shared.lifecycle import Progress
-from shared.messages import Delta, Echo, Event, Failed, Finished, Job
+from shared.messages import Delta, Echo, Event, Failed, Finished
 from shared.registry import Directory
 from shared.settings import Settings
 
@@ -50,11 +50,12 @@ class RelayParts:
 class Relay:
     """Reads one job for one client."""
 
-    def __init__(self, parts: RelayParts, job: Job, stream: JobStream) -> None:
+    def __init__(self, parts: RelayParts, reading: Reading) -> None:
         self._parts = parts
         self._settings = parts.settings
-        self._job = job
-        self._stream = stream
+        self._reading = reading
+        self._job = job = reading.job
+        self._stream = reading.stream
         self.metrics = StreamMetrics(job.model, job.created_at, job.kind)
         self._tick_s = min(_TICK_S, parts.settings.keepalive_s)
         self._enqueued_at = time.monotonic()
@@ -176,8 +177,8 @@ class Relay:
         return self._parts.queues.lacks(self._job.model, self._job.id, self._enqueued_at)
 
     def close(self, error: BaseException | None = None) -> None:
-        """Stop reading; cancels the job if it has not ended."""
-        self._parts.dispatcher.release(self._stream)
+        """Stop reading; a job that nobody reads any more stops."""
+        self._parts.dispatcher.release(self._reading)
         self.metrics.close(error)
 
 

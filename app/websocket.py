@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import gevent
 import msgspec
-from flask import Flask, current_app, request
+from flask import Flask, current_app, g, request
 from flask_sock import Sock
 from simple_websocket import ConnectionClosed, Server
 from wsproto.utilities import LocalProtocolError
@@ -91,7 +91,7 @@ def _serve(ws: Server) -> None:
         ws.close(1008, "cross-origin connections are not allowed")
         return
     ws.sock = _WholeSendSocket(ws.sock)
-    connection = _Connection(ws, current_app._get_current_object())  # type: ignore[attr-defined]
+    connection = _Connection(ws, current_app._get_current_object(), g.owner)  # type: ignore[attr-defined]
     services().close_sockets.add(connection.go_away)
     try:
         while True:
@@ -108,9 +108,10 @@ def _serve(ws: Server) -> None:
 
 
 class _Connection:
-    def __init__(self, ws: Server, app: Flask) -> None:
+    def __init__(self, ws: Server, app: Flask, owner: str) -> None:
         self._ws = ws
         self._app = app
+        self._owner = owner
         self._streams: dict[str, JobStream | None] = {}
         """Open requests by the client's id; None until the job is enqueued."""
         self._cancelled: set[str] = set()
@@ -173,6 +174,7 @@ class _Connection:
 
     def _answer(self, frame_id: str, message: dict[str, Any]) -> None:
         with self._app.app_context():
+            g.owner = self._owner
             try:
                 self._relay(frame_id, message)
             except ClientGone:
@@ -191,9 +193,10 @@ class _Connection:
 
     def _relay(self, frame_id: str, message: dict[str, Any]) -> None:
         job, body = _job(message)
-        job, stream = services().dispatcher.submit(job)
-        self._streams[frame_id] = stream
-        relay = Relay(services().relay, job, stream)
+        reading = services().dispatcher.submit(job)
+        job = reading.job
+        self._streams[frame_id] = reading.stream
+        relay = Relay(services().relay, reading)
         error: BaseException | None = None
         try:
             if frame_id in self._cancelled or not self._ws.connected:

@@ -38,6 +38,7 @@ def new_job(model: str, kind: JobKind, prompts: list[str | list[int]], **fields:
         kind=kind,
         prompts=prompts,
         reply_channel=shared.dispatcher.reply_channel,
+        owner=g.owner,
         created_at=time.time(),
         deadline_at=shared.dispatcher.deadline(),
         **fields,
@@ -47,10 +48,10 @@ def new_job(model: str, kind: JobKind, prompts: list[str | list[int]], **fields:
 def run(job: Job, answer: Answer) -> Response:
     """Queue a job and respond with its answer. Raises LlmisError."""
     shared = services()
-    job, stream = shared.dispatcher.submit(job)
-    g.request_id = job.id
-    watcher = DisconnectWatcher(request.environ, stream.close)
-    relay = Relay(shared.relay, job, stream)
+    reading = shared.dispatcher.submit(job)
+    g.request_id = reading.job.id
+    watcher = DisconnectWatcher(request.environ, reading.stream.close)
+    relay = Relay(shared.relay, reading)
     error: BaseException | None = None
     try:
         body = _read(relay, answer)

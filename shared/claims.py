@@ -31,7 +31,7 @@ call whose answer was lost."""
 
 class Claim(Struct, frozen=True):
     holder: str
-    """Id of the replica that runs the job."""
+    """Id of the replica that runs the job; "" when it has given it back."""
     attempt: int = 0
     num_events: int = 0
     num_tokens: int = 0
@@ -47,8 +47,17 @@ class Claim(Struct, frozen=True):
         barren = 0
         if num_tokens == self.num_tokens:
             # A job that was only waiting in the replica has nothing to do with its death.
-            barren = self.num_barren + (num_events > self.num_events)
+            is_suspect = bool(self.holder) and num_events > self.num_events
+            barren = self.num_barren + is_suspect
         return Claim(holder, self.attempt + 1, num_events, num_tokens, barren)
+
+
+def give_back(client: "redis.Redis", job_id: str, claim: bytes, ttl_s: int) -> None:
+    """Let another replica have the job, if the claim is still this one. Its log must be
+    complete by now."""
+    old = msgspec.json.decode(claim, type=Claim)
+    new = msgspec.structs.replace(old, holder="")
+    client.eval(_TAKE_OVER, 1, names.claim_key(job_id), claim, new.encode(), str(ttl_s))
 
 
 def read(client: "redis.Redis", job_id: str) -> Claim | None:

@@ -12,6 +12,7 @@
     │   ├── BodyTooLarge          413 … code body_too_large
     │   ├── UnsupportedMediaType  415 … code unsupported_media_type
     │   └── InvalidModel          422 … code invalid_model
+    ├── TooManyRequests           429 rate_limit_error
     ├── RequestCancelled          499 … code request_cancelled
     ├── InternalError             500 server_error
     │   └── EngineError           500 … code engine_error
@@ -113,6 +114,16 @@ class InvalidModel(InvalidRequest):
 
     status = 422
     code = "invalid_model"
+
+
+class TooManyRequests(LlmisError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int = 1) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
 
 
 class RequestCancelled(LlmisError):

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-VERSION = 4
+VERSION = 5
 
 
 class DecodeError(ValueError):
@@ -118,6 +118,18 @@ class Sampling(Struct, frozen=True):
     """Token id → added to its logit."""
 
 
+class AnswerOptions(Struct, frozen=True, kw_only=True):
+    """What the web tier has to know to word the answer, today or when its reader comes back."""
+
+    wants_usage: bool = False
+    """In a stream, which has it only on demand."""
+    wants_logprobs: bool = False
+    num_wanted: int = 1
+    """Choices that are shown of `Job.num_choices`: the best ones."""
+    tier: str | None = None
+    metadata: dict[str, str] = {}
+
+
 class Job(Struct, frozen=True, kw_only=True):
     """One request as the replica needs it."""
 
@@ -163,7 +175,11 @@ class Job(Struct, frozen=True, kw_only=True):
     reply_channel: str
     """Pub/sub channel that receives the events."""
     priority: Priority = Priority.INTERACTIVE
-    attempt: int = 0
+    owner: str = "anonymous"
+    """Whose request it is: limits and turns are its own, and nobody else may read the answer."""
+    charged_tokens: int = 0
+    """What its owner's tokens a minute were charged with when it was admitted."""
+    answer: AnswerOptions = AnswerOptions()
     created_at: float
     """Unix time in seconds."""
     deadline_at: float
@@ -386,6 +402,22 @@ def _decode(decoder: "msgspec.msgpack.Decoder[Any]", payload: bytes) -> Any:
 
 def encode_job(job: Job) -> bytes:
     return _encoder.encode(job)
+
+
+def without_request(job: Job) -> Job:
+    """What is kept of a job that has ended: enough to word its answer once more."""
+    echoes = job.echo and job.prompt_logprobs
+    return msgspec.structs.replace(
+        job,
+        messages=[],
+        prompts=job.prompts if echoes else [""] * len(job.prompts),
+        tools=[],
+        template_arguments={},
+        suffix=None,
+        grammar=None,
+        stop=[],
+        sampling=Sampling(),
+    )
 
 
 def decode_job(payload: bytes) -> Job:

@@ -6,8 +6,12 @@ MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,95}\Z"
 NODE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
+LEFT = b"left"
+"""See `cancel_key`."""
+
 PRIORITY_STEPS = (0, 3, 6, 9)
-"""Celery priorities; 0 is the highest. Kombu keeps one list a step."""
+"""Celery priorities; 0 is the highest. Kombu keeps one list a step: of jobs that come again, then
+interactive, background and batch ones."""
 
 GENERATE_TASK = "llmis.generate"
 """The Celery task that runs one job. Its only argument is the job id, which is also the task id."""
@@ -65,13 +69,46 @@ def log_key(job_id: str) -> str:
 
 
 def cancel_key(job_id: str) -> str:
-    """Present when the job was cancelled: what a replica reads that missed the revocation."""
+    """Present when the job is to stop: what a replica reads that missed the revocation.
+
+    `LEFT`: its last reader has left, and may come back. Anything else: it was cancelled.
+    """
     return f"llmis:job:{job_id}:cancelled"
 
 
 def claim_key(job_id: str) -> str:
     """The `Claim` of the replica that runs the job: a second delivery sees it and ends."""
     return f"llmis:job:{job_id}:claim"
+
+
+def readers_key(job_id: str) -> str:
+    """Set of the hub channels of the web processes that read the job."""
+    return f"llmis:job:{job_id}:readers"
+
+
+def waiting_key(owner: str) -> str:
+    """Sorted set: job id → Unix time of its deadline, of what an owner has waiting."""
+    return f"llmis:owner:{owner}:waiting"
+
+
+def running_key(owner: str) -> str:
+    """The same of what it has running."""
+    return f"llmis:owner:{owner}:running"
+
+
+def rates_key(owner: str) -> str:
+    """Hash: what an owner has left of its requests and tokens a minute."""
+    return f"llmis:owner:{owner}:rates"
+
+
+def idempotency_key(owner: str, digest: str) -> str:
+    """Fingerprint and job id of the request that an owner sent with an `Idempotency-Key`."""
+    return f"llmis:owner:{owner}:once:{digest}"
+
+
+def turns_key(model: str) -> str:
+    """Hash: how the owners take turns in the model's queue."""
+    return f"llmis:model:{model}:turns"
 
 
 def hub_channel(web_id: str) -> str:

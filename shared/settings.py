@@ -136,6 +136,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A replica that has jobs and makes no progress for so long is not ready, and is killed."""
     job_ttl_s: Annotated[int, Meta(ge=1)] = 600
     """How long a finished job's log stays in Redis."""
+    requests_per_minute: Annotated[int, Meta(ge=0)] = 0
+    """Of one key; 0 = no limit. So are the next three."""
+    tokens_per_minute: Annotated[int, Meta(ge=0)] = 0
+    """Prompt and completion together."""
+    max_open_requests: Annotated[int, Meta(ge=0)] = 0
+    """Waiting and running at the same time."""
+    max_waiting_requests: Annotated[int, Meta(ge=0)] = 0
+    max_queue_length: Count = 1000
+    """Requests that wait for one model, of all keys together."""
+    lower_class_turn_s: Seconds = 5.0
+    """While background or batch requests wait, one of each goes ahead of all others this often."""
     max_body_bytes: Count = 8 * 1024 * 1024
     max_messages: Count = 4096
     max_choices: Count = 128

@@ -20,6 +20,7 @@ import openai
 import pytest
 import redis
 
+from shared import names
 from tests import counter_model
 
 ROOT = Path(__file__).parent.parent
@@ -110,6 +111,9 @@ class Service:
 
     def log(self, name: str) -> str:
         return (self.data_dir / "logs" / f"{name}.log").read_text()
+
+    def num_queued(self, model: str) -> int:
+        return sum(self.redis.llen(key) for key in names.priority_lists(model))
 
     def pids(self, *words: str) -> list[int]:
         """Processes of this service whose command line has all `words`."""

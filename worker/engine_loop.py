@@ -16,8 +16,10 @@ from shared.errors import EngineError, LlmisError
 from worker.engines.protocol import Engine, EngineFatal, Sequence, StepResult
 from worker.job_run import (
     Emission,
+    GiveBack,
     JobDropped,
     JobEnded,
+    JobGivenBack,
     JobRun,
     JobStarted,
     num_prompt_tokens,
@@ -28,16 +30,16 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Cancel:
+class _Stop:
     job_id: str
-    error: LlmisError
+    end: JobDropped | JobGivenBack
 
 
 class EngineLoop:
     def __init__(self, engine: Engine, emit: Callable[[list[Emission]], None]) -> None:
         self._engine = engine
         self._emit = emit
-        self._inbox: queue.SimpleQueue[JobRun | _Cancel | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[JobRun | _Stop | None] = queue.SimpleQueue()
         self._runs: dict[str, JobRun] = {}
         self._waiting: deque[Sequence] = deque()
         """Sequences without a slot yet, in the order of their jobs."""
@@ -70,7 +72,11 @@ class EngineLoop:
 
     def cancel(self, job_id: str, error: LlmisError) -> None:
         """End a job between two steps. An unknown job is ignored."""
-        self._inbox.put(_Cancel(job_id, error))
+        self._inbox.put(_Stop(job_id, JobDropped(error)))
+
+    def give_back(self, job_id: str, reason: GiveBack) -> None:
+        """Stop a job between two steps, for another replica to go on. An unknown job is ignored."""
+        self._inbox.put(_Stop(job_id, JobGivenBack(reason)))
 
     # -- for the heartbeat: read from another thread, each a single reference ----------------
 
@@ -131,7 +137,7 @@ class EngineLoop:
                 message.open_sequences = len(wanted)
                 self._waiting.extend(wanted)
             else:
-                self._drop(message.job_id, message.error)
+                self._take_out(message.job_id, message.end)
             is_idle = False
 
     def _admit(self) -> None:
@@ -199,6 +205,9 @@ class EngineLoop:
             self._emit(emissions)
 
     def _drop(self, job_id: str, error: LlmisError) -> None:
+        self._take_out(job_id, JobDropped(error))
+
+    def _take_out(self, job_id: str, end: JobDropped | JobGivenBack) -> None:
         run = self._runs.pop(job_id, None)
         if run is None:
             return
@@ -207,8 +216,11 @@ class EngineLoop:
                 self._engine.cancel(sequence.key)
         finally:
             self._waiting = deque(s for s in self._waiting if s.key[0] != job_id)
-            run.outcome = error.code or error.type
-            self._emit([(run, JobDropped(error))])
+            if isinstance(end, JobDropped):
+                run.outcome = end.error.code or end.error.type
+            else:
+                run.outcome = end.reason
+            self._emit([(run, end)])
 
     def _drop_all(self, error: LlmisError) -> None:
         for job_id in list(self._runs):

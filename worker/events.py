@@ -15,7 +15,7 @@ from shared.messages import (
 )
 from worker.chat.parser import Parts
 from worker.engines.protocol import StepResult
-from worker.job_run import Emission, JobDropped, JobEnded, JobRun, JobStarted
+from worker.job_run import Emission, Item, JobDropped, JobEnded, JobGivenBack, JobRun, JobStarted
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ def events_of(emissions: list[Emission]) -> list[tuple[JobRun, Event]]:
                 before.embedding = item.embedding
                 continue
             joined[item.key] = item
-        ordered.append((run, item))
+        if not isinstance(item, JobGivenBack):
+            ordered.append((run, item))
     events: list[tuple[JobRun, Event]] = []
     for run, item in ordered:
         if run.job.echo and isinstance(item, StepResult):
@@ -67,7 +68,7 @@ def _echo(run: JobRun, item: StepResult) -> Echo | None:
     return Echo(run.next_seq, run.attempt, index, text, read)
 
 
-def _event(run: JobRun, item: StepResult | JobStarted | JobEnded | JobDropped) -> Event:
+def _event(run: JobRun, item: Item) -> Event:
     seq, attempt = run.next_seq, run.attempt
     if isinstance(item, StepResult):
         if item.embedding is not None:
@@ -80,6 +81,7 @@ def _event(run: JobRun, item: StepResult | JobStarted | JobEnded | JobDropped) -
         return Started(seq, attempt, item.prompt_tokens)
     if isinstance(item, JobEnded):
         return Finished(seq, attempt, item.usage, item.timings)
+    assert isinstance(item, JobDropped), "sorted out before"
     error = item.error
     return Failed(seq, attempt, error.status, error.code, error.message, error.param)
 

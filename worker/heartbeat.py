@@ -1,8 +1,8 @@
 """The heartbeat: one thread that tells the registry of this replica and looks after its jobs.
 
-Once a second it writes the replica's record, and cancels jobs that carry a cancel flag (for a
-revocation that this process did not hear), that are past their deadline, or whose events reach
-nobody any more. When the engine loop has died, it ends the process.
+Once a second it writes the replica's record, learns who reads its jobs, and stops those that
+carry a flag (for a revocation that this process did not hear), that are past their deadline, or
+whose events reach nobody any more. When the engine loop has died, it ends the process.
 """
 
 import logging
@@ -12,11 +12,12 @@ from collections.abc import Callable
 
 import redis
 
-from shared import names, registry
-from shared.errors import DeadlineExceeded, LlmisError, RequestCancelled
-from shared.messages import ReplicaRecord
+from shared import essential, names, registry
+from shared.connections import payload_bytes
+from shared.errors import DeadlineExceeded, RequestCancelled
+from shared.messages import Priority, ReplicaRecord
 from worker.engine_loop import EngineLoop
-from worker.job_run import JobRun
+from worker.job_run import GiveBack, JobRun
 from worker.publisher import Publisher
 from worker.thread_names import name_this_thread
 
@@ -32,6 +33,7 @@ class Heartbeat:
         record: Callable[[], ReplicaRecord],
         publisher: Publisher,
         orphan_grace_s: float,
+        job_ttl_s: int,
         *,
         on_wedged: Callable[[], None],
         is_kept: Callable[[], bool] = lambda: True,
@@ -43,6 +45,7 @@ class Heartbeat:
         self._record = record
         self._publisher = publisher
         self._orphan_grace_s = orphan_grace_s
+        self._job_ttl_s = job_ttl_s
         self._on_wedged = on_wedged
         self._is_kept = is_kept
         self._on_abandoned = on_abandoned
@@ -99,14 +102,35 @@ class Heartbeat:
 
     def _look_after_jobs(self, loop: EngineLoop) -> None:
         runs = loop.running()
-        unheard = self._unheard({run.job.reply_channel for run in runs})
+        unheard = self._unheard({channel for run in runs for channel in run.channels})
         if not runs:
             return
-        flags = self._client.mget([names.cancel_key(run.id) for run in runs])
-        for run, flag in zip(runs, flags, strict=True):
-            error = _reason_to_cancel(run, flag is not None, unheard)
-            if error is not None:
-                loop.cancel(run.id, error)
+        pipe = self._client.pipeline(transaction=False)
+        for run in runs:
+            pipe.get(names.cancel_key(run.id))
+            pipe.smembers(names.readers_key(run.id))
+        replies = pipe.execute()
+        for run, flag, readers in zip(runs, replies[::2], replies[1::2], strict=True):
+            run.channels = tuple(sorted(payload_bytes(reader).decode() for reader in readers))
+            if flag == names.LEFT or (flag is None and self._is_unread(run, unheard)):
+                loop.give_back(run.id, GiveBack.LEFT)
+            elif flag is not None:
+                loop.cancel(run.id, RequestCancelled("The request was cancelled."))
+            elif time.time() > run.job.deadline_at:
+                loop.cancel(run.id, DeadlineExceeded("The request ran until its deadline."))
+
+    def _is_unread(self, run: JobRun, unheard: set[str]) -> bool:
+        """Whether nobody has read a job for the grace time that somebody should read."""
+        if run.job.priority is not Priority.INTERACTIVE or not unheard.issuperset(run.channels):
+            return False
+        if not run.channels:
+            return False  # its readers have just been lost, or the last one leaves
+        # Should one of them come back, it is not to think that the job is still read.
+        _log.warning("nobody reads the job any more", extra={"request_id": run.id})
+        self._client.srem(names.readers_key(run.id), *run.channels)
+        key = names.cancel_key(run.id)
+        essential.write(self._client, "SET", key, names.LEFT, "NX", "EX", self._job_ttl_s)
+        return True
 
     def _unheard(self, in_use: set[str]) -> set[str]:
         """Channels in use that nobody has heard for the grace time, nor listens to now."""
@@ -117,13 +141,3 @@ class Heartbeat:
         silent = {channel for channel in unheard & in_use if not counts.get(channel.encode())}
         self._publisher.forget_channels(unheard - silent)
         return silent
-
-
-def _reason_to_cancel(run: JobRun, is_flagged: bool, unheard: set[str]) -> LlmisError | None:
-    if is_flagged:
-        return RequestCancelled("The request was cancelled.")
-    if run.job.reply_channel in unheard:
-        return RequestCancelled("Nobody listens to the request any more.")
-    if time.time() > run.job.deadline_at:
-        return DeadlineExceeded("The request ran until its deadline.")
-    return None

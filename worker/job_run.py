@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from shared.errors import LlmisError
 from shared.messages import Job, Timings, TokenLogprobs, Usage
@@ -19,6 +20,8 @@ class JobRun:
     sequences: list[Sequence]
     claim: bytes = b""
     """What the job's claim has to be for an event of this attempt to count."""
+    channels: tuple[str, ...] = ()
+    """Of the web processes that read the job. The task thread sets it, then the heartbeat."""
     # engine loop
     ended: frozenset[int] = frozenset()
     """Choices that an earlier attempt has brought to their ends."""
@@ -90,7 +93,24 @@ class JobDropped:
     error: LlmisError
 
 
-Emission = tuple[JobRun, StepResult | JobStarted | JobEnded | JobDropped]
+class GiveBack(StrEnum):
+    """Why a replica gives a job back before its end."""
+
+    LEFT = "client_gone"
+    """Nobody reads it: it waits, in nobody's queue, until somebody does."""
+    HANDED_OVER = "handed_over"
+    """This replica stops: another one goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobGivenBack:
+    """Out of the engine; its log stays open."""
+
+    reason: GiveBack
+
+
+Item = StepResult | JobStarted | JobEnded | JobDropped | JobGivenBack
+Emission = tuple[JobRun, Item]
 
 
 def num_prompt_tokens(run: JobRun) -> int:

@@ -19,7 +19,7 @@ from shared import essential, messages, names
 from shared.messages import Event, Failed, Finished, Job, JobKind
 from shared.registry import BEAT_S
 from worker.events import events_of
-from worker.job_run import Emission, JobDropped, JobEnded, JobRun
+from worker.job_run import Emission, JobDropped, JobEnded, JobGivenBack, JobRun
 from worker.thread_names import name_this_thread
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ for i = 1, n do
   local holder = redis.call('get', claim)
   if holder ~= false and holder ~= ARGV[at] then
     refused[#refused + 1] = i
-    blocked[tonumber(ARGV[at + 4])] = true
+    for place in string.gmatch(ARGV[at + 4], '%d+') do blocked[tonumber(place)] = true end
   elseif redis.call('llen', log) <= tonumber(ARGV[at + 1]) then
     redis.call('rpush', log, ARGV[at + 2])
     if ARGV[at + 3] ~= '0' then redis.call('expire', log, ARGV[at + 3]) end
@@ -51,7 +51,7 @@ return {counts, refused}
 )
 """KEYS: claim and log of each event, then the channels. ARGV: the number of events; of each one
 the claim that it needs, its sequence number, the event, the log's new time to live (0 = none),
-and the number of its channel; then a message for each channel. An event that is in its log
+and the numbers of its channels; then a message for each channel. An event that is in its log
 already, from a call whose answer was lost, is not appended again. A channel with a refused event
 gets no message: its readers repair from the logs. A claim that is not there is no other's.
 Returns the receivers of each channel, and the numbers of the refused events."""
@@ -124,9 +124,11 @@ class Publisher:
         emissions, is_last = self._collect()
         self._is_busy, self._tried_at = True, time.monotonic()
         if emissions:
-            self._send(events_of(emissions))
+            events = events_of(emissions)
+            if events:
+                self._send(events)
             for run, item in emissions:
-                if isinstance(item, JobEnded | JobDropped):
+                if isinstance(item, JobEnded | JobDropped | JobGivenBack):
                     run.done.set()
         self._is_busy = False
         return not is_last
@@ -167,11 +169,12 @@ class Publisher:
         by_channel: dict[str, list[tuple[str, bytes]]] = {}
         places: dict[str, int] = {}
         keys: list[str] = []
-        entries: list[bytes | int] = []
+        entries: list[bytes | int | str] = []
         for run, event, payload in encoded:
-            channel = run.job.reply_channel
-            by_channel.setdefault(channel, []).append((run.id, payload))
-            place = places.setdefault(channel, len(places) + 1)
+            for channel in run.channels:
+                by_channel.setdefault(channel, []).append((run.id, payload))
+                places.setdefault(channel, len(places) + 1)
+            place = " ".join(str(places[channel]) for channel in run.channels)
             keys += (names.claim_key(run.id), names.log_key(run.id))
             entries += (run.claim, event.seq, payload, self._expiry_s(run, event), place)
         channels = list(by_channel)

@@ -23,6 +23,7 @@ from shared import settings as settings_module
 from shared.celery_app import app
 from shared.connections import connect
 from shared.errors import LlmisError, ModelUnloaded, ReplicaLost, SettingsError, Unavailable
+from shared.job_queue import JobQueue
 from shared.lifecycle import Assignment, ModelSpec, StopOrder
 from shared.messages import ReplicaState, Sampling
 from shared.settings import Settings
@@ -55,12 +56,14 @@ class ReplicaProcess:
             connect(settings, max_connections=2), settings.job_ttl_s, settings.request_timeout_s
         )
         self._vital_signs = VitalSigns(assignment, replica_id, _versions(self._spec.engine))
+        self._running_ttl_s = int(settings.request_timeout_s) + settings.job_ttl_s
         self._loop: EngineLoop | None = None
         self._heartbeat = Heartbeat(
             self._client,
             self._vital_signs.record,
             self._publisher,
             settings.orphan_grace_s,
+            settings.job_ttl_s,
             on_wedged=self._die,
             is_kept=Keeper(
                 self._client, settings.node, int(os.environ.get("LLMIS_AGENT_PID", "0"))
@@ -86,7 +89,9 @@ class ReplicaProcess:
                 prompts=prompts,
                 vocabulary=engine.vocabulary,
                 on_busy=self._heartbeat.announce,
-                job_ttl_s=int(self._settings.request_timeout_s) + self._settings.job_ttl_s,
+                job_ttl_s=self._settings.job_ttl_s,
+                queue=JobQueue(self._client, self._running_ttl_s),
+                running_ttl_s=self._running_ttl_s,
             )
         )
         signals.worker_ready.connect(self._on_ready)

@@ -29,13 +29,21 @@ from shared.errors import (
     Quarantined,
     RequestCancelled,
 )
+from shared.job_queue import JobQueue
 from shared.messages import Event, FinishReason, Job, JobKind
 from shared.outages import outlast
 from worker.at_work import AtWork
 from worker.engine_loop import EngineLoop
 from worker.engines.protocol import StepResult, Vocabulary
 from worker.handover import Past, go_on, past_of
-from worker.job_run import JobDropped, JobEnded, JobRun, num_prompt_tokens
+from worker.job_run import (
+    GiveBack,
+    JobDropped,
+    JobEnded,
+    JobGivenBack,
+    JobRun,
+    num_prompt_tokens,
+)
 from worker.prompt import PromptBuilder
 from worker.publisher import Publisher
 
@@ -58,8 +66,11 @@ class Replica:
     vocabulary: Vocabulary
     on_busy: Callable[[], None]
     """Called when the first job comes after a pause: who looks for an idle replica must know."""
+    queue: JobQueue
     job_ttl_s: int
-    """How long what belongs to a job stays in Redis."""
+    """How long what belongs to a job stays in Redis when it has ended, or waits for a reader."""
+    running_ttl_s: int
+    """The same while it may run."""
     at_work: AtWork = field(default_factory=AtWork)
 
 
@@ -76,7 +87,11 @@ class GenerateRequest(Request):  # type: ignore[misc]
     """A generate task as the worker sees it: terminating it cancels the job in the engine."""
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
-        if _replica is not None:
+        if _replica is None:
+            return
+        if signal == names.LEFT.decode():
+            _replica.loop.give_back(self.id, GiveBack.LEFT)
+        else:
             _replica.loop.cancel(self.id, RequestCancelled(CANCELLED))
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
@@ -84,19 +99,20 @@ class GenerateRequest(Request):  # type: ignore[misc]
 
 
 @control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
-def revoke(state: Any, task_id: Any, **_: Any) -> Any:
+def revoke(state: Any, task_id: Any, signal: Any = None, **_: Any) -> Any:
     """Replace Celery's command: cancel the jobs, here or when they are popped.
 
     Celery's own would drop a queued task in silence, and its reader would wait for ever; and it
     asks a result backend about every task that it does not know. Here a queued job gets the
-    cancel flag, and the replica that pops it writes the end into its log.
+    cancel flag, and the replica that pops it writes the end into its log. The signal `left`
+    comes from the web tier, which has set its own flag: nobody reads the job any more.
     """
     task_ids = {task_id} if isinstance(task_id, str) else set(task_id)
     for request in [r for r in list(worker_state.reserved_requests) if r.id in task_ids]:
-        request.terminate(state.consumer.pool)
-    if _replica is not None:
+        request.terminate(state.consumer.pool, signal=signal)
+    if _replica is not None and signal != names.LEFT.decode():
         for job_id in task_ids:
-            claims.flag_cancelled(_replica.client, job_id, _replica.job_ttl_s)
+            claims.flag_cancelled(_replica.client, job_id, _replica.running_ttl_s)
     return ok(f"cancelled: {sorted(task_ids)}")
 
 
@@ -104,7 +120,7 @@ def revoke(state: Any, task_id: Any, **_: Any) -> Any:
 def generate(self: Any, job_id: str) -> None:
     """Run one job to its end."""
     assert _replica is not None, "serve() comes before the worker starts"
-    if _run(_replica, job_id) == RequestCancelled.code:
+    if _run(_replica, job_id) in (RequestCancelled.code, GiveBack.LEFT):
         # For Flower: not a success.
         self.send_event("task-revoked", terminated=True, signum="CANCEL", expired=False)
         raise Ignore()
@@ -122,9 +138,9 @@ def _run(replica: Replica, job_id: str) -> str:
 
 
 def _run_once(replica: Replica, job_id: str) -> str:
-    """Whatever happens, a claimed job gets its last event. An outage of Redis is outlasted: the
-    message is acknowledged when this returns, and nobody would send it again."""
-    payload = outlast(lambda: replica.client.get(names.job_key(job_id)), "a job")
+    """Whatever happens, a claimed job gets its last event, or is given back. An outage of Redis
+    is outlasted: the message is acknowledged when this returns, and nobody would send it again."""
+    payload, readers = outlast(lambda: _read(replica, job_id), "a job")
     if not payload:
         _log.warning("job is gone, nobody waits for it", extra={"request_id": job_id})
         return "expired"
@@ -135,6 +151,8 @@ def _run_once(replica: Replica, job_id: str) -> str:
         return "duplicate"
     claim, past = claimed
     run = JobRun(job, claim.attempt, [], claim=claim.encode(), next_seq=past.num_events)
+    run.channels = tuple(sorted(payload_bytes(reader).decode() for reader in readers))
+    outlast(lambda: replica.queue.begin(job), "a job's begin")
     try:
         _start(replica, run, claim, past)
     except LlmisError as error:
@@ -144,22 +162,54 @@ def _run_once(replica: Replica, job_id: str) -> str:
         _fail(replica, run, InternalError("The replica had an error while preparing the request."))
     else:
         # The flag is set before the revocation is sent: one of the two is seen.
-        if outlast(lambda: _is_cancelled(replica, run), "a cancel flag"):
+        flag = _cancel_flag(replica, run)
+        if flag == names.LEFT:
+            replica.loop.give_back(run.id, GiveBack.LEFT)
+        elif flag is not None:
             replica.loop.cancel(run.id, RequestCancelled(CANCELLED))
     run.done.wait()
     _log_end(replica, run)
     if run.is_fenced:
         return "taken_over"
-    # Nobody needs the request any more; the empty key keeps its id taken.
-    empty = ("SET", names.job_key(job_id), b"", "XX", "KEEPTTL")
-    outlast(lambda: essential.write(replica.client, *empty), "a job's end")
+    outlast(lambda: _settle(replica, run), "a job's end")
     return run.outcome
+
+
+def _read(replica: Replica, job_id: str) -> Any:
+    """The encoded job, and the channels of its readers."""
+    pipe = replica.client.pipeline(transaction=False)
+    pipe.get(names.job_key(job_id))
+    pipe.smembers(names.readers_key(job_id))
+    return pipe.execute()
+
+
+def _settle(replica: Replica, run: JobRun) -> None:
+    """The job is out of the engine, and what there is to say of it is in its log."""
+    client, job = replica.client, run.job
+    if run.outcome == GiveBack.HANDED_OVER:
+        claims.give_back(client, job.id, run.claim, replica.running_ttl_s)
+        replica.queue.requeue(job)
+        return
+    if run.outcome == GiveBack.LEFT:
+        # What it has used is settled when it ends; until then its charge stands.
+        replica.queue.settle(job, job.charged_tokens)
+        claims.give_back(client, job.id, run.claim, replica.job_ttl_s)
+        client.expire(names.log_key(job.id), replica.job_ttl_s)
+        client.expire(names.job_key(job.id), replica.job_ttl_s)
+        if client.exists(names.readers_key(job.id)):
+            replica.queue.requeue(job)  # somebody has come back meanwhile
+    else:
+        replica.queue.settle(job, run.prompt_tokens + run.completion_tokens)
+        # The request itself is not needed any more; its answer may be read again.
+        ended = messages.encode_job(messages.without_request(job))
+        key = names.job_key(job.id)
+        essential.write(client, "SET", key, ended, "XX", "EX", replica.job_ttl_s)
 
 
 def _start(replica: Replica, run: JobRun, claim: Claim, past: Past) -> None:
     """Check that the job is wanted and hand it to the engine loop. Raises LlmisError."""
-    if outlast(lambda: _is_cancelled(replica, run), "a cancel flag"):
-        raise RequestCancelled(CANCELLED)
+    if _is_stopped(replica, run):
+        return
     if claim.num_barren >= _MAX_BARREN:
         raise Quarantined(
             f"{claim.num_barren} replicas have died while they worked on this request. It is not "
@@ -190,6 +240,22 @@ def _start(replica: Replica, run: JobRun, claim: Claim, past: Past) -> None:
         replica.on_busy()
 
 
+def _is_stopped(replica: Replica, run: JobRun) -> bool:
+    """Give a job back that nobody reads. Raises RequestCancelled."""
+    flag = _cancel_flag(replica, run)
+    if flag == names.LEFT:
+        run.outcome = GiveBack.LEFT
+        replica.publisher.emit([(run, JobGivenBack(GiveBack.LEFT))])
+        return True
+    if flag is not None:
+        raise RequestCancelled(CANCELLED)
+    return False
+
+
+def _cancel_flag(replica: Replica, run: JobRun) -> Any:
+    return outlast(lambda: replica.client.get(names.cancel_key(run.id)), "a cancel flag")
+
+
 def _translate(replica: Replica, run: JobRun) -> None:
     """Answer a job that needs the vocabulary alone, past the engine loop. Raises LlmisError."""
     job, key = run.job, (run.id, 0)
@@ -214,10 +280,6 @@ def _end(replica: Replica, run: JobRun) -> None:
     replica.publisher.emit([(run, JobEnded(run.usage(), run.timings()))])
 
 
-def _is_cancelled(replica: Replica, run: JobRun) -> bool:
-    return bool(replica.client.exists(names.cancel_key(run.id)))
-
-
 def _claim(replica: Replica, job: Job) -> tuple[Claim, Past] | None:
     """Take the job for this replica, and read what is in its log; None when a live replica has
     it, or had it to its end.
@@ -225,14 +287,14 @@ def _claim(replica: Replica, job: Job) -> tuple[Claim, Past] | None:
     A claim of our own, while no thread here has the job in hand, is one whose answer was lost.
     """
     mine = Claim(replica.id)
-    if claims.take(replica.client, job.id, mine, replica.job_ttl_s):
+    if claims.take(replica.client, job.id, mine, replica.running_ttl_s):
         # There is a log where Redis has lost the claim.
         past = past_of(_log_of(replica, job))
         return None if past.is_ended else (mine, past)
     found = claims.read(replica.client, job.id)
     if found is None:
         return None
-    if found.holder != replica.id and _is_alive(replica, found.holder):
+    if found.holder and found.holder != replica.id and _is_alive(replica, found.holder):
         return None
     past = past_of(_log_of(replica, job))
     if past.is_ended:
@@ -240,7 +302,7 @@ def _claim(replica: Replica, job: Job) -> tuple[Claim, Past] | None:
     if found.holder == replica.id:
         return found, past
     mine = found.succeeded_by(replica.id, past.num_events, past.num_tokens)
-    if not claims.take_over(replica.client, job.id, found, mine, replica.job_ttl_s):
+    if not claims.take_over(replica.client, job.id, found, mine, replica.running_ttl_s):
         return None
     # From now on nobody else appends: what has come in between counts, too.
     return mine, past_of(_log_of(replica, job))

@@ -82,7 +82,7 @@ def test_a_client_that_gives_up_leaves_nothing_running(service: Service, num_ret
         lambda: found if len(found := _outcomes(service, request_id)) > num_retries else None,
         "the replica has ended every try",
     )
-    assert outcomes == ["request_cancelled"] * (num_retries + 1)
+    assert outcomes == ["client_gone"] * (num_retries + 1)
 
 
 def test_a_stream_that_is_closed_early_is_cancelled(service: Service) -> None:
@@ -91,7 +91,7 @@ def test_a_stream_that_is_closed_early_is_cancelled(service: Service) -> None:
         first = next(iter(stream))
     request_id = first.id.removeprefix("cmpl-")
     outcomes = wait_for(lambda: _outcomes(service, request_id), "the replica has ended it")
-    assert outcomes == ["request_cancelled"]
+    assert outcomes == ["client_gone"]
 
 
 def test_an_error_in_mid_stream_is_raised(service: Service) -> None:

@@ -110,7 +110,7 @@ def test_an_abort_in_mid_stream_is_noted(steps: dict[str, Any], service: Service
 
     def is_cancelled() -> bool:
         lines = service.log("replica-gemma-3-270m").splitlines()
-        return any(request_id in line and '"request_cancelled"' in line for line in lines)
+        return any(request_id in line and '"client_gone"' in line for line in lines)
 
     wait_for(is_cancelled, "the replica has ended it")
 

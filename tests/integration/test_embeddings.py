@@ -297,7 +297,7 @@ def test_a_client_that_leaves_frees_the_slots(embedders: Service) -> None:
         done = [line for line in lines if '"embed-and-leave"' in line and '"request done"' in line]
         return json.loads(done[0])["outcome"] if done else None
 
-    assert wait_for(outcome, "the request has ended") == "request_cancelled"
+    assert wait_for(outcome, "the request has ended") == "client_gone"
     wait_for(lambda: busy() == 0, "all slots are free")
     (item,) = embedders.openai().embeddings.create(model="bert", input="red dog").data
     assert _is_near(item.embedding, _BERT.vector(_BERT.token_ids("red dog")), _LOOSE)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from shared import names
 from tests.admin_client import Completion, admin, lazy_models, load, model, unload, wait_for_state
 from tests.conftest import Service, running_service, wait_for
 from tests.counter_model import expected_text
@@ -94,8 +93,7 @@ def test_a_request_for_a_model_that_can_never_fit_fails_with_507(tmp_path: Path)
         assert completion.response.status == 507
         assert completion.error["code"] == "too_many_models"
         assert completion.response.headers["Retry-After"]
-        queue = names.model_queue("late")
-        wait_for(lambda: not service.redis.exists(queue), "no request without a reader is left")
+        wait_for(lambda: not service.num_queued("late"), "no request without a reader is left")
         # And the others have not been touched.
         assert Completion(service, "counter", 5).read().text == expected_text(5, 5)
 

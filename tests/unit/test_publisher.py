@@ -37,7 +37,7 @@ def _run(job_id: str = "j", channel: str = "c", **fields: Any) -> JobRun:
         deadline_at=1.0,
         **fields,
     )
-    return JobRun(job, 0, [])
+    return JobRun(job, 0, [], channels=(job.reply_channel,))
 
 
 def _end(run: JobRun) -> Emission:

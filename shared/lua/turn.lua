@@ -1,0 +1,21 @@
+-- Let the lower classes of a model have a turn now and then: a class that has waited for the
+-- whole interval sends its next message to the first list.
+-- KEYS: the model's turns, then its lists. ARGV: now, the interval in seconds.
+local turns, first = KEYS[1], KEYS[2]
+local now, interval = tonumber(ARGV[1]), tonumber(ARGV[2])
+local moved = 0
+for i = 4, #KEYS do
+  local field = 'due:' .. i
+  if redis.call('llen', KEYS[i]) == 0 then
+    redis.call('hdel', turns, field)
+  else
+    local due = tonumber(redis.call('hget', turns, field) or -1)
+    if due >= 0 and now >= due then
+      redis.call('lmove', KEYS[i], first, 'RIGHT', 'LEFT')
+      moved = moved + 1
+    end
+    if due < 0 or now >= due then redis.call('hset', turns, field, now + interval) end
+  end
+end
+if moved > 0 then redis.call('expire', turns, 3600) end
+return moved
