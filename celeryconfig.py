@@ -33,6 +33,7 @@ task_default_priority = 3
 task_create_missing_queues = True
 
 worker_prefetch_multiplier = 1
+worker_consumer = "worker.consumer:Consumer"
 worker_send_task_events = True
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False

@@ -81,14 +81,18 @@ def test_a_message_that_is_lost_behind_others_is_sent_again(own_service: Service
     """As if a worker had died between popping it and noting it down."""
     assert load(own_service, "single", slots=1, context_length=16384)[0] == 200
     clients = [Client(own_service, "single", 16000, start) for start in range(3)]
-    queue, client = names.model_queue("single"), own_service.redis
-    wait_for(lambda: client.llen(queue) == 2, "two wait")
-    lost = client.lpop(queue)
-    job_id = json.loads(lost)["headers"]["id"].encode()
+    client, lists = own_service.redis, names.priority_lists("single")
+
+    def waiting() -> list[bytes]:
+        return [message for key in lists for message in client.lrange(key, 0, -1)]
+
+    wait_for(lambda: len(waiting()) == 2, "two wait")
+    (key,) = [key for key in lists if client.exists(key)]
+    job_id = json.loads(client.lpop(key))["headers"]["id"].encode()
 
     def is_back() -> bool:
-        waiting = client.lrange(queue, 0, -1)
-        return len(waiting) == 2 and any(job_id in message for message in waiting)
+        found = waiting()
+        return len(found) == 2 and any(job_id in message for message in found)
 
     wait_for(is_back, "it waits again, and so does the other one", 30)
     for each in clients:
