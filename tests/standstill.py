@@ -3,10 +3,13 @@
 import contextlib
 import ctypes
 import os
+import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+_PTRACE_CONT = 7
 _PTRACE_SEIZE = 0x4206
 _PTRACE_INTERRUPT = 0x4207
 _WALL = 0x40000000
@@ -23,14 +26,23 @@ def thread_id(pid: int, name: str) -> int:
 
 
 @contextlib.contextmanager
-def standing_still(pid: int, name: str) -> Iterator[None]:
+def standing_still(
+    pid: int, name: str, do_others_run: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
     """Hold a thread. It does not go on: its process is to be killed within.
 
-    Raises OSError where tracing is not permitted.
+    A thread that is caught with Python's global lock in its hand stops all others; then it is let
+    go and caught again. Raises OSError where tracing is not permitted.
     """
     tid = thread_id(pid, name)
     _trace(_PTRACE_SEIZE, tid)
-    _trace(_PTRACE_INTERRUPT, tid)
+    while True:
+        _trace(_PTRACE_INTERRUPT, tid)
+        os.waitpid(tid, _WALL)
+        if do_others_run():
+            break
+        _trace(_PTRACE_CONT, tid)
+        time.sleep(random.uniform(0.2, 0.4))
     # Somebody has to take note of the thread's end, or the process stays a zombie.
     reaper = threading.Thread(target=_reap, args=(tid,))
     reaper.start()

@@ -2,11 +2,13 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from shared import names, registry
 from tests.admin_client import Completion, load, readiness, unload
 from tests.conftest import Service, running_service, wait_for
 from tests.counter_model import expected_text
@@ -15,9 +17,27 @@ from tests.standstill import standing_still
 
 @pytest.fixture
 def alert(tmp_path: Path) -> Iterator[Service]:
-    """A service that waits no longer than two seconds for a sign of progress."""
-    with running_service(tmp_path, extra="stall_timeout_s = 2\nredis_timeout_s = 0.4") as service:
+    """A service that waits no longer than five seconds for a sign of progress."""
+    with running_service(tmp_path, extra="stall_timeout_s = 5\nredis_timeout_s = 1") as service:
         yield service
+
+
+def _beats(service: Service, pid: int) -> Callable[[], bool]:
+    """Whether a replica writes its record: its time to live grows then."""
+    (replica_id,) = [r.id for r in registry.read(service.redis) if r.pid == pid]
+    client, key = service.redis, names.replica_key(replica_id)
+
+    def does() -> bool:
+        before, ends_at = 10_000, time.monotonic() + 2
+        while time.monotonic() < ends_at:
+            left = client.pttl(key)
+            if left > before:
+                return True
+            before = left
+            time.sleep(0.05)
+        return False
+
+    return does
 
 
 def _is_ready(service: Service) -> bool:
@@ -28,12 +48,12 @@ def _is_ready(service: Service) -> bool:
 def test_a_replica_that_makes_no_progress_is_replaced_and_its_jobs_go_on(
     alert: Service, thread: str
 ) -> None:
-    assert load(alert, "pair", replicas=2, slots=2, context_length=16384)[0] == 200
-    streams = [Completion(alert, "pair", 12_000, start).read(3) for start in range(4)]
+    assert load(alert, "pair", replicas=2, slots=2, context_length=30000)[0] == 200
+    streams = [Completion(alert, "pair", 16_000, start).read(3) for start in range(4)]
     victim, other = alert.pids("worker.replica", "pair@")
-    with standing_still(victim, thread):
+    with standing_still(victim, thread, _beats(alert, victim)):
         assert [stream.read().text for stream in streams] == [
-            expected_text(start, 12_000) for start in range(4)
+            expected_text(start, 16_000) for start in range(4)
         ]
         assert victim not in alert.pids("worker.replica", "pair@")
     assert other in alert.pids("worker.replica", "pair@")
@@ -59,7 +79,7 @@ def test_a_service_without_progress_is_not_ready(alert: Service) -> None:
     (agent,) = alert.pids("worker.agent")
     os.kill(agent, signal.SIGSTOP)  # or it would kill the replica at once
     try:
-        with standing_still(victim, "engine-loop"):
+        with standing_still(victim, "engine-loop", _beats(alert, victim)):
             wait_for(lambda: not _is_ready(alert), "it is not ready", 20)
             assert victim in alert.pids("worker.replica", "only@")
             os.kill(agent, signal.SIGCONT)
