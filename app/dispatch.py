@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from app.hub import Hub
 from app.job_stream import JobStream
 from app.refusals import refusal_error
-from shared import claims, messages, names
+from shared import messages, names
 from shared.connections import payload_bytes
 from shared.errors import NotFound
 from shared.job_queue import Departure, JobQueue, Order, Refusal
@@ -34,16 +34,6 @@ def request_id_from(header: str | None) -> str:
 
 
 _NO_LIMITS = Allowances()
-
-
-@dataclass(frozen=True, slots=True)
-class JobStanding:
-    """What Redis knows of a job besides its log."""
-
-    holder: str | None
-    """Id of the replica that has claimed it; "" when one has given it back."""
-    is_cancelled: bool
-    """By somebody who named it, not by its readers' leaving."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +118,6 @@ class Dispatcher:
             raise NotFound(f"There is no request {job.id!r} any more.", param="id")
         stream.follow()
         return Reading(job, stream)
-
-    def inspect(self, job: Job) -> JobStanding:
-        """Ask where a silent job stands. Raises redis.RedisError."""
-        pipe = self._client.pipeline(transaction=False)
-        pipe.get(names.claim_key(job.id))
-        pipe.get(names.cancel_key(job.id))
-        payload, flag = pipe.execute()
-        claim = claims.decode(payload)
-        return JobStanding(claim.holder if claim else None, flag not in (None, names.LEFT))
 
     def requeue(self, job: Job) -> None:
         """Queue a job again: its message or its replica is lost. Raises redis.RedisError."""
