@@ -5,8 +5,9 @@ Whatever way a client leaves, `Dispatcher.release` runs and stops a job that nob
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import msgspec
 import redis
 from kombu.exceptions import OperationalError
 
@@ -53,8 +54,11 @@ class Relay:
     def __init__(self, parts: RelayParts, reading: Reading) -> None:
         self._parts = parts
         self._settings = parts.settings
-        self._reading = reading
-        self._job = job = reading.job
+        # What it asks for is in Redis; a long queue of long prompts would be held here, too.
+        self._job = job = msgspec.structs.replace(
+            reading.job, messages=[], prompts=[], tools=[], suffix=None, grammar=None
+        )
+        self._reading = replace(reading, job=job)
         self._stream = reading.stream
         self.metrics = StreamMetrics(job.model, job.created_at, job.kind)
         self._tick_s = parts.settings.keepalive_s / 2
