@@ -14,6 +14,7 @@ import pytest
 import wsproto
 from wsproto.events import Request, TextMessage
 
+from shared import names
 from tests.admin_client import Completion
 from tests.conftest import Service, running_service, wait_for
 from tests.counter_model import expected_text
@@ -97,13 +98,13 @@ def _outcome(service: Service, request_id: str) -> Any:
     return wait_for(find, f"the replica's log line of {request_id}", 60)
 
 
-def _is_cancelled_early(service: Service, request_id: str) -> bool:
+def _is_stopped_early(service: Service, request_id: str) -> bool:
     line = _outcome(service, request_id)
-    return line["outcome"] == "request_cancelled" and 0 < line["completion_tokens"] < _NUM_TOKENS
+    return line["outcome"] == "client_gone" and 0 < line["completion_tokens"] < _NUM_TOKENS
 
 
 def _runs(service: Service, request_id: str) -> Callable[[], bool]:
-    return lambda: bool(service.redis.llen(f"llmis:job:{request_id}:log") > 100)
+    return lambda: bool(service.redis.llen(names.log_key(request_id)) > 100)
 
 
 def _rest(sock: socket.socket) -> bytes:
@@ -121,8 +122,8 @@ def test_who_reads_nothing_of_a_stream_is_cut_off(hasty: Service) -> None:
         wait_for(_runs(hasty, "deaf-sse"), "it streams")
         other = Completion(hasty, "counter", 1500).read()
         assert (other.text, other.is_done) == (expected_text(5, 1500), True)
-        assert not hasty.redis.exists("llmis:job:deaf-sse:cancelled"), "it still waits"
-        assert _is_cancelled_early(hasty, "deaf-sse")
+        assert not hasty.redis.exists(names.cancel_key("deaf-sse")), "it still waits"
+        assert _is_stopped_early(hasty, "deaf-sse")
         assert b"[DONE]" not in _rest(deaf)
 
 
@@ -138,7 +139,7 @@ def test_who_reads_a_byte_a_second_is_cut_off(hasty: Service) -> None:
         reader = threading.Thread(target=trickle)
         reader.start()
         try:
-            assert _is_cancelled_early(hasty, "trickle")
+            assert _is_stopped_early(hasty, "trickle")
         finally:
             is_over.set()
             reader.join()
@@ -152,7 +153,7 @@ def test_a_websocket_that_is_not_read_ends_with_all_its_requests(hasty: Service)
         other = Completion(hasty, "counter", 1500).read()
         assert other.text == expected_text(5, 1500)
         for request_id in request_ids:
-            assert _is_cancelled_early(hasty, request_id)
+            assert _is_stopped_early(hasty, request_id)
         _rest(deaf)
     after = Completion(hasty, "long", 200).read()
     assert after.text.strip() == expected_text(5, 200).strip()
