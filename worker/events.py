@@ -15,7 +15,7 @@ from shared.messages import (
 )
 from worker.chat.parser import Parts
 from worker.engines.protocol import StepResult
-from worker.job_run import Emission, Item, JobDropped, JobEnded, JobRun, JobStarted
+from worker.job_run import Emission, Item, JobDropped, JobEnded, JobGivenBack, JobRun, JobStarted
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ def events_of(emissions: list[Emission]) -> list[tuple[JobRun, Event]]:
     """Number the emissions of one round as events, the text of each choice joined."""
     events: list[tuple[JobRun, Event]] = []
     for run, item in joined(emissions):
+        if isinstance(item, JobGivenBack):
+            continue
         if run.job.echo and isinstance(item, StepResult):
             echo = _echo(run, item)
             if echo is not None:

@@ -24,7 +24,7 @@ from shared.messages import (
 from worker.backlog import Backlog
 from worker.engines.protocol import Sequence, StepResult
 from worker.events import events_of
-from worker.job_run import Emission, JobEnded, JobRun, JobStarted
+from worker.job_run import Emission, JobEnded, JobGivenBack, JobRun, JobStarted
 from worker.publisher import Publisher
 
 
@@ -203,3 +203,9 @@ def test_what_waits_for_redis_is_joined_and_loses_nothing() -> None:
     assert [delta.text for delta in deltas] == [text, text]
     assert [delta.token_ids for delta in deltas] == [list(range(num_steps))] * 2
     assert [type(event) for _, event in events[-2:]] == [Finished, Finished]
+
+
+def test_a_job_that_is_given_back_has_no_event_of_it() -> None:
+    run = _run()
+    events = events_of([(run, StepResult(("j", 0), "a", [1])), (run, JobGivenBack())])
+    assert [event for _, event in events] == [Delta(0, 0, 0, "a", [1])]
