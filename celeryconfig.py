@@ -9,6 +9,8 @@ broker_url = _s.redis_url or "redis://127.0.0.1:6379/0"
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None  # Redis may be away for as long as it likes
 broker_pool_limit = 20
+broker_pool_acquire_timeout = _s.redis_timeout_s
+broker_channel_error_retry = True  # a Redis that refuses writes must not end a worker
 broker_transport_options = {
     "priority_steps": list(_names.PRIORITY_STEPS),
     "queue_order_strategy": "priority",
@@ -31,6 +33,7 @@ task_default_priority = 3
 task_create_missing_queues = True
 
 worker_prefetch_multiplier = 1
+worker_consumer = "worker.consumer:Consumer"
 worker_send_task_events = True
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False

@@ -10,14 +10,15 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from app.bridge import Bridge
 from app.hub import Hub
 from app.job_stream import JobStream
 from app.refusals import refusal_error
-from shared import messages, names
+from shared import claims, messages, names
 from shared.connections import payload_bytes
 from shared.errors import NotFound
-from shared.job_queue import Departure, JobQueue, Order, Refusal
-from shared.limits import Allowances, limits_of
+from shared.job_queue import Admission, Departure, JobQueue, Order, Refusal
+from shared.limits import Allowances, Limits, limits_of
 from shared.messages import Job, Priority
 from shared.settings import Settings
 
@@ -55,6 +56,7 @@ class Dispatcher:
         self._client = client
         self._celery = celery
         self._hub = hub
+        self._bridge = Bridge(hub, settings.replica_wait_s)
         hub.on_stray = self.stop_unread
         # As long as a job may still be popped from its queue, and then some.
         self._job_ttl_s = int(settings.request_timeout_s) + settings.job_ttl_s
@@ -73,19 +75,18 @@ class Dispatcher:
         """Queue a job and read it.
 
         The job gets another id when its own is taken: ids that clients send are not always
-        unique. Raises TooManyRequests, redis.RedisError.
+        unique. A short outage of Redis is waited for. Raises TooManyRequests, redis.RedisError.
         """
         limits = limits_of(self._settings)
+        deadline = self._bridge.deadline()
         while True:
             # The stream first: a message to nobody is lost.
             stream = self._hub.open(job.id)
             try:
-                admission = self.queue.admit(
-                    job, self._hub.channel, limits, self._settings.max_queue_length
-                )
+                admission = self._bridge.cross(lambda: self._admit(job, limits), deadline)  # noqa: B023
             except BaseException:
-                # Whether it was queued or not: nobody reads it.
-                self._leave(Reading(job, stream))
+                # Should it have been queued all the same, the hub stops it with its first event.
+                self._hub.release(stream)
                 raise
             if admission.refusal is None:
                 return Reading(job, stream, admission.order, admission.ahead, admission.allowances)
@@ -118,6 +119,19 @@ class Dispatcher:
             raise NotFound(f"There is no request {job.id!r} any more.", param="id")
         stream.follow()
         return Reading(job, stream)
+
+    def _admit(self, job: Job, limits: Limits) -> Admission:
+        """Admit a job; one whose admission was not heard of, because the answer was lost, has
+        its id from itself."""
+        admission = self.queue.admit(
+            job, self._hub.channel, limits, self._settings.max_queue_length
+        )
+        if admission.refusal is Refusal.TAKEN:
+            payload = self._client.get(names.job_key(job.id))
+            known = messages.decode_job(payload_bytes(payload)) if payload else None
+            if known is not None and (known.created_at, known.owner) == (job.created_at, job.owner):
+                return Admission()
+        return admission
 
     def requeue(self, job: Job) -> None:
         """Queue a job again: its message or its replica is lost. Raises redis.RedisError."""
@@ -165,5 +179,5 @@ class Dispatcher:
         if not names.is_request_id(job_id) or not self._client.exists(names.job_key(job_id)):
             raise NotFound(f"There is no request {job_id!r}, or it ended long ago.", param="id")
         # The flag first: a replica that misses the revocation finds it.
-        self._client.set(names.cancel_key(job_id), 1, ex=self._job_ttl_s)
+        claims.flag_cancelled(self._client, job_id, self._job_ttl_s)
         self._celery.control.revoke(job_id, terminate=True)

@@ -15,6 +15,7 @@ from shared.errors import (
     LlmisError,
     MethodNotAllowed,
     QueueUnavailable,
+    StorageFull,
     UnknownRoute,
 )
 
@@ -44,10 +45,19 @@ def from_exception(exc: Exception) -> LlmisError:
     if isinstance(exc, LlmisError):
         return exc
     if isinstance(exc, redis.RedisError | OperationalError):
-        _log.warning("Redis does not answer: %s", exc)
+        _log.warning("Redis does not do its work: %s", exc)
+        if _is_full(exc):
+            return StorageFull("The queue has no memory left for the request. Please try again.")
         return QueueUnavailable("The queue is not reachable at the moment. Please try again.")
     _log.error("unexpected error", exc_info=exc)
     return InternalError("The server had an error while processing the request.")
+
+
+def _is_full(exc: Exception) -> bool:
+    """Kombu wraps what Redis says."""
+    return isinstance(exc, redis.OutOfMemoryError) or isinstance(
+        exc.__cause__, redis.OutOfMemoryError
+    )
 
 
 def _on_http_exception(exc: HTTPException) -> Response:

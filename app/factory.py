@@ -34,7 +34,7 @@ from app.usage import Usage
 from shared import logs, registry
 from shared import settings as settings_module
 from shared.celery_app import app as celery_app
-from shared.connections import connect
+from shared.connections import check_server, connect
 from shared.registry import Directory
 from shared.settings import Settings
 
@@ -91,6 +91,7 @@ def register_routes(app: Flask) -> None:
 
 def _services(settings: Settings) -> Services:
     client = connect(settings)
+    check_server(client)
     hub = Hub(client)
     hub.start()
     dispatcher = Dispatcher(settings, client, celery_app, hub)
@@ -99,9 +100,10 @@ def _services(settings: Settings) -> Services:
     catalog = Catalog(settings, directory)
     loader = Loader(settings, client, celery_app, directory, catalog)
     usage = Usage(client)
-    lookout = Lookout(client)
+    queues = QueueLengths(client)
+    lookout = Lookout(client, queues)
     lookout.start()
-    relay = RelayParts(settings, dispatcher, directory, QueueLengths(client), loader, lookout)
+    relay = RelayParts(settings, dispatcher, directory, queues, loader, lookout)
     services = Services(settings, client, hub, dispatcher, directory, catalog, loader, usage, relay)
     gevent.spawn(_refresh_forever, services)
     return services
@@ -114,8 +116,8 @@ def _refresh_forever(services: Services) -> None:
             services.directory.refresh()
             records = services.directory.replicas()
             services.relay.queues.refresh(services.catalog.names())
-            services.usage.flush()
             metrics.set_gauges(records, services.relay.queues.all())
+            services.usage.flush()
         except redis.RedisError as exc:
             _log.warning("registry not readable: %s", exc)
         except Exception:

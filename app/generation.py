@@ -35,6 +35,7 @@ from shared.errors import (
     QueueUnavailable,
     ReplicaLost,
     RequestCancelled,
+    StorageFull,
     TooManyModels,
     Unavailable,
 )
@@ -43,7 +44,7 @@ from shared.messages import Job
 blueprint = Blueprint("generation", __name__)
 JOB_ERRORS = (
     *(ContextLengthExceeded, Quarantined, ModelNotFound, RequestCancelled, DeadlineExceeded),
-    *(EngineError, ReplicaLost, QueueUnavailable, Unavailable),
+    *(EngineError, ReplicaLost, QueueUnavailable, StorageFull, Unavailable),
     *(ModelUnloaded, ModelFailed, InvalidModel, InsufficientMemory, TooManyModels),
 )
 """How a request that becomes a job can fail before its first token."""

@@ -12,14 +12,14 @@ from msgspec import Struct
 from app.catalog import Catalog, ModelState
 from app.documented import documented
 from app.services import services
-from shared.messages import ReplicaRecord, ReplicaState
+from shared import names
+from shared.messages import ReplicaState
 from shared.registry import Directory
+from shared.settings import Settings
 from shared.version import VERSION
 
 blueprint = Blueprint("health", __name__)
 _FRESH_S = 0.1
-_STALLED_S = 30.0
-"""An engine that has jobs and made no step for this long makes no progress."""
 
 
 class Alive(Struct, frozen=True):
@@ -62,22 +62,26 @@ def healthz() -> Response:
 def readyz() -> Response:
     """Tell whether requests would be answered.
 
-    They are when Redis answers and a replica is ready whose engine makes progress, or none is
-    loaded and the first request would load one.
+    They are when Redis takes them and a replica is ready that makes progress if it has jobs, or
+    none is loaded and the first request would load one.
     """
     shared = services()
     reasons = []
     try:
-        shared.client.ping()
+        shared.client.set(names.PROBE, 1, ex=60)
+    except redis.OutOfMemoryError:
+        reasons.append("Redis has no memory left")
+    except redis.ResponseError as exc:
+        reasons.append(f"Redis takes no requests: {exc}")
     except redis.RedisError:
         reasons.append("Redis does not answer")
     if not shared.hub.is_connected:
         reasons.append("the pub/sub connection is down")
-    is_served = _is_served(shared.directory)
+    is_served = _is_served(shared.directory, shared.settings)
     if not is_served and not reasons:
         # The copy of the registry is up to a second old.
         shared.directory.refresh_if_older(_FRESH_S)
-        is_served = _is_served(shared.directory)
+        is_served = _is_served(shared.directory, shared.settings)
     if not is_served and not _waits_for_demand(shared.catalog, shared.directory):
         reasons.append("no replica is ready")
     if reasons:
@@ -85,18 +89,17 @@ def readyz() -> Response:
     return _json(Ready())
 
 
-def _is_served(directory: Directory) -> bool:
-    return any(_is_healthy(record) for record in directory.replicas())
+def _is_served(directory: Directory, settings: Settings) -> bool:
+    return any(
+        record.state is ReplicaState.READY and not record.is_stalled(settings.stall_timeout_s)
+        for record in directory.replicas()
+    )
 
 
 def _waits_for_demand(catalog: Catalog, directory: Directory) -> bool:
     """Whether nothing is loaded because nobody asked: the first request loads its model."""
     states = {catalog.state(name) for name in catalog.names()}
     return states == {ModelState.UNLOADED} and bool(directory.nodes())
-
-
-def _is_healthy(record: ReplicaRecord) -> bool:
-    return record.state is ReplicaState.READY and record.step_age_s < _STALLED_S
 
 
 @blueprint.get("/version")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import gevent
 import redis
+from gevent.event import Event
 
 from app.job_stream import JobStream
 from shared import messages, names
@@ -38,7 +39,15 @@ class Hub:
         self.on_stray: Callable[[str], None] = lambda _: None
         """Called with the id of a job that goes on although nobody here reads it."""
         self._greenlet: gevent.Greenlet | None = None
-        self.is_connected = False
+        self._connected = Event()
+
+    @property
+    def is_connected(self) -> bool:
+        return bool(self._connected.is_set())
+
+    def wait_until_connected(self, timeout_s: float) -> None:
+        """Return when the subscription is up, or at the end of the time."""
+        self._connected.wait(timeout_s)
 
     def start(self) -> None:
         """Subscribe and wait for the confirmation. Raises redis.RedisError."""
@@ -78,7 +87,7 @@ class Hub:
         pubsub.subscribe(self.channel)
         if pubsub.get_message(timeout=5.0) is None:
             raise redis.TimeoutError("the subscription was not confirmed within 5 s")
-        self.is_connected = True
+        self._connected.set()
         return pubsub
 
     def _run(self, pubsub: "redis.client.PubSub") -> None:
@@ -86,7 +95,7 @@ class Hub:
             try:
                 self._listen(pubsub)
             except (redis.RedisError, OSError) as exc:
-                self.is_connected = False
+                self._connected.clear()
                 _log.warning("pub/sub connection lost, connecting again: %s", exc)
             pubsub = self._reconnect(pubsub)
 

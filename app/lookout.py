@@ -12,6 +12,7 @@ import gevent
 import msgspec
 import redis
 
+from app.queues import QueueLengths
 from shared import claims, names
 
 _log = logging.getLogger(__name__)
@@ -38,6 +39,9 @@ class Watched(Protocol):
     def job_id(self) -> str: ...
 
     @property
+    def model(self) -> str: ...
+
+    @property
     def is_silent(self) -> bool:
         """Whether the reader has been waiting for the job for a while."""
 
@@ -46,8 +50,9 @@ class Watched(Protocol):
 
 
 class Lookout:
-    def __init__(self, client: "redis.Redis") -> None:
+    def __init__(self, client: "redis.Redis", queues: QueueLengths) -> None:
         self._client = client
+        self._queues = queues
         self._watched: set[Watched] = set()
 
     def start(self) -> None:
@@ -75,6 +80,8 @@ class Lookout:
             return
         try:
             standings = _standings(self._client, [reader.job_id for reader in silent])
+            both = zip(silent, standings, strict=True)
+            self._queues.look({reader.model for reader, found in both if found.holder is None})
         except redis.RedisError as exc:
             for reader in silent:
                 reader.note(exc)

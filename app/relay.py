@@ -80,6 +80,10 @@ class Relay:
         return self._job.id
 
     @property
+    def model(self) -> str:
+        return self._job.model
+
+    @property
     def keepalive_s(self) -> float:
         """Seconds after which a silent stream gets a comment."""
         return self._settings.keepalive_s
@@ -111,6 +115,7 @@ class Relay:
 
     def _read(self, timeout_s: float) -> list[Event]:
         """Raises what the stream was closed with, LlmisError, redis.RedisError."""
+        began_at = time.monotonic()
         try:
             if not self._is_begun:
                 self._see_to_a_replica()
@@ -122,7 +127,7 @@ class Relay:
                     raise concern
                 self._look_after_job(concern)
         except (redis.RedisError, OperationalError) as exc:
-            self._give_up_after_a_while(exc)
+            self._give_up_after_a_while(exc, began_at)
             time.sleep(_REDIS_RETRY_S)
             return []
         if events:
@@ -156,12 +161,13 @@ class Relay:
                 ReplicaLost(f"No replica of the model {name!r} is running at the moment.")
             )
 
-    def _give_up_after_a_while(self, error: Exception) -> None:
-        """A short outage is bridged; raise `error` when it has lasted too long."""
+    def _give_up_after_a_while(self, error: Exception, since: float | None = None) -> None:
+        """A short outage is bridged; raise `error` when it has lasted too long, from now on or
+        from `since` (monotonic seconds)."""
         now = time.monotonic()
         if self._unserved_since is None:
-            self._unserved_since = now
-        elif now - self._unserved_since > self._settings.replica_wait_s:
+            self._unserved_since = now if since is None else since
+        if now - self._unserved_since > self._settings.replica_wait_s:
             raise error
 
     # -- the lookout's side ------------------------------------------------------------------
@@ -190,7 +196,7 @@ class Relay:
             return self._parts.directory.has(standing.holder)
         if standing.is_cancelled or not self._parts.directory.is_served(self._job.model):
             return False
-        return not self._parts.queues.is_empty_since(self._job.model, self._enqueued_at)
+        return not self._is_lost(is_held=False)
 
     # -- the reader's side -------------------------------------------------------------------
 
@@ -204,13 +210,10 @@ class Relay:
         if time.time() > self._job.deadline_at + _DEADLINE_GRACE_S:
             raise DeadlineExceeded("The request was not done before its deadline.")
         self._see_to_a_replica()
-        is_lost = self._parts.queues.is_empty_since(self._job.model, self._enqueued_at)
-        if standing.holder is None:
-            if standing.is_cancelled:
-                raise RequestCancelled("The request was cancelled.")
-        else:
-            is_lost = is_lost or self._num_requeues == 0
-        if is_lost and time.monotonic() - self._enqueued_at > self._requeue_wait_s:
+        if standing.holder is None and standing.is_cancelled:
+            raise RequestCancelled("The request was cancelled.")
+        is_due = time.monotonic() - self._enqueued_at > self._requeue_wait_s
+        if is_due and self._is_lost(is_held=standing.holder is not None):
             self._requeue()
 
     def _requeue(self) -> None:
@@ -221,6 +224,13 @@ class Relay:
         self._enqueued_at = time.monotonic()
         self._parts.dispatcher.requeue(self._job)
         self._stream.push_repair()  # it may have ended unheard
+
+    def _is_lost(self, *, is_held: bool) -> bool:
+        """Whether no message of the job is on its way. The one of a holder that has died went
+        with it; those that were sent after it are in the queue, or lost, too."""
+        if is_held and self._num_requeues == 0:
+            return True
+        return self._parts.queues.lacks(self._job.model, self._job.id, self._enqueued_at)
 
     def close(self, error: BaseException | None = None) -> None:
         """Stop reading; a job that nobody reads any more stops."""

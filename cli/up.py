@@ -25,7 +25,7 @@ from cli import embedded_redis
 from cli.supervisor import Child, stop
 from shared import names
 from shared import settings as settings_module
-from shared.connections import connect
+from shared.connections import check_server, connect
 from shared.errors import InsufficientResources, SettingsError
 from shared.settings import Settings
 
@@ -156,6 +156,7 @@ class _Service:
         if self._redis is not None:
             self._wait(lambda: _answers_ping(client), "redis", "embedded Redis answers")
         try:
+            check_server(client)
             # What could not be loaded the last time may be mended by now.
             client.delete(names.FAILURES)
         except (redis.RedisError, ValueError) as exc:

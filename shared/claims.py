@@ -11,16 +11,22 @@ import msgspec
 import redis
 from msgspec import Struct
 
-from shared import names
+from shared import essential, names
 from shared.connections import payload_bytes
 
 _encode = msgspec.json.Encoder().encode
-_TAKE_OVER = """
-if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
+_TAKE_OVER = (
+    essential.FLAGS
+    + """
+local found = redis.call('get', KEYS[1])
+if found == ARGV[2] then return 1 end
+if found ~= ARGV[1] then return 0 end
 redis.call('set', KEYS[1], ARGV[2], 'EX', ARGV[3])
 return 1
 """
-"""Replace a claim if it is still the one that was seen."""
+)
+"""Replace a claim if it is still the one that was seen. The new one may be there already, from a
+call whose answer was lost."""
 
 
 class Claim(Struct, frozen=True):
@@ -65,10 +71,16 @@ def decode(payload: Any) -> Claim | None:
 
 def take(client: "redis.Redis", job_id: str, claim: Claim, ttl_s: int) -> bool:
     """Claim a job that nobody has claimed yet; False when somebody has."""
-    return bool(client.set(names.claim_key(job_id), claim.encode(), nx=True, ex=ttl_s))
+    key = names.claim_key(job_id)
+    return bool(essential.write(client, "SET", key, claim.encode(), "NX", "EX", ttl_s))
 
 
 def take_over(client: "redis.Redis", job_id: str, old: Claim, new: Claim, ttl_s: int) -> bool:
     """Put a new claim into the place of the one that was seen; False when it has changed."""
     key = names.claim_key(job_id)
     return bool(client.eval(_TAKE_OVER, 1, key, old.encode(), new.encode(), str(ttl_s)))
+
+
+def flag_cancelled(client: "redis.Redis", job_id: str, ttl_s: int) -> None:
+    """Leave word that a job is not wanted any more, for a replica that misses the revocation."""
+    essential.write(client, "SET", names.cancel_key(job_id), 1, "EX", ttl_s)

@@ -6,7 +6,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from shared.errors import SettingsError
 from shared.settings import Settings
+
+_OLDEST_SERVER = (7, 0)
+"""Valkey answers with the version of Redis that it is compatible with, 7.2."""
 
 
 def payload_bytes(reply: bytes | str) -> bytes:
@@ -34,3 +38,19 @@ def connect(settings: Settings, *, max_connections: int = 64, **options: Any) ->
         **options,
     )
     return redis.Redis(connection_pool=pool)
+
+
+def check_server(client: "redis.Redis") -> None:
+    """Refuse a server that lacks what is needed: scripts with flags, SET with NX and GET.
+
+    Raises SettingsError, redis.RedisError.
+    """
+    version = str(client.info("server").get("redis_version", ""))
+    major, _, rest = version.partition(".")
+    minor = rest.partition(".")[0]
+    is_known = major.isdigit() and minor.isdigit()
+    if is_known and (int(major), int(minor)) < _OLDEST_SERVER:
+        raise SettingsError(
+            f"redis_url: the server is Redis {version}; Redis 7.0 or later, or Valkey, is needed. "
+            "Set REDIS_URL to one, or unset it to use the embedded server."
+        )

@@ -19,6 +19,7 @@
     ├── Unavailable               503 service_unavailable
     │   ├── ReplicaLost           503 … code replica_lost
     │   ├── QueueUnavailable      503 … code queue_unavailable
+    │   ├── StorageFull           503 … code storage_full
     │   ├── NoNode                503 … code no_node
     │   ├── ModelUnloaded         503 … code model_unloaded
     │   └── ModelFailed           503 … code model_failed
@@ -154,6 +155,12 @@ class ReplicaLost(Unavailable):
 
 class QueueUnavailable(Unavailable):
     code = "queue_unavailable"
+
+
+class StorageFull(Unavailable):
+    """Redis has no memory left for new requests."""
+
+    code = "storage_full"
 
 
 class NoNode(Unavailable):

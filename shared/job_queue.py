@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import redis
 from msgspec import Struct
 
-from shared import messages, names
+from shared import essential, messages, names
 from shared.connections import payload_bytes
 from shared.limits import Allowance, Allowances, Limits
 from shared.messages import Job, Priority
@@ -80,7 +80,8 @@ class JobQueue:
         """`job_ttl_s`: how long what belongs to a job stays, from its admission on."""
         self._client = client
         self._ttl_s = job_ttl_s
-        self._admit = _script(client, "order", "admit")
+        # What is new is refused on a full Redis: before its first write.
+        self._admit = _script(client, "order", "admit", first_line="#!lua\n")
         self._again = _script(client, "again")
         self._leave = _script(client, "order", "leave")
         self._begin = _script(client, "begin")
@@ -248,8 +249,9 @@ class JobQueue:
         return moved
 
 
-def _script(client: "redis.Redis", *parts: str) -> Any:
-    return client.register_script("\n".join((_LUA / f"{p}.lua").read_text("utf-8") for p in parts))
+def _script(client: "redis.Redis", *parts: str, first_line: str = essential.FLAGS) -> Any:
+    texts = [(_LUA / f"{part}.lua").read_text("utf-8") for part in parts]
+    return client.register_script(first_line + "\n".join(texts))
 
 
 def _allowances(limits: Limits, left: list[int]) -> Allowances:

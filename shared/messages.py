@@ -367,7 +367,9 @@ class ReplicaRecord(Struct, frozen=True, kw_only=True):
     steps: int
     """Engine steps so far: moves whenever jobs run."""
     step_age_s: float
-    """Seconds since the last step ended; 0 when there is nothing to do."""
+    """Seconds for which there was something to do and no step ended."""
+    publish_age_s: float = 0.0
+    """Seconds for which there was something to publish and the publisher did not even try."""
     generated_tokens: int
     tokens_per_s: float
     """Over the last seconds."""
@@ -379,6 +381,10 @@ class ReplicaRecord(Struct, frozen=True, kw_only=True):
     """What the estimate said before the load."""
     started_at: float
     """Unix time in seconds."""
+
+    def is_stalled(self, timeout_s: float) -> bool:
+        """Whether it has work and makes no progress with it."""
+        return max(self.step_age_s, self.publish_age_s) > timeout_s
 
 
 _encoder = msgspec.msgpack.Encoder()

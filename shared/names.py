@@ -39,6 +39,9 @@ LAST_USED = "llmis:used"
 OPERATIONS_IN_FLIGHT = "llmis:operations"
 """Set of "kind:name" of the loads and unloads that may be under way."""
 
+PROBE = "llmis:probe"
+"""Written to see whether Redis takes new requests."""
+
 
 def is_request_id(text: str) -> bool:
     """Whether a text may be a request id: it becomes part of keys, headers and logs."""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 import redis
 
-from shared import lifecycle, messages, names, operations
+from shared import essential, lifecycle, messages, names, operations
 from shared.connections import payload_bytes
 from shared.lifecycle import Failure, ModelSpec, NodeRecord, OperationKind, Progress
 from shared.messages import DecodeError, ReplicaRecord, ReplicaState
@@ -48,8 +48,8 @@ def announce_node(client: "redis.Redis", record: NodeRecord) -> None:
 
 def _write(client: "redis.Redis", index: str, member: str, key: str, payload: bytes) -> None:
     pipe = client.pipeline(transaction=False)
-    pipe.set(key, payload, ex=RECORD_TTL_S)
-    pipe.sadd(index, member)
+    essential.write(pipe, "SET", key, payload, "EX", RECORD_TTL_S)
+    essential.write(pipe, "SADD", index, member)
     pipe.execute()
 
 

@@ -134,8 +134,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model that has been loaded stays at least so long before another may take its room."""
     load_timeout_s: Seconds = 600.0
     """A replica that is not ready after this has failed."""
-    stall_timeout_s: Seconds = 120.0
-    """A replica that has jobs and makes no engine step for so long is killed."""
+    stall_timeout_s: Seconds = 30.0
+    """A replica that has jobs and makes no progress for so long is not ready, and is killed."""
     job_ttl_s: Annotated[int, Meta(ge=1)] = 600
     """How long a finished job's log stays in Redis."""
     requests_per_minute: Annotated[int, Meta(ge=0)] = 0

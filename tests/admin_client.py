@@ -22,6 +22,14 @@ def _send(service: Service, path: str, body: Any) -> http.client.HTTPResponse:
     return connection.getresponse()
 
 
+def readiness(service: Service) -> tuple[int, list[str]]:
+    """Status of `/readyz`, and the reasons why the service is not ready."""
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+    connection.request("GET", "/readyz")
+    response = connection.getresponse()
+    return response.status, json.loads(response.read()).get("reasons", [])
+
+
 def load(service: Service, name: str, **fields: Any) -> tuple[int, Any]:
     """Load a model from the counter's file and wait for the end."""
     body = {"name": name, "path": "counter.gguf", "context_length": 512, "slots": 2, **fields}

@@ -131,6 +131,10 @@ class Service:
                 found.append(int(entry.name))
         return sorted(found)
 
+    def kill(self, *words: str) -> None:
+        for pid in self.pids(*words):
+            os.kill(pid, signal.SIGKILL)
+
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)

@@ -24,6 +24,7 @@ from worker.job_run import (
     JobStarted,
     num_prompt_tokens,
 )
+from worker.thread_names import name_this_thread
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class EngineLoop:
         self.num_steps = 0
         self.num_generated_tokens = 0
         self._step_ended_at = time.monotonic()
+        self._handed_over: dict[str, float] = {}
+        """Job → monotonic time at which it was submitted, until the loop has taken it."""
 
     def start(self) -> None:
         self._thread.start()
@@ -64,6 +67,7 @@ class EngineLoop:
 
     def submit(self, run: JobRun) -> None:
         """Hand over a job. Its end is `run.done`."""
+        self._handed_over[run.id] = time.monotonic()
         self._inbox.put(run)
 
     def cancel(self, job_id: str, error: LlmisError) -> None:
@@ -85,12 +89,16 @@ class EngineLoop:
 
     @property
     def step_age_s(self) -> float:
-        """Seconds since a step ended while jobs run; 0 when there is nothing to do."""
-        return time.monotonic() - self._step_ended_at if self._runs else 0.0
+        """Seconds for which there was something to do and no step ended."""
+        if self._runs:
+            return time.monotonic() - self._step_ended_at
+        handed_over = self._handed_over.copy()
+        return time.monotonic() - min(handed_over.values()) if handed_over else 0.0
 
     # -- the loop ----------------------------------------------------------------------------
 
     def _run(self) -> None:
+        name_this_thread()
         try:
             while self._drain_inbox():
                 self._admit()
@@ -124,6 +132,7 @@ class EngineLoop:
                 if is_idle:
                     self._step_ended_at = time.monotonic()
                 self._runs[message.id] = message
+                self._handed_over.pop(message.id, None)
                 wanted = [s for s in message.sequences if s.key[1] not in message.ended]
                 message.open_sequences = len(wanted)
                 self._waiting.extend(wanted)

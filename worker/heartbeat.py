@@ -12,13 +12,14 @@ from collections.abc import Callable
 
 import redis
 
-from shared import names, registry
+from shared import essential, names, registry
 from shared.connections import payload_bytes
 from shared.errors import DeadlineExceeded, RequestCancelled
 from shared.messages import Priority, ReplicaRecord
 from worker.engine_loop import EngineLoop
 from worker.job_run import GiveBack, JobRun
 from worker.publisher import Publisher
+from worker.thread_names import name_this_thread
 
 _log = logging.getLogger(__name__)
 _LOADING_BEAT_S = 0.2
@@ -79,6 +80,7 @@ class Heartbeat:
             _log.warning("could not withdraw from the registry, the record expires: %s", exc)
 
     def _run(self) -> None:
+        name_this_thread()
         while not self._stop.wait(registry.BEAT_S if self._loop else _LOADING_BEAT_S):
             loop = self._loop
             if (loop is not None and loop.is_wedged) or self._publisher.is_wedged:
@@ -126,7 +128,8 @@ class Heartbeat:
         # Should one of them come back, it is not to think that the job is still read.
         _log.warning("nobody reads the job any more", extra={"request_id": run.id})
         self._client.srem(names.readers_key(run.id), *run.channels)
-        self._client.set(names.cancel_key(run.id), names.LEFT, ex=self._job_ttl_s, nx=True)
+        key = names.cancel_key(run.id)
+        essential.write(self._client, "SET", key, names.LEFT, "NX", "EX", self._job_ttl_s)
         return True
 
     def _unheard(self, in_use: set[str]) -> set[str]:

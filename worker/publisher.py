@@ -15,19 +15,22 @@ from collections.abc import Callable
 
 import redis
 
-from shared import messages, names
+from shared import essential, messages, names
 from shared.messages import Event, Failed, Finished, Job, JobKind
 from shared.registry import BEAT_S
 from worker.backlog import Backlog
 from worker.events import events_of
 from worker.job_run import Emission, JobDropped, JobEnded, JobGivenBack, JobRun
+from worker.thread_names import name_this_thread
 
 _log = logging.getLogger(__name__)
 _MAX_ROUND = 512
 """Emissions in one round trip."""
 _LARGE_LOG_TTL_S = 60
 """How long a log with vectors or a prompt's log probabilities stays: it is read at once."""
-_APPEND = """
+_APPEND = (
+    essential.FLAGS
+    + """
 local n, counts, refused, blocked = tonumber(ARGV[1]), {}, {}, {}
 for i = 1, n do
   local claim, log, at = KEYS[2 * i - 1], KEYS[2 * i], 5 * i - 3
@@ -46,6 +49,7 @@ for c = 1, #KEYS - 2 * n do
 end
 return {counts, refused}
 """
+)
 """KEYS: claim and log of each event, then the channels. ARGV: the number of events; of each one
 the claim that it needs, its sequence number, the event, the log's new time to live (0 = none),
 and the numbers of its channels; then a message for each channel. An event that is in its log
@@ -66,6 +70,9 @@ class Publisher:
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self.is_wedged = False
         """The thread died: the process is of no more use."""
+        self._is_busy = False
+        self._waiting_since = self._tried_at = 0.0
+        """Monotonic times: emissions came to an idle thread; an attempt to send them ended."""
         self._unheard_since: dict[str, float] = {}
         """Channel → monotonic time since when its messages reached nobody."""
 
@@ -80,7 +87,17 @@ class Publisher:
 
     def emit(self, emissions: list[Emission]) -> None:
         """Take emissions from any thread; never blocks."""
+        if not self._is_busy and self._queue.empty():
+            self._waiting_since = time.monotonic()
         self._queue.put(emissions)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds for which there was something to publish and no attempt at it ended, neither
+        well nor badly: Redis may be away for long, the thread may not."""
+        if not self._is_busy and self._queue.empty():
+            return 0.0
+        return time.monotonic() - max(self._waiting_since, self._tried_at)
 
     def unheard_channels(self, grace_s: float) -> set[str]:
         """Channels whose messages have reached nobody for longer than `grace_s`."""
@@ -95,6 +112,7 @@ class Publisher:
     # -- the thread --------------------------------------------------------------------------
 
     def _run(self) -> None:
+        name_this_thread()
         try:
             while self._publish_round():
                 pass
@@ -105,6 +123,7 @@ class Publisher:
     def _publish_round(self) -> bool:
         """Publish what has come; False when that was the last."""
         emissions, is_last = self._collect()
+        self._is_busy, self._tried_at = True, time.monotonic()
         if emissions:
             events = events_of(emissions)
             if events:
@@ -112,6 +131,7 @@ class Publisher:
             for run, item in emissions:
                 if isinstance(item, JobEnded | JobDropped | JobGivenBack):
                     run.done.set()
+        self._is_busy = False
         return not is_last
 
     def _collect(self) -> tuple[list[Emission], bool]:
@@ -137,9 +157,11 @@ class Publisher:
         while True:
             try:
                 self._round_trip(encoded)
+                self._tried_at = time.monotonic()
                 return
             except redis.RedisError as exc:
                 _log.warning("publishing %d events failed, trying again: %s", len(encoded), exc)
+                self._tried_at = time.monotonic()
                 time.sleep(BEAT_S / 4)
 
     def _round_trip(self, encoded: list[tuple[JobRun, Event, bytes]]) -> None:

@@ -33,15 +33,12 @@ from worker.chat.template import ChatTemplate
 from worker.engine_loop import EngineLoop
 from worker.engines.protocol import Engine, EngineSettings, Sequence, Speculation
 from worker.heartbeat import Heartbeat
+from worker.keeper import Keeper
 from worker.prompt import PromptBuilder
 from worker.publisher import Publisher
 from worker.vital_signs import Capacity, VitalSigns
 
 _log = logging.getLogger(__name__)
-_ORPHAN_S = 15.0
-"""A replica whose agent is gone for so long ends: nobody would ever stop it."""
-
-
 _TAKEN_OVER = "Another replica has taken the request over."
 _LAST_WORDS_S = 6.0
 """Beyond the grace time: for the last events of cancelled jobs to reach Redis."""
@@ -68,7 +65,9 @@ class ReplicaProcess:
             settings.orphan_grace_s,
             settings.job_ttl_s,
             on_wedged=self._die,
-            is_kept=_Keeper(self._client, settings.node).is_there,
+            is_kept=Keeper(
+                self._client, settings.node, int(os.environ.get("LLMIS_AGENT_PID", "0"))
+            ).is_there,
             on_abandoned=lambda: os.kill(os.getpid(), signal.SIGTERM),
         )
 
@@ -78,7 +77,9 @@ class ReplicaProcess:
         engine = self._load()
         self._loop = loop = EngineLoop(engine, self._publisher.emit)
         prompts = _prompt_builder(self._spec, engine, self._settings.max_prompt_logprobs)
-        self._vital_signs.observe(loop, lambda: _capacity(engine, prompts))
+        self._vital_signs.observe(
+            loop, lambda: _capacity(engine, prompts), lambda: self._publisher.age_s
+        )
         tasks.serve(
             tasks.Replica(
                 id=self.id,
@@ -205,25 +206,6 @@ class ReplicaProcess:
             registry.withdraw(self._client, self.id)
         finally:
             os._exit(70)
-
-
-class _Keeper:
-    """Whether there is an agent that would stop this process: its parent, or an heir of it."""
-
-    def __init__(self, client: "redis.Redis", node: str) -> None:
-        self._client = client
-        self._node_key = names.node_key(node)
-        # Not the parent as it is now: the agent may be dead by now.
-        self._agent_pid = int(os.environ.get("LLMIS_AGENT_PID", "0"))
-        self._seen_at = time.monotonic()
-
-    def is_there(self) -> bool:
-        try:
-            if os.getppid() == self._agent_pid or self._client.exists(self._node_key):
-                self._seen_at = time.monotonic()
-        except redis.RedisError:
-            pass  # no Redis, no agent that could be seen
-        return time.monotonic() - self._seen_at < _ORPHAN_S
 
 
 def _versions(engine: str) -> dict[str, str]:

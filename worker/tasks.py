@@ -7,7 +7,7 @@ the engine loop and waits. It never touches a token.
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from celery.worker import state as worker_state
 from celery.worker.control import control_command, ok
 from celery.worker.request import Request
 
-from shared import claims, messages, names, registry
+from shared import claims, essential, messages, names, registry
 from shared.celery_app import app
 from shared.claims import Claim
 from shared.connections import payload_bytes
@@ -31,6 +31,8 @@ from shared.errors import (
 )
 from shared.job_queue import JobQueue
 from shared.messages import Event, FinishReason, Job, JobKind
+from shared.outages import outlast
+from worker.at_work import AtWork
 from worker.engine_loop import EngineLoop
 from worker.engines.protocol import StepResult, Vocabulary
 from worker.handover import Past, go_on, past_of
@@ -69,6 +71,7 @@ class Replica:
     """How long what belongs to a job stays in Redis when it has ended, or waits for a reader."""
     running_ttl_s: int
     """The same while it may run."""
+    at_work: AtWork = field(default_factory=AtWork)
 
 
 _replica: Replica | None = None
@@ -109,7 +112,7 @@ def revoke(state: Any, task_id: Any, signal: Any = None, **_: Any) -> Any:
         request.terminate(state.consumer.pool, signal=signal)
     if _replica is not None and signal != names.LEFT.decode():
         for job_id in task_ids:
-            _replica.client.set(names.cancel_key(job_id), 1, ex=_replica.running_ttl_s)
+            claims.flag_cancelled(_replica.client, job_id, _replica.running_ttl_s)
     return ok(f"cancelled: {sorted(task_ids)}")
 
 
@@ -124,24 +127,32 @@ def generate(self: Any, job_id: str) -> None:
 
 
 def _run(replica: Replica, job_id: str) -> str:
-    """Run a job and return its outcome. Whatever happens, a claimed job gets its last event, or
-    is given back."""
-    pipe = replica.client.pipeline(transaction=False)
-    pipe.get(names.job_key(job_id))
-    pipe.smembers(names.readers_key(job_id))
-    payload, readers = pipe.execute()
+    """Run a job and return its outcome."""
+    if not replica.at_work.begin(job_id):
+        _log.info("second delivery of a job dropped", extra={"request_id": job_id})
+        return "duplicate"
+    try:
+        return _run_once(replica, job_id)
+    finally:
+        replica.at_work.end(job_id)
+
+
+def _run_once(replica: Replica, job_id: str) -> str:
+    """Whatever happens, a claimed job gets its last event, or is given back. An outage of Redis
+    is outlasted: the message is acknowledged when this returns, and nobody would send it again."""
+    payload, readers = outlast(lambda: _read(replica, job_id), "a job")
     if not payload:
         _log.warning("job is gone, nobody waits for it", extra={"request_id": job_id})
         return "expired"
     job = messages.decode_job(payload_bytes(payload))
-    claimed = _claim(replica, job)
+    claimed = outlast(lambda: _claim(replica, job), "a claim")
     if claimed is None:
         _log.info("second delivery of a job dropped", extra={"request_id": job_id})
         return "duplicate"
     claim, past = claimed
     run = JobRun(job, claim.attempt, [], claim=claim.encode(), next_seq=past.num_events)
     run.channels = tuple(sorted(payload_bytes(reader).decode() for reader in readers))
-    replica.queue.begin(job)
+    outlast(lambda: replica.queue.begin(job), "a job's begin")
     try:
         _start(replica, run, claim, past)
     except LlmisError as error:
@@ -149,12 +160,27 @@ def _run(replica: Replica, job_id: str) -> str:
     except Exception:
         _log.exception("job failed outside of the engine", extra={"request_id": job_id})
         _fail(replica, run, InternalError("The replica had an error while preparing the request."))
+    else:
+        # The flag is set before the revocation is sent: one of the two is seen.
+        flag = _cancel_flag(replica, run)
+        if flag == names.LEFT:
+            replica.loop.give_back(run.id, GiveBack.LEFT)
+        elif flag is not None:
+            replica.loop.cancel(run.id, RequestCancelled(CANCELLED))
     run.done.wait()
     _log_end(replica, run)
     if run.is_fenced:
         return "taken_over"
-    _settle(replica, run)
+    outlast(lambda: _settle(replica, run), "a job's end")
     return run.outcome
+
+
+def _read(replica: Replica, job_id: str) -> Any:
+    """The encoded job, and the channels of its readers."""
+    pipe = replica.client.pipeline(transaction=False)
+    pipe.get(names.job_key(job_id))
+    pipe.smembers(names.readers_key(job_id))
+    return pipe.execute()
 
 
 def _settle(replica: Replica, run: JobRun) -> None:
@@ -176,7 +202,8 @@ def _settle(replica: Replica, run: JobRun) -> None:
         replica.queue.settle(job, run.prompt_tokens + run.completion_tokens)
         # The request itself is not needed any more; its answer may be read again.
         ended = messages.encode_job(messages.without_request(job))
-        client.set(names.job_key(job.id), ended, xx=True, ex=replica.job_ttl_s)
+        key = names.job_key(job.id)
+        essential.write(client, "SET", key, ended, "XX", "EX", replica.job_ttl_s)
 
 
 def _start(replica: Replica, run: JobRun, claim: Claim, past: Past) -> None:
@@ -211,17 +238,11 @@ def _start(replica: Replica, run: JobRun, claim: Claim, past: Past) -> None:
     replica.loop.submit(run)
     if was_idle:
         replica.on_busy()
-    # The flag is set before the revocation is sent: one of the two is seen.
-    flag = replica.client.get(names.cancel_key(run.id))
-    if flag == names.LEFT:
-        replica.loop.give_back(run.id, GiveBack.LEFT)
-    elif flag is not None:
-        replica.loop.cancel(run.id, RequestCancelled(CANCELLED))
 
 
 def _is_stopped(replica: Replica, run: JobRun) -> bool:
     """Give a job back that nobody reads. Raises RequestCancelled."""
-    flag = replica.client.get(names.cancel_key(run.id))
+    flag = _cancel_flag(replica, run)
     if flag == names.LEFT:
         run.outcome = GiveBack.LEFT
         replica.publisher.emit([(run, JobGivenBack(GiveBack.LEFT))])
@@ -229,6 +250,10 @@ def _is_stopped(replica: Replica, run: JobRun) -> bool:
     if flag is not None:
         raise RequestCancelled(CANCELLED)
     return False
+
+
+def _cancel_flag(replica: Replica, run: JobRun) -> Any:
+    return outlast(lambda: replica.client.get(names.cancel_key(run.id)), "a cancel flag")
 
 
 def _translate(replica: Replica, run: JobRun) -> None:
@@ -257,20 +282,25 @@ def _end(replica: Replica, run: JobRun) -> None:
 
 def _claim(replica: Replica, job: Job) -> tuple[Claim, Past] | None:
     """Take the job for this replica, and read what is in its log; None when a live replica has
-    it, or had it to its end."""
+    it, or had it to its end.
+
+    A claim of our own, while no thread here has the job in hand, is one whose answer was lost.
+    """
     mine = Claim(replica.id)
     if claims.take(replica.client, job.id, mine, replica.running_ttl_s):
         # There is a log where Redis has lost the claim.
         past = past_of(_log_of(replica, job))
         return None if past.is_ended else (mine, past)
     found = claims.read(replica.client, job.id)
-    if found is None or found.holder == replica.id:
+    if found is None:
         return None
-    if found.holder and _is_alive(replica, found.holder):
+    if found.holder and found.holder != replica.id and _is_alive(replica, found.holder):
         return None
     past = past_of(_log_of(replica, job))
     if past.is_ended:
         return None
+    if found.holder == replica.id:
+        return found, past
     mine = found.succeeded_by(replica.id, past.num_events, past.num_tokens)
     if not claims.take_over(replica.client, job.id, found, mine, replica.running_ttl_s):
         return None

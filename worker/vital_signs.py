@@ -40,6 +40,7 @@ class VitalSigns:
         self._started_at = time.time()
         self._process = psutil.Process()
         self._loop: EngineLoop | None = None
+        self._publish_age_s: Callable[[], float] = lambda: 0.0
         spec = assignment.spec
         self._capacity: Callable[[], Capacity] = lambda: Capacity(
             spec.slots, spec.context_length, spec.device
@@ -61,9 +62,14 @@ class VitalSigns:
         self._state = state
         self.enter("ready")
 
-    def observe(self, loop: EngineLoop, capacity: Callable[[], Capacity]) -> None:
+    def observe(
+        self,
+        loop: EngineLoop,
+        capacity: Callable[[], Capacity],
+        publish_age_s: Callable[[], float],
+    ) -> None:
         """The model is loaded: its engine loop has something to tell from now on."""
-        self._loop, self._capacity = loop, capacity
+        self._loop, self._capacity, self._publish_age_s = loop, capacity, publish_age_s
 
     def record(self) -> ReplicaRecord:
         assignment, spec, loop = self._assignment, self._assignment.spec, self._loop
@@ -88,6 +94,7 @@ class VitalSigns:
             capabilities=capacity.capabilities,
             steps=loop.num_steps if loop else 0,
             step_age_s=loop.step_age_s if loop else 0.0,
+            publish_age_s=self._publish_age_s(),
             generated_tokens=loop.num_generated_tokens if loop else 0,
             tokens_per_s=self._tokens_per_s(loop.num_generated_tokens if loop else 0),
             memory_bytes=memory.rss,

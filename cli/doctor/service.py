@@ -60,16 +60,18 @@ def _check_redis_url(settings: Settings) -> Finding:
     try:
         import redis
 
-        from shared.connections import connect
+        from shared.connections import check_server, connect
     except ImportError as exc:
         return problem("Redis", f"no client: {exc}", "pip install -r requirements.txt")
     try:
         # A URL that is none is a ValueError.
         client = connect(settings, max_connections=1)
-        client.ping()
+        check_server(client)
         client.connection_pool.disconnect()
     except (redis.RedisError, ValueError) as exc:
         return problem("Redis", f"REDIS_URL does not answer: {exc}", mend)
+    except SettingsError as exc:
+        return problem("Redis", str(exc), "update the server, or unset REDIS_URL")
     return ok("Redis", "REDIS_URL answers")
 
 

@@ -13,7 +13,7 @@ from celery import signals
 from shared import logs, names, operations, registry
 from shared import settings as settings_module
 from shared.celery_app import app
-from shared.connections import connect
+from shared.connections import check_server, connect
 from shared.errors import SettingsError
 from shared.settings import Settings
 from worker.agent import tasks
@@ -42,6 +42,7 @@ def _run(settings: Settings) -> None:
     if not settings.redis_url:
         raise SettingsError("redis_url: an agent joins a service: set REDIS_URL to its Redis")
     client = connect(settings)
+    check_server(client)
     agent = Agent(settings, client)
     agent.start()
     tasks.serve(agent)

@@ -30,7 +30,7 @@ _WATCH_S = 0.2
 _NO_PULSE_S = 15.0
 """A replica that was ready and has had no record for so long hangs."""
 _BLIND_S = 3.0
-"""Time between two looks at the registry that means that it could not be read."""
+"""So long after its own last record an agent does not trust that others could write theirs."""
 _FAILED_RETRY_S = 60.0
 """After a model was given up, requests do not load it again for so long."""
 
@@ -47,7 +47,8 @@ class Agent:
         self._breaks_off = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch_forever, name="watch", daemon=True)
-        self._beat_at = self._watched_at = 0.0
+        self._beat_at = 0.0
+        """Monotonic time at which the node's record was written last."""
 
     # -- life --------------------------------------------------------------------------------
 
@@ -124,10 +125,10 @@ class Agent:
     def _watch(self) -> None:
         self.fleet.refresh()
         now = time.monotonic()
-        was_blind, self._watched_at = now - self._watched_at > _BLIND_S, now
+        was_blind = now - self._beat_at > _BLIND_S
         for replica in self.fleet.all():
             if was_blind:
-                # Redis was away: what was not seen is not therefore silent.
+                # Redis was away, or took no writes: what was not seen is not therefore silent.
                 replica.seen_at = now
             with self.fleet.lock:
                 self._look_after(replica, now)
@@ -160,8 +161,11 @@ class Agent:
                 return f"it was not ready after {settings.load_timeout_s:g} s (load_timeout_s)"
         elif now - replica.seen_at > _NO_PULSE_S:
             return f"it has not been heard of for {_NO_PULSE_S:g} s"
-        elif record is not None and record.step_age_s > settings.stall_timeout_s:
-            return f"its engine made no step for {record.step_age_s:.0f} s while jobs ran"
+        elif record is not None and record.is_stalled(settings.stall_timeout_s):
+            return (
+                f"it had jobs and made no progress: no step for {record.step_age_s:.0f} s, "
+                f"nothing published for {record.publish_age_s:.0f} s (stall_timeout_s)"
+            )
         return ""
 
     def _on_death(self, replica: ManagedReplica, reason: str = "") -> None:
@@ -175,8 +179,8 @@ class Agent:
             _log.error("replica ended and is started again: %s", replica.error, extra=fields)
 
     def _announce(self) -> None:
-        self._beat_at = time.monotonic()
         registry.announce_node(self.client, self._record())
+        self._beat_at = time.monotonic()
 
     def _record(self) -> NodeRecord:
         replicas = self.fleet.all()

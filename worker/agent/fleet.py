@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import redis
 
-from shared import lifecycle, names, operations, registry
+from shared import essential, lifecycle, names, operations, registry
 from shared.errors import LlmisError, ModelFailed
 from shared.lifecycle import Assignment, ModelSpec, StopOrder
 from shared.messages import DecodeError
@@ -90,7 +90,7 @@ class Fleet:
         The assignment first: the process reads it, and a later agent finds it.
         """
         assignment = replica.renewed()
-        self.client.hset(self._assignments_key, replica.id, lifecycle.encode(assignment))
+        self._write_assignment(assignment)
         replica.start(assignment, self._environment)
 
     def take_over(self) -> list[ModelSpec]:
@@ -150,7 +150,8 @@ class Fleet:
         does not find it any more."""
         try:
             key = names.stop_key(replica.assignment.replica_id)
-            self.client.set(key, lifecycle.encode(order), ex=int(order.grace_s) + 60)
+            payload, ttl_s = lifecycle.encode(order), int(order.grace_s) + 60
+            essential.write(self.client, "SET", key, payload, "EX", ttl_s)
             self.client.hdel(self._assignments_key, replica.id)
         finally:
             with self.lock:
@@ -204,8 +205,11 @@ class Fleet:
         with self.lock:
             for replica in self._replicas.values():
                 if not replica.is_stopping:
-                    payload = lifecycle.encode(replica.assignment)
-                    self.client.hset(self._assignments_key, replica.id, payload)
+                    self._write_assignment(replica.assignment)
+
+    def _write_assignment(self, assignment: Assignment) -> None:
+        payload = lifecycle.encode(assignment)
+        essential.write(self.client, "HSET", self._assignments_key, assignment.id, payload)
 
     # -- room --------------------------------------------------------------------------------
 
