@@ -24,7 +24,7 @@ from shared.messages import (
 from worker.backlog import Backlog
 from worker.engines.protocol import Sequence, StepResult
 from worker.events import events_of
-from worker.job_run import Emission, JobEnded, JobGivenBack, JobRun, JobStarted
+from worker.job_run import Emission, GiveBack, JobEnded, JobGivenBack, JobRun, JobStarted
 from worker.publisher import Publisher
 
 
@@ -207,5 +207,5 @@ def test_what_waits_for_redis_is_joined_and_loses_nothing() -> None:
 
 def test_a_job_that_is_given_back_has_no_event_of_it() -> None:
     run = _run()
-    events = events_of([(run, StepResult(("j", 0), "a", [1])), (run, JobGivenBack())])
+    events = events_of([(run, StepResult(("j", 0), "a", [1])), (run, JobGivenBack(GiveBack.LEFT))])
     assert [event for _, event in events] == [Delta(0, 0, 0, "a", [1])]
