@@ -1,6 +1,6 @@
 """The mixed load: threads that ask until the time is over, each request until it has ended."""
 
-import http.client
+import contextlib
 import random
 import threading
 import time
@@ -24,7 +24,11 @@ _KINDS = {
 """Kind → weight."""
 _PATIENCE_S = 120.0
 """A request that has not ended after this, with all its tries, is given up: a problem."""
-_BROKEN = (OSError, http.client.HTTPException, ConnectionClosed)
+_BROKEN = (*http_client.BROKEN, ConnectionClosed)
+
+
+class _Left(Exception):
+    """The client has closed its connection on purpose."""
 
 
 class Load:
@@ -64,22 +68,49 @@ class Load:
     def _request(self, ask: Ask, rng: random.Random) -> None:
         number = self._ledger.begin(ask.kind, str(ask))
         deadline = time.monotonic() + _PATIENCE_S
+        answer = Answer()
         while True:
-            answer = Answer()
-            try:
-                if ask.kind == "whole":
-                    http_client.whole(self._service, ask, answer)
-                else:
-                    http_client.stream(self._service, ask, answer, rng)
-            except TimeoutError:
-                answer.is_hung = True
-            except _BROKEN:
-                pass  # as is an answer that ends too early: it was cut
-            outcome = self._judge(ask, answer)
+            outcome = self._try(ask, answer, rng)
             if self._is_final(outcome, deadline):
                 self._ledger.end(number, ask.kind, outcome)
                 return
+            if outcome is not Outcome.CUT or answer.last_event_id is None:
+                answer = Answer()
             time.sleep(0.1 + rng.random() * 0.4)
+
+    def _try(self, ask: Ask, answer: Answer, rng: random.Random) -> Outcome:
+        """Ask, or go on with an answer that was cut."""
+        try:
+            if ask.kind == "whole":
+                http_client.whole(self._service, ask, answer)
+            elif answer.last_event_id is not None:
+                self._ledger.note_resume()
+                http_client.resume(self._service, answer)
+            else:
+                self._stream(ask, answer, rng)
+        except TimeoutError:
+            answer.is_hung = True
+        except _BROKEN:
+            pass  # as is an answer that ends too early: it was cut
+        return self._judge(ask, answer)
+
+    def _stream(self, ask: Ask, answer: Answer, rng: random.Random) -> None:
+        request_id = f"chaos-{rng.getrandbits(64):x}"
+        turn = rng.randint(1, 8)
+
+        def on_event(num_events: int) -> None:
+            if ask.kind == "closes" and num_events == turn:
+                answer.is_left = True
+                raise _Left
+            if ask.kind == "cancels" and num_events == turn:
+                answer.was_cancelled = True
+                http_client.cancel(self._service, request_id)
+            if ask.kind == "reads slowly":
+                time.sleep(rng.random() * 0.1)
+
+        with contextlib.suppress(_Left):
+            headers = {"x-request-id": request_id}
+            http_client.stream(self._service, ask, answer, on_event, **headers)
 
     def _converse(self, asks: list[Ask], rng: random.Random) -> None:
         numbers = [self._ledger.begin(ask.kind, str(ask)) for ask in asks]

@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,5 +145,8 @@ FAULTS = (
 )
 
 
-def next_fault(rng: random.Random) -> Fault:
-    return rng.choices(FAULTS, [fault.weight for fault in FAULTS])[0]
+def schedule(rng: random.Random) -> Iterator[Fault]:
+    """Each fault once, then by weight, for ever."""
+    yield from rng.sample(FAULTS, len(FAULTS))
+    while True:
+        yield from rng.choices(FAULTS, [fault.weight for fault in FAULTS])

@@ -12,7 +12,7 @@ from msgspec import Struct
 from tests.admin_client import load
 from tests.chaos import checks
 from tests.chaos.clients import Load
-from tests.chaos.faults import next_fault
+from tests.chaos.faults import schedule
 from tests.chaos.ledger import Ledger
 from tests.conftest import Service, running_service
 
@@ -95,11 +95,10 @@ def _break(
 ) -> None:
     rng = random.Random(seed)
     deadline = time.monotonic() + seconds
-    while True:
+    for fault in schedule(rng):
         time.sleep(rng.uniform(*_PAUSE_S))
         if time.monotonic() > deadline:
             return
-        fault = next_fault(rng)
         # Before, not after: its clients may be quicker.
         ledger.note_fault(fault.name, fault.hits_web)
         is_hit = fault.cause(service, rng)
