@@ -15,7 +15,6 @@ BUSY_CODES = {
     "model_failed",
     "no_node",
     "request_quarantined",
-    None,  # the service is shutting down
 }
 """Codes with which a service under faults may refuse what it would serve without."""
 _BUSY_STATUS = {400, 429, 503}
@@ -119,8 +118,9 @@ def _judge_error(answer: Answer) -> tuple[Outcome, str]:
     code = answer.error.get("code")
     if code == "request_cancelled" and answer.was_cancelled:
         return Outcome.CANCELLED, ""
-    if code in BUSY_CODES and answer.status in _BUSY_STATUS | {200} and answer.error.get("message"):
-        return Outcome.REFUSED, f"{code or answer.error['message']}"
+    is_busy = code in BUSY_CODES or (code is None and answer.error["type"] == "service_unavailable")
+    if is_busy and answer.status in _BUSY_STATUS | {200} and answer.error["message"]:
+        return Outcome.REFUSED, code or answer.error["message"]
     return Outcome.WRONG, f"status {answer.status}, error {answer.error}"
 
 
