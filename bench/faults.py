@@ -82,7 +82,7 @@ class _Reader:
             self.resumed += 1
             http_client.resume(self.service, self.answer, self._note)
         else:
-            self.asked_again += self._at is not None
+            self.asked_again += bool(self.answer.texts)
             self.answer = Answer()
             http_client.stream(self.service, self.ask, self.answer, self._note)
 
@@ -194,6 +194,7 @@ def _cut_host() -> Seen:
             second_host(url, folder / "second") as second,
             running_service(folder, environ={"REDIS_URL": url, "LLMIS_NODE_NAME": "first"}) as one,
         ):
+            (folder / "redis.url").write_text(url)
             second.join()
             wait_for(lambda: len(registry.read_nodes(one.redis)) == 2, "it has joined", 30)
             _load(one, "pair", 2)
