@@ -59,7 +59,7 @@ def queued(
 
 
 def _queued(counts: Sequence[int], prompt_bytes: int, say: Callable[[str], None]) -> Growth:
-    limits = f"web_connections = {max(counts) + 100}"
+    limits = f"web_connections = {max(counts) + 100}\nmax_queue_length = {max(counts) + 100}"
     with (
         lone_web.running("memory", _MODEL, "memory@bench", limits) as (server, redis_url),
         redis.Redis.from_url(redis_url) as client,

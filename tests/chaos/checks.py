@@ -129,8 +129,8 @@ def _jobs(service: Service) -> list[str]:
 
 
 def num_left(service: Service) -> int:
-    """Jobs whose replica died and whose reader was gone by then: nobody runs them, and what they
-    have in Redis expires."""
+    """Jobs that their clients have left, or that lost replica and reader: nobody runs them, and
+    what they have in Redis expires."""
     client = service.redis
     unacked = {_task_id(payload_bytes(payload)) for payload in client.hvals("unacked")} - {None}
     return sum(

@@ -37,7 +37,7 @@ class Report(Struct, kw_only=True):
     """Code → number of tries."""
     num_resumed: int
     num_left: int
-    """Jobs without a replica and without a reader, which expire."""
+    """Jobs that their clients have left, or that lost replica and reader: they expire."""
     faults: dict[str, int]
     memory_before_mb: dict[str, float]
     memory_after_mb: dict[str, float]
