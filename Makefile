@@ -9,7 +9,7 @@ DEV_DEPS := $(VENV)/.dev-installed
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format tables bench test-gpu bench-gpu gpu clean
+.PHONY: help run test check format tables bench chaos test-gpu bench-gpu gpu clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ tables: $(DEV_DEPS) ## Write the tables of docs/openai.md anew from the schemas
 
 bench: $(DEV_DEPS) ## Measure against llama.cpp's own server; results go to bench/results
 	@$(BIN)/python -m bench $(ARGS)
+
+chaos: $(DEV_DEPS) ## Load and faults at once, for ten minutes; exit status 1 when a request is lost
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 gpu: ## Make .venv-gpu on a host with CUDA: packages, ExLlamaV2 and its extension
 	@tools/gpu/prepare

@@ -162,7 +162,7 @@ class CompletionShape(_Shape):
     def __init__(self, job: Job, body: CompletionRequest) -> None:
         super().__init__(job, body, wants_logprobs=body.logprobs is not None)
         self._num_made, self._num_wanted = job.num_choices, body.num_choices
-        self._prompts = job.prompts
+        self._prompts = job.prompts if job.echo else []
         self._writers: dict[int, CompletionLogprobsWriter] = {}
         """By choice; with `echo` a choice gets its own when its prompt is echoed."""
         self._worded: dict[int, CompletionLogprobs] = {}

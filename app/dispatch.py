@@ -38,16 +38,6 @@ _NO_LIMITS = Allowances()
 
 
 @dataclass(frozen=True, slots=True)
-class JobStanding:
-    """What Redis knows of a job besides its log."""
-
-    holder: str | None
-    """Id of the replica that has claimed it; "" when one has given it back."""
-    is_cancelled: bool
-    """By somebody who named it, not by its readers' leaving."""
-
-
-@dataclass(frozen=True, slots=True)
 class Reading:
     """A job, and this process's stream of it."""
 
@@ -142,15 +132,6 @@ class Dispatcher:
             if known is not None and (known.created_at, known.owner) == (job.created_at, job.owner):
                 return Admission()
         return admission
-
-    def inspect(self, job: Job) -> JobStanding:
-        """Ask where a silent job stands. Raises redis.RedisError."""
-        pipe = self._client.pipeline(transaction=False)
-        pipe.get(names.claim_key(job.id))
-        pipe.get(names.cancel_key(job.id))
-        payload, flag = pipe.execute()
-        claim = claims.decode(payload)
-        return JobStanding(claim.holder if claim else None, flag not in (None, names.LEFT))
 
     def requeue(self, job: Job) -> None:
         """Queue a job again: its message or its replica is lost. Raises redis.RedisError."""

@@ -27,6 +27,7 @@ from app.catalog import Catalog
 from app.dispatch import Dispatcher, request_id_from
 from app.hub import Hub
 from app.loader import Loader
+from app.lookout import Lookout
 from app.queues import QueueLengths
 from app.relay import RelayParts
 from app.usage import Usage
@@ -99,7 +100,10 @@ def _services(settings: Settings) -> Services:
     catalog = Catalog(settings, directory)
     loader = Loader(settings, client, celery_app, directory, catalog)
     usage = Usage(client)
-    relay = RelayParts(settings, dispatcher, directory, QueueLengths(client), loader)
+    queues = QueueLengths(client)
+    lookout = Lookout(client, queues)
+    lookout.start()
+    relay = RelayParts(settings, dispatcher, directory, queues, loader, lookout)
     services = Services(settings, client, hub, dispatcher, directory, catalog, loader, usage, relay)
     gevent.spawn(_refresh_forever, services)
     return services

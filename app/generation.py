@@ -107,7 +107,7 @@ def cancel(request_id: str) -> Response:
 def read_body() -> bytes:
     """Read the request's body. Raises InvalidRequest for a broken chunk or a client that left."""
     try:
-        body = request.get_data()
+        body = request.get_data(cache=False)
         # Werkzeug cuts a chunked body off at the limit and only tells who reads on.
         request.stream.read(1)
         return body

@@ -13,7 +13,7 @@ from shared.errors import Unavailable
 _settings = settings_module.load()
 
 bind = f"{_settings.host}:{_settings.port}"
-worker_class = "gevent"
+worker_class = "app.web_worker.WebWorker"
 workers = _settings.web_workers
 worker_connections = _settings.web_connections
 keepalive = 75
@@ -55,7 +55,7 @@ def _end_streams(worker: Any) -> None:
         waited_s += 0.1
     services.hub.close_streams(Unavailable("The service is shutting down."))
     for close in list(services.close_sockets):
-        close()
+        gevent.spawn(close)  # it may have to wait for a client that does not read
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -1,5 +1,6 @@
 """A job's events as its reader sees them: in order, without holes, without doubles."""
 
+import time
 from collections.abc import Iterable
 from itertools import groupby
 
@@ -19,13 +20,21 @@ class ClientGone(Exception):
 _REPAIR = object()
 _FOLLOW_S = 0.05
 """How often a log is read whose events are not pushed."""
+_FOLLOW_LIMIT_S = 5.0
+"""A replica knows of a new reader by then; a job that is silent for longer is the lookout's."""
+_WAKE = object()
+_MAX_QUEUED = 256
+"""Events that wait for one reader. Beyond it pushed ones are dropped: the log has them."""
+_MAX_READ = 512
+"""Events of one read, and of one look into the log."""
 
 
 class JobStream:
     """One reader of one job. The hub pushes, one greenlet reads.
 
     Pub/sub may lose events; the job's log has them all, at the index that is their sequence
-    number. A hole, or a reconnection of the hub, is repaired from it before reading goes on.
+    number. A hole, or a reconnection of the hub, is repaired from it before reading goes on. So
+    a reader that is slow costs a bounded queue, whatever its job produces meanwhile.
     """
 
     def __init__(self, job_id: str, client: "redis.Redis") -> None:
@@ -33,20 +42,29 @@ class JobStream:
         self._client = client
         self._queue: SimpleQueue[object] = SimpleQueue()
         self._next_seq = 0
+        self._has_dropped = False
+        """Events were not queued since the log was read."""
         self.is_ended = False
         """The last event has been read."""
-        self._is_pushed = True
-        """Events come from the hub; until they do the log is read now and then."""
+        self._polls_until = 0.0
+        """The log is read now and then until events come from the hub, or this monotonic time."""
 
     # -- the hub's side ----------------------------------------------------------------------
 
     def push(self, event: Event) -> None:
-        self._is_pushed = True
-        self._queue.put(event)
+        self._polls_until = 0.0
+        if self._queue.qsize() < _MAX_QUEUED:
+            self._queue.put(event)
+        else:
+            self._has_dropped = True
 
     def push_repair(self) -> None:
         """Events may have been lost: look into the log."""
         self._queue.put(_REPAIR)
+
+    def wake(self) -> None:
+        """Let the reader look up: it returns without an event if there is none."""
+        self._queue.put(_WAKE)
 
     def close(self, error: Exception | None = None) -> None:
         """Wake the reader with an error; without one its client is gone."""
@@ -57,44 +75,49 @@ class JobStream:
     def follow(self) -> None:
         """Read a job that may have run for long: what there is comes from its log, and so does
         the rest until its replica knows of this reader."""
-        self._is_pushed = False
+        self._polls_until = time.monotonic() + _FOLLOW_LIMIT_S
         self.push_repair()
 
-    def read(self, timeout_s: float) -> list[Event]:
-        """Wait for events and return all that are there, the text of each choice joined.
+    @property
+    def num_read(self) -> int:
+        """Events that the reader has taken: the number of the next one."""
+        return self._next_seq
 
-        Returns [] after `timeout_s` without one. Raises what `close` was given, and
+    def read(self, timeout_s: float) -> list[Event]:
+        """Wait for events and return those that are there, the text of each choice joined.
+
+        Returns [] after `timeout_s` without one, or when woken. Raises what `close` was given, and
         redis.RedisError: nothing is lost then, the next call reads it.
         """
-        if not self._is_pushed:
+        if time.monotonic() < self._polls_until:
             timeout_s = min(timeout_s, _FOLLOW_S)
         events: list[Event] = []
         try:
             item = self._queue.get(timeout=timeout_s)
-            while True:
-                self._take(item, events)
+            self._take(item, events)
+            while len(events) < _MAX_READ:
                 item = self._queue.get_nowait()
+                self._take(item, events)
         except Empty:
-            pass
+            if not events and time.monotonic() < self._polls_until:
+                self._read_log(events)
         except redis.RedisError:
             self.push_repair()
             if not events:
                 raise
         if events and isinstance(events[-1], Finished | Failed):
             self.is_ended = True
+        elif self._has_dropped:
+            self._has_dropped = False
+            self.push_repair()
         return _join(events) if len(events) > 1 else events
-
-    def repair(self) -> list[Event]:
-        """Read what the log has beyond the last event. For a reader that waited in vain."""
-        self.push_repair()
-        return self.read(0)
 
     def _take(self, item: object, events: list[Event]) -> None:
         if isinstance(item, Exception):
             raise item
         if item is _REPAIR:
             self._read_log(events)
-        else:
+        elif item is not _WAKE:
             event: Event = item  # type: ignore[assignment]
             if event.seq > self._next_seq:
                 self._read_log(events)
@@ -104,10 +127,14 @@ class JobStream:
             # A smaller number is a double: it came from the log before.
 
     def _read_log(self, events: list[Event]) -> None:
-        payloads = self._client.lrange(names.log_key(self.job_id), self._next_seq, -1)
+        first = self._next_seq
+        key = names.log_key(self.job_id)
+        payloads = self._client.lrange(key, first, first + _MAX_READ - 1)
         for payload in payloads:
             events.append(messages.decode_event(payload_bytes(payload)))
             self._next_seq += 1
+        if len(payloads) == _MAX_READ:
+            self.push_repair()  # there may be more
 
 
 def _join(events: list[Event]) -> list[Event]:

@@ -121,10 +121,14 @@ class Loader:
     # -- for requests ------------------------------------------------------------------------
 
     def check(self, model: str) -> None:
-        """Raise what has kept a model from being loaded a moment ago."""
-        failure = self._directory.failure(model)
+        """Raise what has kept a model from being loaded a moment ago.
+
+        When one of several replicas was given up, the others still serve, or are started again.
+        """
+        directory, failure = self._directory, self._directory.failure(model)
         is_fresh = failure is not None and time.time() < failure.retry_at
-        if failure is not None and is_fresh and not self._directory.is_coming(model):
+        has_others = directory.is_coming(model) or directory.is_assigned(model)
+        if failure is not None and is_fresh and not has_others:
             raise _for_clients(model, failure)
 
     def ensure(self, model: str, deadline_at: float) -> Progress | None:

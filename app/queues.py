@@ -29,8 +29,6 @@ class QueueLengths:
         self._lengths: dict[str, int] = {}
         self._counted_at = 0.0
         self._looks: dict[str, _Look] = {}
-        self._looking: set[str] = set()
-        """Models whose queue some greenlet is just reading."""
 
     def refresh(self, models: Iterable[str]) -> None:
         """Count all models' queues in one round trip. Raises redis.RedisError."""
@@ -51,25 +49,26 @@ class QueueLengths:
         return self._lengths
 
     def lacks(self, model: str, job_id: str, enqueued_at: float) -> bool:
-        """Whether a job's message is not in its model's queue, by a look made after `enqueued_at`
-        (monotonic seconds). Raises redis.RedisError."""
+        """Whether a job's message is not in its model's queue, by a count or a look made after
+        `enqueued_at` (monotonic seconds)."""
         if self._counted_at > enqueued_at and self._lengths.get(model) == 0:
             return True
         look = self._looks.get(model)
-        if (look is None or time.monotonic() - look.at > _LOOK_S) and model not in self._looking:
-            look = self._look(model)
         return look is not None and look.at > enqueued_at and job_id not in look.job_ids
 
+    def look(self, models: Iterable[str]) -> None:
+        """See what is in the queues of these models, unless that is known from a moment ago.
+        Raises redis.RedisError."""
+        for model in models:
+            look = self._looks.get(model)
+            if self._lengths.get(model) and (look is None or time.monotonic() - look.at > _LOOK_S):
+                self._looks[model] = self._look(model)
+
     def _look(self, model: str) -> _Look:
-        self._looking.add(model)
-        try:
-            pipe = self._client.pipeline(transaction=False)
-            at = time.monotonic()
-            for key in names.priority_lists(model):
-                pipe.lrange(key, 0, -1)
-            queued = [payload_bytes(message) for part in pipe.execute() for message in part]
-        finally:
-            self._looking.discard(model)
+        pipe = self._client.pipeline(transaction=False)
+        at = time.monotonic()
+        for key in names.priority_lists(model):
+            pipe.lrange(key, 0, -1)
+        queued = [payload_bytes(message) for part in pipe.execute() for message in part]
         found = (_TASK_ID.search(message) for message in queued)
-        self._looks[model] = _Look(at, frozenset(match[1].decode() for match in found if match))
-        return self._looks[model]
+        return _Look(at, frozenset(match[1].decode() for match in found if match))

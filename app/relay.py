@@ -5,8 +5,9 @@ Whatever way a client leaves, `Dispatcher.release` runs and stops a job that nob
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import msgspec
 import redis
 from kombu.exceptions import OperationalError
 
@@ -17,6 +18,7 @@ from app.dispatch import Dispatcher, Reading
 from app.errors import from_exception
 from app.job_stream import ClientGone
 from app.loader import Loader
+from app.lookout import TICK_S, JobStanding, Lookout
 from app.metrics import StreamMetrics
 from app.queues import QueueLengths
 from shared import errors
@@ -26,8 +28,6 @@ from shared.messages import Delta, Echo, Event, Failed, Finished
 from shared.registry import Directory
 from shared.settings import Settings
 
-_TICK_S = 1.0
-"""How often a silent stream is looked after."""
 _REDIS_RETRY_S = 0.2
 _DEADLINE_GRACE_S = 5.0
 """The replica enforces the deadline; this long after it the web tier does."""
@@ -45,6 +45,7 @@ class RelayParts:
     directory: Directory
     queues: QueueLengths
     loader: Loader
+    lookout: Lookout
 
 
 class Relay:
@@ -53,18 +54,34 @@ class Relay:
     def __init__(self, parts: RelayParts, reading: Reading) -> None:
         self._parts = parts
         self._settings = parts.settings
-        self._reading = reading
-        self._job = job = reading.job
+        # What it asks for is in Redis; a long queue of long prompts would be held here, too.
+        self._job = job = msgspec.structs.replace(
+            reading.job, messages=[], prompts=[], tools=[], suffix=None, grammar=None
+        )
+        self._reading = replace(reading, job=job)
         self._stream = reading.stream
         self.metrics = StreamMetrics(job.model, job.created_at, job.kind)
-        self._tick_s = min(_TICK_S, parts.settings.keepalive_s)
+        self._tick_s = parts.settings.keepalive_s / 2
         self._enqueued_at = time.monotonic()
-        self._requeue_wait_s = _TICK_S
+        self._requeue_wait_s = TICK_S
         self._num_requeues = 0
         self._unserved_since: float | None = None
         self._is_begun = False
+        self._waits_since: float | None = None
+        """Since when the stream has been read without an event."""
+        self._concern: JobStanding | redis.RedisError | None = None
+        """What the lookout has found and the reader has to see to."""
         self.load: Progress | None = None
         """How far the load is that the job waits for."""
+        parts.lookout.watch(self)
+
+    @property
+    def job_id(self) -> str:
+        return self._job.id
+
+    @property
+    def model(self) -> str:
+        return self._job.model
 
     @property
     def keepalive_s(self) -> float:
@@ -87,7 +104,8 @@ class Relay:
                 return events
 
     def events(self, first: list[Event]) -> Iterator[list[Event]]:
-        """The job's events to its end; [] once a tick while there are none. Raises LlmisError."""
+        """The job's events to its end; [] now and then while there are none: twice in a
+        keep-alive interval, and when something has changed. Raises LlmisError."""
         if first:
             yield first
         while not self._stream.is_ended:
@@ -102,12 +120,12 @@ class Relay:
             if not self._is_begun:
                 self._see_to_a_replica()
                 self._is_begun = True
-            events = self._stream.read(timeout_s)
-            if not events:
-                # Silence: nothing to say, or the last message was lost.
-                events = self._stream.repair()
-            if not events:
-                self._look_after_job()
+            events = self._wait(timeout_s)
+            if not events and self._concern is not None:
+                concern, self._concern = self._concern, None
+                if isinstance(concern, redis.RedisError):
+                    raise concern
+                self._look_after_job(concern)
         except (redis.RedisError, OperationalError) as exc:
             self._give_up_after_a_while(exc, began_at)
             time.sleep(_REDIS_RETRY_S)
@@ -115,7 +133,15 @@ class Relay:
         if events:
             self.metrics.observe(events)
             self._unserved_since = self.load = None
-            self._num_requeues, self._requeue_wait_s = 0, _TICK_S
+            self._num_requeues, self._requeue_wait_s = 0, TICK_S
+        return events
+
+    def _wait(self, timeout_s: float) -> list[Event]:
+        if self._waits_since is None:
+            self._waits_since = time.monotonic()
+        events = self._stream.read(timeout_s)
+        if events:
+            self._waits_since = None
         return events
 
     def _see_to_a_replica(self) -> None:
@@ -144,8 +170,38 @@ class Relay:
         if now - self._unserved_since > self._settings.replica_wait_s:
             raise error
 
-    def _look_after_job(self) -> None:
-        """Find out why a job is silent. Raises RequestCancelled, DeadlineExceeded, ReplicaLost.
+    # -- the lookout's side ------------------------------------------------------------------
+
+    @property
+    def is_silent(self) -> bool:
+        return self._waits_since is not None and time.monotonic() - self._waits_since >= TICK_S
+
+    def note(self, found: JobStanding | redis.RedisError) -> None:
+        """Wake the reader if it has something to see to."""
+        if isinstance(found, JobStanding):
+            if found.num_events > self._stream.num_read:
+                self._stream.push_repair()  # the last message was lost
+                return
+            if self._is_well(found):
+                self._unserved_since = self.load = None
+                return
+        self._concern = found
+        self._stream.wake()
+
+    def _is_well(self, standing: JobStanding) -> bool:
+        """Whether the job has but to wait: somebody runs it, or will take it from its queue."""
+        if time.time() > self._job.deadline_at + _DEADLINE_GRACE_S:
+            return False
+        if standing.holder is not None:
+            return self._parts.directory.has(standing.holder)
+        if standing.is_cancelled or not self._parts.directory.is_served(self._job.model):
+            return False
+        return not self._is_lost(is_held=False)
+
+    # -- the reader's side -------------------------------------------------------------------
+
+    def _look_after_job(self, standing: JobStanding) -> None:
+        """See to a job that is not well. Raises RequestCancelled, DeadlineExceeded, ReplicaLost.
 
         A replica that is killed takes along the message it has just been handed, and the jobs
         it has claimed. Both are queued again: the next replica finds the claim of a dead one
@@ -153,21 +209,21 @@ class Relay:
         """
         if time.time() > self._job.deadline_at + _DEADLINE_GRACE_S:
             raise DeadlineExceeded("The request was not done before its deadline.")
-        standing = self._parts.dispatcher.inspect(self._job)
-        if standing.holder is not None and self._parts.directory.has(standing.holder):
-            self._unserved_since = self.load = None
-            return
         self._see_to_a_replica()
         if standing.holder is None and standing.is_cancelled:
             raise RequestCancelled("The request was cancelled.")
         is_due = time.monotonic() - self._enqueued_at > self._requeue_wait_s
         if is_due and self._is_lost(is_held=standing.holder is not None):
-            if self._num_requeues == _MAX_REQUEUES:
-                raise ReplicaLost("The request was lost several times. Please try again.")
-            self._num_requeues += 1
-            self._requeue_wait_s *= 2
-            self._enqueued_at = time.monotonic()
-            self._parts.dispatcher.requeue(self._job)
+            self._requeue()
+
+    def _requeue(self) -> None:
+        if self._num_requeues == _MAX_REQUEUES:
+            raise ReplicaLost("The request was lost several times. Please try again.")
+        self._num_requeues += 1
+        self._requeue_wait_s *= 2
+        self._enqueued_at = time.monotonic()
+        self._parts.dispatcher.requeue(self._job)
+        self._stream.push_repair()  # it may have ended unheard
 
     def _is_lost(self, *, is_held: bool) -> bool:
         """Whether no message of the job is on its way. The one of a holder that has died went
@@ -178,6 +234,7 @@ class Relay:
 
     def close(self, error: BaseException | None = None) -> None:
         """Stop reading; a job that nobody reads any more stops."""
+        self._parts.lookout.forget(self)
         self._parts.dispatcher.release(self._reading)
         self.metrics.close(error)
 

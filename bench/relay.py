@@ -4,30 +4,20 @@ Everything but the engine is real: Redis, gunicorn, the Celery queue, the hub ch
 publisher offers tokens at a steady rate; the web process keeps up with it or falls behind.
 """
 
-import shutil
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-import redis
 from msgspec import Struct
 
-from bench import measure, servers
+from bench import lone_web, measure, servers
 from bench.fake_replica import JOBS_PER_MESSAGE, REPLICA_ID, Published, Script
 from bench.load import LoadResult
-from bench.processes import free_port, wait_for_quiet
+from bench.processes import wait_for_quiet
 from bench.report import table
 from bench.scenarios import Load
-from bench.servers import ServedModel, Server, child, pid_of, wait_for
-from cli import embedded_redis
-from shared import registry
-from shared import settings as settings_module
-from shared.connections import connect
-from shared.messages import ReplicaRecord, ReplicaState
+from bench.servers import ServedModel, Server, child, wait_for
 from tests.counter_model import NUMBERS
 
 _MODEL = "relay"
@@ -63,7 +53,7 @@ def run(
 ) -> list[RelayNumbers]:
     """Medians over the rounds for each offered rate in tokens/s."""
     found: dict[int, list[RelayNumbers]] = {rate: [] for rate in rates}
-    with _web() as (server, redis_url):
+    with lone_web.running("relay", _MODEL, REPLICA_ID) as (server, redis_url):
         for _ in range(rounds):
             for rate in rates:
                 numbers = _measure(server, redis_url, num_streams, rate)
@@ -139,80 +129,3 @@ def _numbers(script: Script, result: LoadResult, published: Published) -> RelayN
         tokens_per_chunk=total / len(latencies),
         tokens_per_cpu_s=total / web_cpu_s,
     )
-
-
-# -- what is measured ------------------------------------------------------------------------
-
-
-@contextmanager
-def _web() -> Iterator[tuple[Server, str]]:
-    """Redis, and one web process as `llmis up` starts it, which sees the fake model."""
-    port = free_port()
-    environment = servers.llmis_environment("relay", f"port = {port}\nmodels = []\n")
-    settings = settings_module.load(environment)
-    command, redis_url = embedded_redis.prepare(settings)
-    settings = msgspec.structs.replace(settings, redis_url=redis_url)
-    shutil.rmtree(settings.metrics_path, ignore_errors=True)
-    settings.metrics_path.mkdir(parents=True)
-    environment["REDIS_URL"] = redis_url
-    environment["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_path)
-    gunicorn = [sys.executable, "-m", "gunicorn", "-c", "python:app.gunicorn_conf", "app.wsgi:app"]
-    with child("relay-redis", command, environment) as redis_child:
-        client = connect(settings, max_connections=2)
-        wait_for(lambda: _answers_ping(client), redis_child)
-        client.flushall()
-        with _announced(client), child("relay-web", gunicorn, environment) as web:
-            wait_for(lambda: servers.answers(port, f"/v1/models/{_MODEL}"), web)
-            yield Server("relay", port, pid_of(web)), redis_url
-
-
-def _answers_ping(client: "redis.Redis") -> bool:
-    try:
-        return bool(client.ping())
-    except redis.RedisError:
-        return False
-
-
-@contextmanager
-def _announced(client: "redis.Redis") -> Iterator[None]:
-    """A replica's record in the registry, renewed as a real one renews it."""
-    record = ReplicaRecord(
-        id=REPLICA_ID,
-        model=_MODEL,
-        engine="none",
-        device="cpu",
-        node="bench",
-        assignment_id="bench",
-        pid=0,
-        versions={},
-        state=ReplicaState.READY,
-        stage="ready",
-        fraction=1.0,
-        slots=1,
-        busy_slots=0,
-        waiting_sequences=0,
-        context_length=1,
-        steps=0,
-        step_age_s=0.0,
-        generated_tokens=0,
-        tokens_per_s=0.0,
-        memory_bytes=0,
-        mapped_bytes=0,
-        estimated_bytes=0,
-        started_at=time.time(),
-    )
-    is_over = threading.Event()
-
-    def beat() -> None:
-        while True:
-            registry.announce(client, record)
-            if is_over.wait(registry.BEAT_S):
-                return
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()

@@ -1,4 +1,4 @@
-"""Kombu's Redis transport, with writes that a full Redis takes.
+"""Kombu's Redis transport, for workers that outlive a full Redis, and one that is killed.
 
 A worker that pops a message must note it down, or the message is lost, and one that connects again
 must bind its queues. What is new is refused before, when the web tier writes the job.
@@ -38,6 +38,17 @@ class _Client(redis.Redis):
 class Channel(kombu_redis.Channel):
     def _get_client(self) -> type[_Client]:
         return _Client
+
+    def _connparams(self, *arguments: Any, **options: Any) -> Any:
+        """Raise redis.ConnectionError when the channel has been closed.
+
+        When Redis dies under running jobs, kombu closes the channel and then acknowledges or puts
+        back their messages on it. Its own AttributeError would end the worker with all that it
+        runs; this one it logs. The jobs go on, and a second delivery of them finds their claim.
+        """
+        if self.connection is None or self.connection.client is None:
+            raise redis.ConnectionError("The connection to the broker is closed.")
+        return super()._connparams(*arguments, **options)  # type: ignore[no-untyped-call]
 
 
 class Transport(kombu_redis.Transport):

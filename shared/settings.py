@@ -112,6 +112,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     log_level: str = "info"
     keepalive_s: Seconds = 10.0
     """A silent stream gets an SSE comment this often."""
+    write_timeout_s: Seconds = 30.0
+    """A client that takes nothing of its answer for so long is cut off."""
     request_timeout_s: Seconds = 600.0
     """What nobody waited for any longer than this never reaches an engine."""
     replica_wait_s: Seconds = 15.0

@@ -207,7 +207,9 @@ def start_service(
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The service of the session: counter models, demo model, Flower."""
     data_dir = tmp_path_factory.mktemp("llmis")
-    with running_service(data_dir, demo=True, flower=True) as running:
+    # Its slow readers are to be waited for, however busy the machine is.
+    patience = {"LLMIS_WRITE_TIMEOUT_S": "300"}
+    with running_service(data_dir, demo=True, flower=True, environ=patience) as running:
         yield running
 
 

@@ -20,27 +20,39 @@ from worker.job_run import Emission, Item, JobDropped, JobEnded, JobGivenBack, J
 _log = logging.getLogger(__name__)
 
 
-def events_of(emissions: list[Emission]) -> list[tuple[JobRun, Event]]:
-    """Number the emissions of one round as events, the text of each choice joined."""
-    joined: dict[tuple[str, int], StepResult] = {}
+def joined(emissions: list[Emission]) -> list[Emission]:
+    """Join what each choice has gained into the first of its results."""
+    firsts: dict[tuple[int, int], StepResult] = {}
+    texts: dict[tuple[int, int], list[str]] = {}
     ordered: list[Emission] = []
     for run, item in emissions:
-        if isinstance(item, StepResult):
-            before = joined.get(item.key)
-            if before is not None:
-                before.text += item.text
-                before.token_ids.extend(item.token_ids)
-                before.logprobs.extend(item.logprobs)
-                before.prompt_logprobs.extend(item.prompt_logprobs)
-                before.finish_reason = item.finish_reason
-                before.prefilled_tokens = item.prefilled_tokens
-                before.embedding = item.embedding
-                continue
-            joined[item.key] = item
-        if not isinstance(item, JobGivenBack):
+        if not isinstance(item, StepResult):
             ordered.append((run, item))
+            continue
+        key = (id(run), item.key[1])
+        first = firsts.setdefault(key, item)
+        texts.setdefault(key, []).append(item.text)
+        if first is item:
+            ordered.append((run, item))
+            continue
+        first.token_ids.extend(item.token_ids)
+        first.logprobs.extend(item.logprobs)
+        first.prompt_logprobs.extend(item.prompt_logprobs)
+        first.finish_reason = item.finish_reason
+        first.prefilled_tokens = item.prefilled_tokens
+        first.embedding = item.embedding
+    for key, pieces in texts.items():
+        if len(pieces) > 1:
+            firsts[key].text = "".join(pieces)
+    return ordered
+
+
+def events_of(emissions: list[Emission]) -> list[tuple[JobRun, Event]]:
+    """Number the emissions of one round as events, the text of each choice joined."""
     events: list[tuple[JobRun, Event]] = []
-    for run, item in ordered:
+    for run, item in joined(emissions):
+        if isinstance(item, JobGivenBack):
+            continue
         if run.job.echo and isinstance(item, StepResult):
             echo = _echo(run, item)
             if echo is not None:

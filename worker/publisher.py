@@ -18,6 +18,7 @@ import redis
 from shared import essential, messages, names
 from shared.messages import Event, Failed, Finished, Job, JobKind
 from shared.registry import BEAT_S
+from worker.backlog import Backlog
 from worker.events import events_of
 from worker.job_run import Emission, JobDropped, JobEnded, JobGivenBack, JobRun
 from worker.thread_names import name_this_thread
@@ -62,7 +63,7 @@ class Publisher:
         self._client = client
         self._job_ttl_s = job_ttl_s
         self._running_ttl_s = int(request_timeout_s) + job_ttl_s
-        self._queue: queue.SimpleQueue[list[Emission] | None] = queue.SimpleQueue()
+        self._queue = Backlog()
         self._append = client.register_script(_APPEND)
         self.on_fenced: Callable[[str], None] = lambda job_id: None
         """Called with the id of a job that another replica has taken over."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from shared import names, registry
+from shared.messages import ReplicaState
 from tests.admin_client import Completion, admin, lazy_models, load, model, unload, wait_for_state
 from tests.conftest import TEST_FILES, Service, running_service, wait_for
 from tests.counter_model import expected_text
@@ -49,6 +51,32 @@ def test_a_replica_that_dies_three_times_in_a_row_is_given_up(own_service: Servi
     view = wait_for_state(own_service, "fragile", "failed")
     assert "SIGKILL" in view["error"]["message"]
     assert not own_service.pids("worker.replica", "fragile")
+
+
+def test_a_model_with_one_replica_given_up_waits_for_the_other(own_service: Service) -> None:
+    assert load(own_service, "two", replicas=2)[0] == 200
+    _, other = own_service.pids("worker.replica", "two@")
+
+    def victim() -> list[int]:
+        return [pid for pid in own_service.pids("worker.replica", "two@") if pid != other]
+
+    for _ in range(3):
+        wait_for_state(own_service, "two", "ready")
+        (pid,) = wait_for(victim, "it is there", 20)
+        wait_for(lambda pid=pid: _is_ready(own_service, pid), "it is ready", 20)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda pid=pid: pid not in own_service.pids("worker.replica"), "it is dead")
+    wait_for(lambda: own_service.redis.hexists(names.FAILURES, "two"), "one is given up", 20)
+    os.kill(other, signal.SIGKILL)
+    wait_for(lambda: not own_service.pids("worker.replica", "two@"), "the other is dead, too")
+    completion = Completion(own_service, "two", 20).read()
+    assert (completion.error, completion.text) == (None, expected_text(5, 20))
+    assert unload(own_service, "two")[0] == 200
+
+
+def _is_ready(service: Service, pid: int) -> bool:
+    records = registry.read(service.redis)
+    return any(r.pid == pid and r.state is ReplicaState.READY for r in records)
 
 
 def test_a_replica_that_hangs_is_killed_and_started_again(own_service: Service) -> None:

@@ -21,9 +21,10 @@ from shared.messages import (
     TokenLogprobs,
     Usage,
 )
+from worker.backlog import Backlog
 from worker.engines.protocol import Sequence, StepResult
 from worker.events import events_of
-from worker.job_run import Emission, JobEnded, JobRun, JobStarted
+from worker.job_run import Emission, GiveBack, JobEnded, JobGivenBack, JobRun, JobStarted
 from worker.publisher import Publisher
 
 
@@ -181,3 +182,30 @@ def test_logs_that_are_large_and_read_at_once_do_not_stay_long() -> None:
     large = _run(echo=True, logprobs=1, prompt_logprobs=True)
     assert publisher._ttl_s(large.job) < 600
     assert publisher._ttl_s(_run(logprobs=1).job) == 600
+
+
+def test_what_waits_for_redis_is_joined_and_loses_nothing() -> None:
+    backlog = Backlog()
+    runs = [_run("a"), _run("b")]
+    num_steps = 5000
+    for step in range(num_steps):
+        backlog.put([(run, StepResult((run.id, 0), f" {step}", [step])) for run in runs])
+    backlog.put([_end(run) for run in runs])
+    backlog.put(None)
+    lists = []
+    while (emissions := backlog.get()) is not None:
+        lists.append(emissions)
+    assert len(lists) < 500, "however many steps there were"
+    assert backlog.empty()
+    events = events_of([emission for emissions in lists for emission in emissions])
+    text = "".join(f" {step}" for step in range(num_steps))
+    deltas = [event for _, event in events if isinstance(event, Delta)]
+    assert [delta.text for delta in deltas] == [text, text]
+    assert [delta.token_ids for delta in deltas] == [list(range(num_steps))] * 2
+    assert [type(event) for _, event in events[-2:]] == [Finished, Finished]
+
+
+def test_a_job_that_is_given_back_has_no_event_of_it() -> None:
+    run = _run()
+    events = events_of([(run, StepResult(("j", 0), "a", [1])), (run, JobGivenBack(GiveBack.LEFT))])
+    assert [event for _, event in events] == [Delta(0, 0, 0, "a", [1])]

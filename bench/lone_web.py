@@ -1,0 +1,104 @@
+"""One web process without an engine: Redis, and a replica that is only announced.
+
+What it is asked for stays queued, or is taken by a script (`bench.fake_replica`).
+"""
+
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import redis
+
+from bench import servers
+from bench.processes import free_port
+from bench.servers import Server, child, pid_of, wait_for
+from cli import embedded_redis
+from shared import registry
+from shared import settings as settings_module
+from shared.connections import connect
+from shared.messages import ReplicaRecord, ReplicaState
+
+
+@contextmanager
+def running(name: str, model: str, replica_id: str, more: str = "") -> Iterator[tuple[Server, str]]:
+    """Redis, and one web process as `llmis up` starts it, which sees `model` served.
+
+    Gives the server and the URL of Redis. `more` are lines of the settings file.
+    """
+    port = free_port()
+    environment = servers.llmis_environment(name, f"port = {port}\n{more}\nmodels = []\n")
+    settings = settings_module.load(environment)
+    command, redis_url = embedded_redis.prepare(settings)
+    settings = msgspec.structs.replace(settings, redis_url=redis_url)
+    shutil.rmtree(settings.metrics_path, ignore_errors=True)
+    settings.metrics_path.mkdir(parents=True)
+    environment["REDIS_URL"] = redis_url
+    environment["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_path)
+    gunicorn = [sys.executable, "-m", "gunicorn", "-c", "python:app.gunicorn_conf", "app.wsgi:app"]
+    with child(f"{name}-redis", command, environment) as redis_child:
+        client = connect(settings, max_connections=2)
+        wait_for(lambda: _answers_ping(client), redis_child)
+        client.flushall()
+        with (
+            _announced(client, model, replica_id),
+            child(f"{name}-web", gunicorn, environment) as web,
+        ):
+            wait_for(lambda: servers.answers(port, f"/v1/models/{model}"), web)
+            yield Server(name, port, pid_of(web)), redis_url
+
+
+def _answers_ping(client: "redis.Redis") -> bool:
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+@contextmanager
+def _announced(client: "redis.Redis", model: str, replica_id: str) -> Iterator[None]:
+    """A replica's record in the registry, renewed as a real one renews it."""
+    record = ReplicaRecord(
+        id=replica_id,
+        model=model,
+        engine="none",
+        device="cpu",
+        node="bench",
+        assignment_id="bench",
+        pid=0,
+        versions={},
+        state=ReplicaState.READY,
+        stage="ready",
+        fraction=1.0,
+        slots=1,
+        busy_slots=0,
+        waiting_sequences=0,
+        context_length=1,
+        capabilities=[],
+        steps=0,
+        step_age_s=0.0,
+        generated_tokens=0,
+        tokens_per_s=0.0,
+        memory_bytes=0,
+        mapped_bytes=0,
+        estimated_bytes=0,
+        started_at=time.time(),
+    )
+    is_over = threading.Event()
+
+    def beat() -> None:
+        while True:
+            registry.announce(client, record)
+            if is_over.wait(registry.BEAT_S):
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()

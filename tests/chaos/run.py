@@ -1,0 +1,162 @@
+"""A run: a service, a load, faults by a seeded schedule, and the checks at the end."""
+
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import Struct
+
+from tests.admin_client import load
+from tests.chaos import checks
+from tests.chaos.clients import Load
+from tests.chaos.faults import schedule
+from tests.chaos.ledger import Ledger
+from tests.conftest import Service, running_service
+
+_SETTINGS = """\
+web_workers = 2
+job_ttl_s = 15
+request_timeout_s = 180
+"""
+_WARM_UP_S = 6.0
+_PAUSE_S = (2.0, 6.0)
+"""Between two faults, at least and at most."""
+
+
+class Report(Struct, kw_only=True):
+    seconds: float
+    seed: int
+    requests: dict[str, dict[str, int]]
+    """Kind → final outcome → number."""
+    tries: dict[str, int]
+    """Outcome of each single try → number."""
+    refusals: dict[str, int]
+    """Code → number of tries."""
+    num_resumed: int
+    num_left: int
+    """Jobs that their clients have left, or that lost replica and reader: they expire."""
+    faults: dict[str, int]
+    memory_before_mb: dict[str, float]
+    memory_after_mb: dict[str, float]
+    problems: list[str]
+
+
+def run(seconds: float, seed: int, say: Callable[[str], None], num_clients: int = 10) -> Report:
+    """The folder of a run with problems is kept: its logs tell what happened."""
+    folder = Path(tempfile.mkdtemp(prefix="llmis-chaos-"))
+    with running_service(folder, extra=_SETTINGS) as service:
+        report = _run(service, seconds, seed, say, num_clients)
+    if report.problems:
+        say(f"logs: {folder / 'logs'}")
+    else:
+        shutil.rmtree(folder)
+    return report
+
+
+def _run(
+    service: Service, seconds: float, seed: int, say: Callable[[str], None], num_clients: int
+) -> Report:
+    status, answer = load(service, "pair", replicas=2, slots=8, context_length=4096)
+    assert status == 200, answer
+    warm_up = Ledger()
+    _load_for(service, warm_up, num_clients, seed, lambda: time.sleep(_WARM_UP_S))
+    problems = [*warm_up.problems, *checks.wait_for_quiet(service)]
+    memory_before, processes = checks.memory_by_role(service), checks.num_processes(service)
+    say(f"warm: {sum(warm_up.requests.values())} requests; {processes}")
+
+    ledger = Ledger()
+    _load_for(
+        service, ledger, num_clients, seed + 1, lambda: _break(service, ledger, seconds, seed, say)
+    )
+    say("the load is over")
+    problems += ledger.problems
+    problems += [f"a request has no end: {request}" for request in ledger.open_requests]
+    problems += checks.wait_for_quiet(service, processes)
+    problems += checks.final_problems(service, memory_before)
+    return _report(service, ledger, seconds, seed, memory_before, problems)
+
+
+def _load_for(
+    service: Service, ledger: Ledger, num_clients: int, seed: int, meanwhile: Callable[[], None]
+) -> None:
+    load_ = Load(service, ledger, num_clients, seed)
+    load_.start()
+    try:
+        meanwhile()
+    finally:
+        load_.stop()
+
+
+def _break(
+    service: Service, ledger: Ledger, seconds: float, seed: int, say: Callable[[str], None]
+) -> None:
+    rng = random.Random(seed)
+    deadline = time.monotonic() + seconds
+    for fault in schedule(rng):
+        time.sleep(rng.uniform(*_PAUSE_S))
+        if time.monotonic() > deadline:
+            return
+        # Before, not after: its clients may be quicker.
+        ledger.note_fault(fault.name, fault.hits_web)
+        is_hit = fault.cause(service, rng)
+        say(f"{fault.name}{'' if is_hit else ': nothing there to hit'}; {dict(ledger.tries)}")
+        if ledger.problems:
+            say(f"  {len(ledger.problems)} problems so far, the last one: {ledger.problems[-1]}")
+
+
+def _report(
+    service: Service,
+    ledger: Ledger,
+    seconds: float,
+    seed: int,
+    memory_before: dict[str, float],
+    problems: list[str],
+) -> Report:
+    requests: dict[str, dict[str, int]] = {}
+    for (kind, outcome), number in sorted(ledger.requests.items()):
+        requests.setdefault(kind, {})[outcome] = number
+    return Report(
+        seconds=seconds,
+        seed=seed,
+        requests=requests,
+        tries=dict(ledger.tries),
+        refusals=dict(ledger.refusals),
+        num_resumed=ledger.num_resumed,
+        num_left=checks.num_left(service),
+        faults=dict(ledger.faults),
+        memory_before_mb=_megabytes(memory_before),
+        memory_after_mb=_megabytes(checks.memory_by_role(service)),
+        problems=problems,
+    )
+
+
+def _megabytes(sizes: dict[str, float]) -> dict[str, float]:
+    return {role: round(size / 1e6, 1) for role, size in sizes.items()}
+
+
+def tables(report: Report) -> str:
+    """The report as Markdown."""
+    outcomes = sorted({outcome for by_kind in report.requests.values() for outcome in by_kind})
+    lines = [
+        f"| client | {' | '.join(outcomes)} |",
+        f"|---|{'---|' * len(outcomes)}",
+        *(
+            f"| {kind} | {' | '.join(str(by_kind.get(o, 0)) for o in outcomes)} |"
+            for kind, by_kind in report.requests.items()
+        ),
+        "",
+        "| fault | times |",
+        "|---|---|",
+        *(f"| {fault} | {number} |" for fault, number in sorted(report.faults.items())),
+        "",
+        "| memory of | before, MB | after, MB |",
+        "|---|---|---|",
+        *(
+            f"| {role} | {before} | {report.memory_after_mb.get(role, '-')} |"
+            for role, before in report.memory_before_mb.items()
+        ),
+    ]
+    return "\n".join(lines)
