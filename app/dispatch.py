@@ -18,7 +18,7 @@ from shared import claims, messages, names
 from shared.connections import payload_bytes
 from shared.errors import NotFound
 from shared.job_queue import Admission, Departure, JobQueue, Order, Refusal
-from shared.limits import Allowances, Limits, limits_of
+from shared.limits import Allowances, Limits, charge_of, limits_of
 from shared.messages import Job, Priority
 from shared.settings import Settings
 
@@ -78,6 +78,7 @@ class Dispatcher:
         unique. A short outage of Redis is waited for. Raises TooManyRequests, redis.RedisError.
         """
         limits = limits_of(self._settings)
+        job = msgspec.structs.replace(job, charged_tokens=charge_of(job, limits))
         deadline = self._bridge.deadline()
         while True:
             # The stream first: a message to nobody is lost.

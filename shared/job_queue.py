@@ -6,7 +6,6 @@ one into its place. What a key has waiting and running is kept in sorted sets wh
 expire with their jobs, so that nothing that is lost counts for ever.
 """
 
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,11 +114,11 @@ class JobQueue:
                 names.running_key(job.owner),
                 names.rates_key(job.owner),
                 names.turns_key(job.model),
+                names.tags_key(job.model, place),
                 idempotency_key,
                 *names.priority_lists(job.model),
             ],
             args=[
-                time.time(),
                 job.id,
                 messages.encode_job(job),
                 queue_message(job, names.PRIORITY_STEPS[place - 1]),
@@ -244,7 +243,7 @@ class JobQueue:
         """
         moved: int = self._turn(
             keys=[names.turns_key(model), *names.priority_lists(model)],
-            args=[time.time(), interval_s],
+            args=[interval_s],
         )
         return moved
 

@@ -16,7 +16,7 @@ from shared import names
 from shared.messages import Job
 
 _encode = msgspec.json.Encoder().encode
-_ORIGIN = f"{os.getpid()}@{socket.gethostname()}"
+_ORIGIN = f"gen{os.getpid()}@{socket.gethostname()}"
 UNPLACED = "@"
 """The header `llmis_order` until the queue has set it."""
 FIRST = "0.0"
