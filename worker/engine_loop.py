@@ -188,8 +188,8 @@ class EngineLoop:
             if num_tokens:
                 run.completion_tokens += num_tokens
                 self.num_generated_tokens += num_tokens
-                if not run.first_token_at:
-                    run.first_token_at = time.monotonic()
+                run.last_token_at = time.monotonic()
+                run.first_token_at = run.first_token_at or run.last_token_at
             if result.prefilled_tokens and result.key[1] % run.job.num_choices == 0:
                 # What an earlier attempt has drawn may be in the cache, too: it is no prompt.
                 num_prompt = len(run.sequences[result.key[1]].prompt)
