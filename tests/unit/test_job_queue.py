@@ -163,14 +163,27 @@ def test_places_are_right_whatever_comes_and_goes(server: redis.Redis, queue: Jo
         for message in reversed(server.lrange(key, 0, -1))  # type: ignore[arg-type]
     ]
     assert [headers["id"] for headers in waiting] == sorted(orders, key=orders.__getitem__)
-    found = queue.positions("m", [orders[headers["id"]] for headers in waiting])
+    outline = queue.outline("m")
+    found = [outline.position(orders[headers["id"]]) for headers in waiting]
     assert found == list(range(len(waiting)))
 
 
 def test_who_does_not_wait_has_no_position(server: redis.Redis, queue: JobQueue) -> None:
     first, second = _burst(queue, "a", 2)
     _pop(server)
-    assert queue.positions("m", [first, second]) == [-1, 0]
+    outline = queue.outline("m")
+    assert [outline.position(order) for order in (first, second)] == [None, 0]
+    _pop(server)
+    assert queue.outline("m").position(second) is None
+
+
+def test_positions_far_behind_are_about_right(server: redis.Redis, queue: JobQueue) -> None:
+    orders = _burst(queue, "a", 1000)
+    outline = queue.outline("m")
+    found = [outline.position(order) for order in orders]
+    assert found[:64] == list(range(64))
+    assert all(abs((place or 0) - i) <= 15 for i, place in enumerate(found))
+    assert found == sorted(found, key=lambda place: place or 0)
 
 
 # -- limits ----------------------------------------------------------------------------------
@@ -332,7 +345,8 @@ def test_what_kombu_gives_back_keeps_its_place(
         message.channel.close()
     key = names.priority_lists("m")[1]
     wait_for(lambda: server.llen(key) == 4, "the message is back")
-    assert queue.positions("m", orders) == [0, 1, 2, 3]
+    outline = queue.outline("m")
+    assert [outline.position(order) for order in orders] == [0, 1, 2, 3]
     _admit(queue, _job("b1", "b"))
     assert _pop_all(server) == ["a1", "b1", "a2", "a3", "a4"]
 
