@@ -51,6 +51,8 @@ class LlmisError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s: int | None = None
+        self.headers: dict[str, str] = {}
+        """More headers of an HTTP answer. They do not travel."""
 
     def body(self) -> dict[str, Any]:
         """The error in OpenAI's shape: `{"error": {message, type, param, code}}`."""
