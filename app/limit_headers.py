@@ -28,9 +28,10 @@ def headers_of(allowances: Allowances) -> dict[str, str]:
 
 def duration(seconds: float) -> str:
     """Word a time as OpenAI does: 20ms, 1.5s, 6m0s."""
+    seconds = round(seconds, 3)
     if seconds < 1:
         return f"{round(1000 * seconds)}ms"
-    minutes, rest = divmod(round(seconds, 3), 60)
+    minutes, rest = divmod(seconds, 60)
     whole = f"{rest:.3f}".rstrip("0").rstrip(".")
     return f"{int(minutes)}m{whole}s" if minutes else f"{whole}s"
 
