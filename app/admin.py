@@ -181,7 +181,7 @@ def _stream(operation_id: str) -> Iterator[bytes]:
                 yield sse.event(admin_views.operation(progress))
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > services().settings.keepalive_s:
-                yield sse.KEEPALIVE
+                yield sse.keepalive(None)
                 quiet_since = time.monotonic()
         yield sse.DONE
     except (LlmisError, redis.RedisError) as exc:

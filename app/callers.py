@@ -8,10 +8,10 @@ ANONYMOUS = "anonymous"
 
 
 def register(app: Flask) -> None:
-    app.before_request(_take_owner)
+    app.before_request(take_owner)
 
 
-def _take_owner() -> None:
+def take_owner() -> None:
     """Name the owner by the API key that came with the request. The key itself is kept nowhere."""
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
     g.owner = ANONYMOUS

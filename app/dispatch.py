@@ -18,8 +18,9 @@ from shared import claims, messages, names
 from shared.connections import payload_bytes
 from shared.errors import NotFound
 from shared.job_queue import Admission, Departure, JobQueue, Order, Refusal
-from shared.limits import Allowances, Limits, limits_of
+from shared.limits import Allowances, Limits, charge_of, limits_of
 from shared.messages import Job, Priority
+from shared.registry import Directory
 from shared.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -51,8 +52,16 @@ class Reading:
 
 
 class Dispatcher:
-    def __init__(self, settings: Settings, client: "redis.Redis", celery: Celery, hub: Hub) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: "redis.Redis",
+        celery: Celery,
+        hub: Hub,
+        directory: Directory,
+    ) -> None:
         self._settings = settings
+        self._directory = directory
         self._client = client
         self._celery = celery
         self._hub = hub
@@ -78,6 +87,7 @@ class Dispatcher:
         unique. A short outage of Redis is waited for. Raises TooManyRequests, redis.RedisError.
         """
         limits = limits_of(self._settings)
+        job = msgspec.structs.replace(job, charged_tokens=charge_of(job, limits))
         deadline = self._bridge.deadline()
         while True:
             # The stream first: a message to nobody is lost.
@@ -92,7 +102,8 @@ class Dispatcher:
                 return Reading(job, stream, admission.order, admission.ahead, admission.allowances)
             self._hub.release(stream)
             if admission.refusal is not Refusal.TAKEN:
-                raise refusal_error(admission)
+                replicas = self._directory.replicas(job.model)
+                raise refusal_error(admission, limits, job.model, replicas)
             job = msgspec.structs.replace(job, id=f"{job.id[:96]}-{uuid.uuid4().hex[:8]}")
 
     def find(self, job_id: str, owner: str) -> Job:

@@ -37,6 +37,7 @@ def respond(error: LlmisError) -> Response:
     )
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    response.headers.update(error.headers)
     return response
 
 

@@ -17,6 +17,7 @@ from app import (
     errors,
     generation,
     health,
+    limit_headers,
     metrics,
     models,
     openapi,
@@ -28,6 +29,7 @@ from app.dispatch import Dispatcher, request_id_from
 from app.hub import Hub
 from app.loader import Loader
 from app.lookout import Lookout
+from app.positions import Positions
 from app.queues import QueueLengths
 from app.relay import RelayParts
 from app.usage import Usage
@@ -79,6 +81,7 @@ def register_routes(app: Flask) -> None:
     """Add all that answers requests. The document of the routes comes last: it lists them."""
     app.before_request(_take_request_id)
     callers.register(app)
+    limit_headers.register(app)
     app.after_request(_send_request_id)
     errors.register(app)
     metrics.register(app)
@@ -94,28 +97,30 @@ def _services(settings: Settings) -> Services:
     check_server(client)
     hub = Hub(client)
     hub.start()
-    dispatcher = Dispatcher(settings, client, celery_app, hub)
     directory = Directory(client)
     directory.refresh()
+    dispatcher = Dispatcher(settings, client, celery_app, hub, directory)
     catalog = Catalog(settings, directory)
     loader = Loader(settings, client, celery_app, directory, catalog)
     usage = Usage(client)
     queues = QueueLengths(client)
     lookout = Lookout(client, queues)
     lookout.start()
-    relay = RelayParts(settings, dispatcher, directory, queues, loader, lookout)
+    positions = Positions(dispatcher.queue)
+    relay = RelayParts(settings, dispatcher, directory, queues, loader, lookout, positions)
     services = Services(settings, client, hub, dispatcher, directory, catalog, loader, usage, relay)
     gevent.spawn(_refresh_forever, services)
     return services
 
 
 def _refresh_forever(services: Services) -> None:
-    """Once a second: the registry and the queues into memory, the gauges from them."""
+    """Once a second: the registry, the queues and who waits where into memory, the gauges."""
     while True:
         try:
             services.directory.refresh()
             records = services.directory.replicas()
             services.relay.queues.refresh(services.catalog.names())
+            services.relay.positions.refresh()
             metrics.set_gauges(records, services.relay.queues.all())
             services.usage.flush()
         except redis.RedisError as exc:

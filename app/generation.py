@@ -4,7 +4,7 @@ import msgspec
 from flask import Blueprint, Flask, Response, g, request
 from gunicorn.http.errors import ParseException
 
-from app import answers
+from app import answers, limit_headers
 from app.answer_schemas import (
     CancelAnswer,
     ChatCompletion,
@@ -32,11 +32,15 @@ from shared.errors import (
     ModelUnloaded,
     NotFound,
     Quarantined,
+    QueueFull,
+    QueueTimeout,
     QueueUnavailable,
     ReplicaLost,
     RequestCancelled,
     StorageFull,
     TooManyModels,
+    TooManyRequests,
+    TooManyTokens,
     Unavailable,
 )
 from shared.messages import Job
@@ -44,6 +48,7 @@ from shared.messages import Job
 blueprint = Blueprint("generation", __name__)
 JOB_ERRORS = (
     *(ContextLengthExceeded, Quarantined, ModelNotFound, RequestCancelled, DeadlineExceeded),
+    *(TooManyRequests, TooManyTokens, QueueFull, QueueTimeout),
     *(EngineError, ReplicaLost, QueueUnavailable, StorageFull, Unavailable),
     *(ModelUnloaded, ModelFailed, InvalidModel, InsufficientMemory, TooManyModels),
 )
@@ -120,6 +125,7 @@ def _answer(job: Job, body: GenerationRequest) -> Response:
         raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
     shared = services()
     reading = shared.dispatcher.submit(job)
+    limit_headers.note(reading.allowances, reading.ahead)
     job = reading.job
     g.request_id = job.id
     watcher = DisconnectWatcher(request.environ, reading.stream.close)

@@ -39,7 +39,10 @@ def chat_job(body: ChatRequest, request_id: str) -> Job:
 
 def completion_job(body: CompletionRequest, request_id: str) -> Job:
     prompts = body.prompts()
-    max_tokens = _COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    max_tokens = body.max_tokens
+    if max_tokens is None:
+        longest = services().settings.max_completion_tokens or _COMPLETION_MAX_TOKENS
+        max_tokens = min(_COMPLETION_MAX_TOKENS, longest)
     if max_tokens == 0 and not body.echo:
         raise InvalidRequest("max_tokens may be 0 only with echo.", param="max_tokens")
     if body.suffix and body.echo:
@@ -92,6 +95,7 @@ def _job(
             param="n",
         )
     max_tokens = fields.get("max_tokens")
+    _check_max_tokens(body, max_tokens, shared.settings.max_completion_tokens)
     if max_tokens is not None and (body.min_tokens or 0) > max_tokens:
         raise InvalidRequest("min_tokens must not be larger than max_tokens.", param="min_tokens")
     grammar = body.grammar(shared.settings)
@@ -114,6 +118,17 @@ def _job(
         deadline_at=shared.dispatcher.deadline(body.timeout_s),
         **fields,
     )
+
+
+def _check_max_tokens(body: GenerationRequest, max_tokens: int | None, limit: int) -> None:
+    """Raises InvalidRequest."""
+    if 0 < limit < (max_tokens or 0):
+        is_new_name = getattr(body, "max_completion_tokens", None) is not None
+        param = "max_completion_tokens" if is_new_name else "max_tokens"
+        raise InvalidRequest(
+            f"{param} is {max_tokens}; at most {limit} tokens are made for one choice.",
+            param=param,
+        )
 
 
 def _check_grammar(body: GenerationRequest, has_grammar: bool) -> None:

@@ -17,7 +17,7 @@ from app.documented import JSON, RouteDocument, document_of
 from app.error_answer import ErrorAnswer
 from app.parameters import IGNORED, REFUSED
 from app.schema_components import Components
-from shared.errors import LlmisError
+from shared.errors import LlmisError, TooManyRequests
 from shared.version import VERSION
 
 blueprint = Blueprint("openapi", __name__)
@@ -39,6 +39,21 @@ _HEADERS = {
     "Retry-After": {
         "description": "Seconds after which to try again.",
         "schema": {"type": "integer", "minimum": 0},
+    },
+}
+_LIMIT_HEADERS: dict[str, Any] = {
+    "x-llmis-queue-position": {
+        "description": "Requests that were before this one in the queue when it was admitted.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    **{
+        f"x-ratelimit-{part}-{rate}": {"description": what, "schema": {"type": of_type}}
+        for rate in ("requests", "tokens")
+        for part, what, of_type in (
+            ("limit", "A minute; absent when there is no such limit.", "integer"),
+            ("remaining", "What is left of it.", "integer"),
+            ("reset", "Until it is full again, such as 20ms, 1.5s or 6m0s.", "string"),
+        )
     },
 }
 
@@ -79,7 +94,7 @@ def build(app: Flask) -> dict[str, Any]:
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in ("Inference", "Administration", "Service")],
         "paths": dict(sorted(paths.items())),
-        "components": {"schemas": components.schemas, "headers": _HEADERS},
+        "components": {"schemas": components.schemas, "headers": _HEADERS | _LIMIT_HEADERS},
     }
 
 
@@ -155,6 +170,7 @@ def _responses(document: RouteDocument, components: Components) -> dict[str, Any
         if status == 200 and document.stream is not None:
             content[_EVENT_STREAM] = {"schema": _event(document.stream, components)}
         headers = ["x-request-id"] + ["Retry-After"] * (status in _RETRY_STATUSES)
+        headers += list(_LIMIT_HEADERS) if TooManyRequests in document.errors else []
         responses[str(status)] = {
             "description": "\n".join(words[status]),
             "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},

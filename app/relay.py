@@ -20,9 +20,11 @@ from app.job_stream import ClientGone
 from app.loader import Loader
 from app.lookout import TICK_S, JobStanding, Lookout
 from app.metrics import StreamMetrics
+from app.positions import Place, Positions
 from app.queues import QueueLengths
+from app.refusals import expected_wait_s, retry_after_s
 from shared import errors
-from shared.errors import DeadlineExceeded, ReplicaLost, RequestCancelled
+from shared.errors import DeadlineExceeded, QueueTimeout, ReplicaLost, RequestCancelled
 from shared.lifecycle import Progress
 from shared.messages import Delta, Echo, Event, Failed, Finished
 from shared.registry import Directory
@@ -46,6 +48,7 @@ class RelayParts:
     queues: QueueLengths
     loader: Loader
     lookout: Lookout
+    positions: Positions
 
 
 class Relay:
@@ -71,6 +74,9 @@ class Relay:
         """Since when the stream has been read without an event."""
         self._concern: JobStanding | redis.RedisError | None = None
         """What the lookout has found and the reader has to see to."""
+        self._place: Place | None = None
+        if reading.order is not None:
+            self._place = parts.positions.watch(job.model, reading.order, self._stream.wake)
         self.load: Progress | None = None
         """How far the load is that the job waits for."""
         parts.lookout.watch(self)
@@ -87,6 +93,11 @@ class Relay:
     def keepalive_s(self) -> float:
         """Seconds after which a silent stream gets a comment."""
         return self._settings.keepalive_s
+
+    @property
+    def queue_position(self) -> int | None:
+        """Requests before the job in its queue, as of late; None = it does not wait there."""
+        return self._place.position if self._place else None
 
     def first_events(self) -> list[Event]:
         """Wait until the job's fate is known, or for one keep-alive interval.
@@ -133,6 +144,7 @@ class Relay:
         if events:
             self.metrics.observe(events)
             self._unserved_since = self.load = None
+            self._has_begun()
             self._num_requeues, self._requeue_wait_s = 0, TICK_S
         return events
 
@@ -143,6 +155,11 @@ class Relay:
         if events:
             self._waits_since = None
         return events
+
+    def _has_begun(self) -> None:
+        if self._place is not None:
+            self._parts.positions.forget(self._place)
+            self._place = None
 
     def _see_to_a_replica(self) -> None:
         """For a job that no live replica has: load its model if nothing serves it.
@@ -196,6 +213,8 @@ class Relay:
             return self._parts.directory.has(standing.holder)
         if standing.is_cancelled or not self._parts.directory.is_served(self._job.model):
             return False
+        if self._is_too_old():
+            return False
         return not self._is_lost(is_held=False)
 
     # -- the reader's side -------------------------------------------------------------------
@@ -209,6 +228,8 @@ class Relay:
         """
         if time.time() > self._job.deadline_at + _DEADLINE_GRACE_S:
             raise DeadlineExceeded("The request was not done before its deadline.")
+        if standing.holder is None:
+            self._check_queue_time()
         self._see_to_a_replica()
         if standing.holder is None and standing.is_cancelled:
             raise RequestCancelled("The request was cancelled.")
@@ -232,9 +253,27 @@ class Relay:
             return True
         return self._parts.queues.lacks(self._job.model, self._job.id, self._enqueued_at)
 
+    def _is_too_old(self) -> bool:
+        """Whether the job has waited for longer than one may that no replica has had."""
+        waited_s, longest_s = time.time() - self._job.created_at, self._settings.max_queue_s
+        return 0 < longest_s < waited_s - _DEADLINE_GRACE_S
+
+    def _check_queue_time(self) -> None:
+        """Raises QueueTimeout."""
+        if self._is_too_old():
+            name = self._job.model
+            depth = self._parts.queues.all().get(name, 0)
+            wait_s = expected_wait_s(self._parts.directory.replicas(name), depth)
+            raise QueueTimeout(
+                f"The request waited in the queue for {self._settings.max_queue_s:g} s, which is "
+                "as long as it may.",
+                retry_after_s=retry_after_s(wait_s),
+            )
+
     def close(self, error: BaseException | None = None) -> None:
         """Stop reading; a job that nobody reads any more stops."""
         self._parts.lookout.forget(self)
+        self._has_begun()
         self._parts.dispatcher.release(self._reading)
         self.metrics.close(error)
 
@@ -262,7 +301,7 @@ def stream_sse(
                 told = relay.load
                 body = sse.comment(f"loading {told.model}: {told.stage} {told.fraction:.0%}")
             if not body and time.monotonic() - written_at >= relay.keepalive_s:
-                body = sse.KEEPALIVE
+                body = sse.keepalive(relay.queue_position)
             if body:
                 yield body
                 written_at = time.monotonic()

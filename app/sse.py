@@ -6,11 +6,15 @@ import msgspec
 
 _encode = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
-KEEPALIVE = b": waiting\n\n"
 
 
 def event(payload: Any) -> bytes:
     return b"data: " + _encode(payload) + b"\n\n"
+
+
+def keepalive(queue_position: int | None) -> bytes:
+    """`queue_position`: how many requests are before this one; None = it does not wait there."""
+    return comment("waiting" if queue_position is None else f"queue position {queue_position}")
 
 
 def comment(text: str) -> bytes:

@@ -206,6 +206,7 @@ class _Connection:
             for chunk in shape.opening():
                 self._send({"type": "chunk", "id": frame_id, "data": chunk})
             told: Progress | None = None
+            told_position: int | None = None
             for events in relay.events([]):
                 if relay.load is not None and relay.load != told:
                     told = relay.load
@@ -213,6 +214,10 @@ class _Connection:
                         {"type": "loading", "id": frame_id, "model": told.model,
                          "stage": told.stage, "fraction": told.fraction}
                     )  # fmt: skip
+                position = relay.queue_position
+                if position is not None and position != told_position:
+                    told_position = position
+                    self._send({"type": "queued", "id": frame_id, "position": position})
                 for event in events:
                     if isinstance(event, Delta | Echo):
                         for chunk in shape.chunks(event):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import msgspec
 from flask import Response, g, request
 
+from app import limit_headers
 from app.disconnect import DisconnectWatcher
 from app.job_stream import ClientGone
 from app.jobs import check_model
@@ -49,6 +50,7 @@ def run(job: Job, answer: Answer) -> Response:
     """Queue a job and respond with its answer. Raises LlmisError."""
     shared = services()
     reading = shared.dispatcher.submit(job)
+    limit_headers.note(reading.allowances, reading.ahead)
     g.request_id = reading.job.id
     watcher = DisconnectWatcher(request.environ, reading.stream.close)
     relay = Relay(shared.relay, reading)

@@ -12,7 +12,9 @@
     │   ├── BodyTooLarge          413 … code body_too_large
     │   ├── UnsupportedMediaType  415 … code unsupported_media_type
     │   └── InvalidModel          422 … code invalid_model
-    ├── TooManyRequests           429 rate_limit_error
+    ├── TooManyRequests           429 requests … code rate_limit_exceeded
+    │   ├── TooManyTokens         429 tokens … code rate_limit_exceeded
+    │   └── QueueFull             429 … code queue_full
     ├── RequestCancelled          499 … code request_cancelled
     ├── InternalError             500 server_error
     │   └── EngineError           500 … code engine_error
@@ -20,6 +22,7 @@
     │   ├── ReplicaLost           503 … code replica_lost
     │   ├── QueueUnavailable      503 … code queue_unavailable
     │   ├── StorageFull           503 … code storage_full
+    │   ├── QueueTimeout          503 … code queue_timeout
     │   ├── NoNode                503 … code no_node
     │   ├── ModelUnloaded         503 … code model_unloaded
     │   └── ModelFailed           503 … code model_failed
@@ -48,6 +51,8 @@ class LlmisError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s: int | None = None
+        self.headers: dict[str, str] = {}
+        """More headers of an HTTP answer. They do not travel."""
 
     def body(self) -> dict[str, Any]:
         """The error in OpenAI's shape: `{"error": {message, type, param, code}}`."""
@@ -117,13 +122,27 @@ class InvalidModel(InvalidRequest):
 
 
 class TooManyRequests(LlmisError):
+    """The key's requests a minute, or the ones that it may have open or waiting, are used up."""
+
     status = 429
-    type = "rate_limit_error"
+    type = "requests"
     code = "rate_limit_exceeded"
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: int = 1) -> None:
         super().__init__(message, param=param)
         self.retry_after_s = retry_after_s
+
+
+class TooManyTokens(TooManyRequests):
+    """The key's tokens a minute are used up."""
+
+    type = "tokens"
+
+
+class QueueFull(TooManyRequests):
+    """As many requests wait for the model as may."""
+
+    code = "queue_full"
 
 
 class RequestCancelled(LlmisError):
@@ -161,6 +180,12 @@ class StorageFull(Unavailable):
     """Redis has no memory left for new requests."""
 
     code = "storage_full"
+
+
+class QueueTimeout(Unavailable):
+    """The request waited in the queue for as long as it may."""
+
+    code = "queue_timeout"
 
 
 class NoNode(Unavailable):

@@ -6,7 +6,7 @@ one into its place. What a key has waiting and running is kept in sorted sets wh
 expire with their jobs, so that nothing that is lost counts for ever.
 """
 
-import time
+from bisect import bisect_right
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +26,42 @@ _LUA = Path(__file__).parent / "lua"
 
 
 class Order(NamedTuple):
-    """The place of a waiting message: what `position` and `leave` find it by."""
+    """The place of a waiting message: what `Outline.position` and `leave` find it by."""
 
     place: int
     tag: int
     number: int
+
+
+class Outline(NamedTuple):
+    """A queue as it was a moment ago."""
+
+    lengths: list[int]
+    """Of each list."""
+    orders: list[list[Order]]
+    """Of each list: some messages, the next one first, among them the next 64."""
+    indexes: list[list[int]]
+    """How many messages of its list are before each of them."""
+
+    @classmethod
+    def of(cls, reply: list[list[int]]) -> "Outline":
+        """Read what outline.lua says."""
+        orders = [
+            [Order(place, *pair) for pair in zip(found[2::3], found[3::3], strict=True)]
+            for place, found in enumerate(reply, 1)
+        ]
+        return cls([found[0] for found in reply], orders, [found[1::3] for found in reply])
+
+    def position(self, order: Order) -> int | None:
+        """How many messages are before one; None = it does not wait any more. Exact among the
+        next 64 of its list, and within a hundredth of the list's length behind them."""
+        orders, indexes = self.orders[order.place - 1], self.indexes[order.place - 1]
+        after = bisect_right(orders, order)
+        if after == 0:
+            return None
+        exact = orders[after - 1] == order
+        ahead = sum(self.lengths[: order.place - 1])
+        return ahead + indexes[after - 1] + (0 if exact else 1)
 
 
 class Refusal(StrEnum):
@@ -86,7 +117,7 @@ class JobQueue:
         self._leave = _script(client, "order", "leave")
         self._begin = _script(client, "begin")
         self._settle = _script(client, "settle")
-        self._position = _script(client, "order", "position")
+        self._outline = _script(client, "order", "outline")
         self._turn = _script(client, "turn")
 
     # -- the web tier's side -----------------------------------------------------------------
@@ -115,11 +146,11 @@ class JobQueue:
                 names.running_key(job.owner),
                 names.rates_key(job.owner),
                 names.turns_key(job.model),
+                names.tags_key(job.model, place),
                 idempotency_key,
                 *names.priority_lists(job.model),
             ],
             args=[
-                time.time(),
                 job.id,
                 messages.encode_job(job),
                 queue_message(job, names.PRIORITY_STEPS[place - 1]),
@@ -210,12 +241,10 @@ class JobQueue:
         )
         return list(Departure)[reply]
 
-    def positions(self, model: str, orders: list[Order]) -> list[int]:
-        """How many messages are before each of these; -1 = it does not wait any more."""
-        reply: list[int] = self._position(
-            keys=names.priority_lists(model), args=[part for order in orders for part in order]
-        )
-        return reply
+    def outline(self, model: str) -> "Outline":
+        """Who waits where in a model's queue. Costs about the same however long the queue is."""
+        reply: list[list[int]] = self._outline(keys=names.priority_lists(model))
+        return Outline.of(reply)
 
     # -- the replica's side ------------------------------------------------------------------
 
@@ -244,7 +273,7 @@ class JobQueue:
         """
         moved: int = self._turn(
             keys=[names.turns_key(model), *names.priority_lists(model)],
-            args=[time.time(), interval_s],
+            args=[interval_s],
         )
         return moved
 

@@ -373,6 +373,9 @@ class ReplicaRecord(Struct, frozen=True, kw_only=True):
     generated_tokens: int
     tokens_per_s: float
     """Over the last seconds."""
+    slot_s: float = 0.0
+    """Seconds that a job holds slots of late, those of all its slots together; 0 = none has
+    ended yet."""
     memory_bytes: int
     """Resident memory of the process."""
     mapped_bytes: int

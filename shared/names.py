@@ -111,6 +111,11 @@ def turns_key(model: str) -> str:
     return f"llmis:model:{model}:turns"
 
 
+def tags_key(model: str, place: int) -> str:
+    """Hash: owner → the turn that was given last to it in one list of the model's queue."""
+    return f"llmis:model:{model}:tags:{place}"
+
+
 def hub_channel(web_id: str) -> str:
     """Pub/sub channel of one web process: carries the events of all jobs that it relays."""
     return f"llmis:hub:{web_id}"

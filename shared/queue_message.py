@@ -16,7 +16,7 @@ from shared import names
 from shared.messages import Job
 
 _encode = msgspec.json.Encoder().encode
-_ORIGIN = f"{os.getpid()}@{socket.gethostname()}"
+_ORIGIN = f"gen{os.getpid()}@{socket.gethostname()}"
 UNPLACED = "@"
 """The header `llmis_order` until the queue has set it."""
 FIRST = "0.0"
@@ -28,10 +28,8 @@ def queue_message(job: Job, priority: int, order: str = UNPLACED) -> bytes:
                                    "chord": None}])  # fmt: skip
     queue = names.model_queue(job.model)
     message: dict[str, Any] = {
-        "body": base64.b64encode(body).decode(),
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
         "headers": {
+            "llmis_order": order,  # first: it is what the queue looks for
             "lang": "py",
             "task": names.GENERATE_TASK,
             "id": job.id,
@@ -51,8 +49,10 @@ def queue_message(job: Job, priority: int, order: str = UNPLACED) -> bytes:
             "replaced_task_nesting": 0,
             "stamped_headers": None,
             "stamps": {},
-            "llmis_order": order,
         },
+        "body": base64.b64encode(body).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
         "properties": {
             "correlation_id": job.id,
             "reply_to": "",

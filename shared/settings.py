@@ -116,6 +116,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A client that takes nothing of its answer for so long is cut off."""
     request_timeout_s: Seconds = 600.0
     """What nobody waited for any longer than this never reaches an engine."""
+    max_queue_s: Annotated[float, Meta(ge=0)] = 0.0
+    """A request that has not begun so long after it came fails; 0 = `request_timeout_s` alone."""
+    max_step_gap_s: Annotated[float, Meta(ge=0)] = 60.0
+    """A request fails that gets no token for so long after one, while others go on; 0 = never."""
     replica_wait_s: Seconds = 15.0
     """How long a request waits for a replica that has gone before it fails with 503."""
     orphan_grace_s: Seconds = 10.0
@@ -149,6 +153,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Requests that wait for one model, of all keys together."""
     lower_class_turn_s: Seconds = 5.0
     """While background or batch requests wait, one of each goes ahead of all others this often."""
+    max_prompt_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Of one prompt; 0 = as many as the context holds."""
+    max_completion_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Of one choice: what `max_tokens` may ask for, and where it is absent; 0 = no limit."""
     max_body_bytes: Count = 8 * 1024 * 1024
     max_messages: Count = 4096
     max_choices: Count = 128

@@ -138,7 +138,7 @@ class Chat {
     const text = this.#answer.take(frame, performance.now());
     if (frame.type === 'chunk') this.#views.get(turn).append(text);
     const begins = isFirst && turn.ttftMs !== null;
-    if (frame.type === 'loading' || begins) this.#views.get(turn).update();
+    if (['loading', 'queued'].includes(frame.type) || begins) this.#views.get(turn).update();
     if (turn.state !== 'streaming') this.#endAnswer();
   }
 

@@ -59,6 +59,7 @@ export class Answer {
   take(frame, nowMs) {
     if (frame.type === 'accepted') this.#requestId = frame.request_id;
     else if (frame.type === 'loading') this.turn.load = frame;
+    else if (frame.type === 'queued') this.turn.queuePosition = frame.position;
     else if (frame.type === 'chunk') return this.#takeChunk(frame.data, nowMs);
     else if (frame.type === 'done') this.#finish(nowMs);
     else if (frame.type === 'error') this.fail(frame.error.message, frame.error.code);
@@ -108,7 +109,7 @@ const fine = new Intl.NumberFormat('en', { maximumSignificantDigits: 3 });
 
 /** The line under an answer. */
 export function statsText(turn) {
-  if (turn.state === 'streaming' && turn.ttftMs === null) return waitingText(turn.load);
+  if (turn.state === 'streaming' && turn.ttftMs === null) return waitingText(turn);
   const parts = [];
   if (turn.tokens !== null) parts.push(`${whole.format(turn.tokens)} ${plural(turn.tokens)}`);
   if (turn.tokensPerS !== null) parts.push(`${rateText(turn.tokensPerS)} tokens/s`);
@@ -118,8 +119,11 @@ export function statsText(turn) {
   return parts.join(' · ');
 }
 
-function waitingText(load) {
-  if (!load) return 'Waiting for the first token';
+function waitingText({ load, queuePosition: ahead }) {
+  if (!load) {
+    if (!ahead) return ahead === 0 ? 'Next in the queue' : 'Waiting for the first token';
+    return `In the queue behind ${whole.format(ahead)} ${ahead === 1 ? 'request' : 'requests'}`;
+  }
   return `Loading ${load.model}: ${load.stage} ${whole.format(100 * load.fraction)} %`;
 }
 

@@ -27,6 +27,8 @@ from worker.job_run import (
 from worker.thread_names import name_this_thread
 
 _log = logging.getLogger(__name__)
+_NEWEST_WEIGHT = 0.1
+"""Of the job that ended last, in the mean time that jobs hold slots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class _Stop:
 class EngineLoop:
     def __init__(self, engine: Engine, emit: Callable[[list[Emission]], None]) -> None:
         self._engine = engine
+        self._num_slots = engine.free_slots
         self._emit = emit
         self._inbox: queue.SimpleQueue[JobRun | _Stop | None] = queue.SimpleQueue()
         self._runs: dict[str, JobRun] = {}
@@ -52,6 +55,8 @@ class EngineLoop:
         """See `EngineFatal`."""
         self.num_steps = 0
         self.num_generated_tokens = 0
+        self.mean_slot_s = 0.0
+        """See `ReplicaRecord.slot_s`."""
         self._step_ended_at = time.monotonic()
         self._handed_over: dict[str, float] = {}
         """Job → monotonic time at which it was submitted, until the loop has taken it."""
@@ -188,8 +193,8 @@ class EngineLoop:
             if num_tokens:
                 run.completion_tokens += num_tokens
                 self.num_generated_tokens += num_tokens
-                if not run.first_token_at:
-                    run.first_token_at = time.monotonic()
+                run.last_token_at = time.monotonic()
+                run.first_token_at = run.first_token_at or run.last_token_at
             if result.prefilled_tokens and result.key[1] % run.job.num_choices == 0:
                 # What an earlier attempt has drawn may be in the cache, too: it is no prompt.
                 num_prompt = len(run.sequences[result.key[1]].prompt)
@@ -199,6 +204,7 @@ class EngineLoop:
                 run.open_sequences -= 1
                 if run.open_sequences == 0:
                     del self._runs[run.id]
+                    self._note_slot_time(run)
                     run.outcome = "finished"
                     emissions.append((run, JobEnded(run.usage(), run.timings())))
         if emissions:
@@ -216,11 +222,21 @@ class EngineLoop:
                 self._engine.cancel(sequence.key)
         finally:
             self._waiting = deque(s for s in self._waiting if s.key[0] != job_id)
+            self._note_slot_time(run)
             if isinstance(end, JobDropped):
                 run.outcome = end.error.code or end.error.type
             else:
                 run.outcome = end.reason
             self._emit([(run, end)])
+
+    def _note_slot_time(self, run: JobRun) -> None:
+        """Weigh in a job that has ended. One with more sequences than slots held them all."""
+        if not run.started_at:
+            return
+        num_held = min(len(run.sequences), self._num_slots)
+        held_s = num_held * (time.monotonic() - run.started_at)
+        weight = _NEWEST_WEIGHT if self.mean_slot_s else 1.0
+        self.mean_slot_s += weight * (held_s - self.mean_slot_s)
 
     def _drop_all(self, error: LlmisError) -> None:
         for job_id in list(self._runs):

@@ -1,8 +1,9 @@
 """The heartbeat: one thread that tells the registry of this replica and looks after its jobs.
 
 Once a second it writes the replica's record, learns who reads its jobs, and stops those that
-carry a flag (for a revocation that this process did not hear), that are past their deadline, or
-whose events reach nobody any more. When the engine loop has died, it ends the process.
+carry a flag (for a revocation that this process did not hear), that are past their deadline, that
+get no token any more, or whose events reach nobody. It lets the lower classes of its model's
+queue take their turns. When the engine loop has died, it ends the process.
 """
 
 import logging
@@ -14,7 +15,7 @@ import redis
 
 from shared import essential, names, registry
 from shared.connections import payload_bytes
-from shared.errors import DeadlineExceeded, RequestCancelled
+from shared.errors import DeadlineExceeded, EngineError, RequestCancelled
 from shared.messages import Priority, ReplicaRecord
 from worker.engine_loop import EngineLoop
 from worker.job_run import GiveBack, JobRun
@@ -34,18 +35,22 @@ class Heartbeat:
         publisher: Publisher,
         orphan_grace_s: float,
         job_ttl_s: int,
+        max_step_gap_s: float,
         *,
+        take_turns: Callable[[], object],
         on_wedged: Callable[[], None],
         is_kept: Callable[[], bool] = lambda: True,
         on_abandoned: Callable[[], None] = lambda: None,
     ) -> None:
-        """`is_kept` says whether an agent keeps this process; when none does any more,
-        `on_abandoned` is called once."""
+        """`take_turns` is called with every beat of a loaded model. `is_kept` says whether an
+        agent keeps this process; when none does any more, `on_abandoned` is called once."""
         self._client = client
         self._record = record
         self._publisher = publisher
         self._orphan_grace_s = orphan_grace_s
         self._job_ttl_s = job_ttl_s
+        self._max_step_gap_s = max_step_gap_s
+        self._take_turns = take_turns
         self._on_wedged = on_wedged
         self._is_kept = is_kept
         self._on_abandoned = on_abandoned
@@ -94,6 +99,7 @@ class Heartbeat:
                 registry.announce(self._client, self._record())
                 if loop is not None:
                     self._look_after_jobs(loop)
+                    self._take_turns()
             except redis.RedisError as exc:
                 _log.warning("heartbeat missed: %s", exc)
             except Exception:
@@ -118,6 +124,14 @@ class Heartbeat:
                 loop.cancel(run.id, RequestCancelled("The request was cancelled."))
             elif time.time() > run.job.deadline_at:
                 loop.cancel(run.id, DeadlineExceeded("The request ran until its deadline."))
+            elif self._is_stuck(run, loop.step_age_s):
+                loop.cancel(run.id, EngineError("The engine gives no more tokens to the request."))
+
+    def _is_stuck(self, run: JobRun, step_age_s: float) -> bool:
+        """Whether a run gets no token although the engine makes steps: one that makes none is its
+        agent's business."""
+        gap_s, longest_s = time.monotonic() - run.last_token_at, self._max_step_gap_s
+        return bool(run.last_token_at) and 0 < longest_s < gap_s and step_age_s < longest_s
 
     def _is_unread(self, run: JobRun, unheard: set[str]) -> bool:
         """Whether nobody has read a job for the grace time that somebody should read."""

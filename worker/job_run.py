@@ -34,6 +34,8 @@ class JobRun:
     started_at: float = 0.0
     """Monotonic seconds, 0 = not started."""
     first_token_at: float = 0.0
+    last_token_at: float = 0.0
+    """Of any choice. Monotonic seconds, 0 = none yet."""
     queue_s: float = 0.0
     # publisher
     next_seq: int = 0

@@ -23,13 +23,18 @@ class PromptBuilder:
         *,
         strip_leading_space: bool = False,
         max_prompt_logprobs: int = 200_000,
+        max_prompt_tokens: int = 0,
+        max_completion_tokens: int = 0,
     ) -> None:
-        """`stop` and `strip_leading_space` are the template's, for chat jobs."""
+        """`stop` and `strip_leading_space` are the template's, for chat jobs. 0 = no limit but
+        the context."""
         self._engine = engine
         self._chat = ChatPrompts(template, engine.vocabulary) if template else None
         self._template_stop = stop
         self._strip_leading_space = strip_leading_space
         self._max_prompt_logprobs = max_prompt_logprobs
+        self._max_prompt_tokens = max_prompt_tokens
+        self._max_completion_tokens = max_completion_tokens
 
     @property
     def capabilities(self) -> list[Capability]:
@@ -137,6 +142,7 @@ class PromptBuilder:
         prompt = self._tokens(job.prompts[index], "input")
         if len(prompt) > self._engine.context_length:
             raise self._too_long(str(len(prompt)), "input")
+        self._check_allowed(len(prompt), "input")
         return Sequence((job.id, index), prompt, max_tokens=0, sampling=job.sampling)
 
     def echoes(self, job: Job) -> list[str]:
@@ -249,10 +255,24 @@ class PromptBuilder:
             )
 
     def _max_tokens(self, prompt: list[int], job: Job) -> int:
+        """Raises ContextLengthExceeded."""
+        param = "messages" if job.messages else "prompt"
         room = self._engine.context_length - len(prompt)
         if room < (0 if job.max_tokens == 0 else 1):
-            raise self._too_long(str(len(prompt)), "messages" if job.messages else "prompt")
-        return room if job.max_tokens is None else min(job.max_tokens, room)
+            raise self._too_long(str(len(prompt)), param)
+        self._check_allowed(len(prompt), param)
+        if job.max_tokens is not None:
+            return min(job.max_tokens, room)
+        return min(self._max_completion_tokens or room, room)
+
+    def _check_allowed(self, num_tokens: int, param: str) -> None:
+        """Raises ContextLengthExceeded for more than the service takes, whatever the model can."""
+        if 0 < self._max_prompt_tokens < num_tokens:
+            raise ContextLengthExceeded(
+                f"The {param} came to {num_tokens} tokens; at most {self._max_prompt_tokens} are "
+                "taken. Please shorten the input.",
+                param=param,
+            )
 
 
 def _sampling_of_choice(job: Job, index: int) -> Sampling:

@@ -57,6 +57,7 @@ class ReplicaProcess:
         )
         self._vital_signs = VitalSigns(assignment, replica_id, _versions(self._spec.engine))
         self._running_ttl_s = int(settings.request_timeout_s) + settings.job_ttl_s
+        self._queue = JobQueue(self._client, self._running_ttl_s)
         self._loop: EngineLoop | None = None
         self._heartbeat = Heartbeat(
             self._client,
@@ -64,6 +65,8 @@ class ReplicaProcess:
             self._publisher,
             settings.orphan_grace_s,
             settings.job_ttl_s,
+            settings.max_step_gap_s,
+            take_turns=lambda: self._queue.take_turns(self._spec.name, settings.lower_class_turn_s),
             on_wedged=self._die,
             is_kept=Keeper(
                 self._client, settings.node, int(os.environ.get("LLMIS_AGENT_PID", "0"))
@@ -76,7 +79,7 @@ class ReplicaProcess:
         self._heartbeat.start()
         engine = self._load()
         self._loop = loop = EngineLoop(engine, self._publisher.emit)
-        prompts = _prompt_builder(self._spec, engine, self._settings.max_prompt_logprobs)
+        prompts = _prompt_builder(self._spec, engine, self._settings)
         self._vital_signs.observe(
             loop, lambda: _capacity(engine, prompts), lambda: self._publisher.age_s
         )
@@ -90,8 +93,9 @@ class ReplicaProcess:
                 vocabulary=engine.vocabulary,
                 on_busy=self._heartbeat.announce,
                 job_ttl_s=self._settings.job_ttl_s,
-                queue=JobQueue(self._client, self._running_ttl_s),
+                queue=self._queue,
                 running_ttl_s=self._running_ttl_s,
+                max_queue_s=self._settings.max_queue_s,
             )
         )
         signals.worker_ready.connect(self._on_ready)
@@ -228,14 +232,16 @@ def _warm_up(engine: Engine) -> None:
         engine.step()
 
 
-def _prompt_builder(spec: ModelSpec, engine: Engine, max_prompt_logprobs: int) -> PromptBuilder:
+def _prompt_builder(spec: ModelSpec, engine: Engine, settings: Settings) -> PromptBuilder:
     template = _chat_template(spec.chat_template, engine)
     return PromptBuilder(
         engine,
         template,
         spec.stop,
         strip_leading_space=spec.strip_leading_space,
-        max_prompt_logprobs=max_prompt_logprobs,
+        max_prompt_logprobs=settings.max_prompt_logprobs,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        max_completion_tokens=settings.max_completion_tokens,
     )
 
 

@@ -27,6 +27,7 @@ from shared.errors import (
     InternalError,
     LlmisError,
     Quarantined,
+    QueueTimeout,
     RequestCancelled,
 )
 from shared.job_queue import JobQueue
@@ -71,6 +72,8 @@ class Replica:
     """How long what belongs to a job stays in Redis when it has ended, or waits for a reader."""
     running_ttl_s: int
     """The same while it may run."""
+    max_queue_s: float
+    """How long after its arrival a job may begin; 0 = up to its deadline."""
     at_work: AtWork = field(default_factory=AtWork)
 
 
@@ -148,6 +151,7 @@ def _run_once(replica: Replica, job_id: str) -> str:
     claimed = outlast(lambda: _claim(replica, job), "a claim")
     if claimed is None:
         _log.info("second delivery of a job dropped", extra={"request_id": job_id})
+        outlast(lambda: _count_once(replica, job), "a second delivery")
         return "duplicate"
     claim, past = claimed
     run = JobRun(job, claim.attempt, [], claim=claim.encode(), next_seq=past.num_events)
@@ -181,6 +185,14 @@ def _read(replica: Replica, job_id: str) -> Any:
     pipe.get(names.job_key(job_id))
     pipe.smembers(names.readers_key(job_id))
     return pipe.execute()
+
+
+def _count_once(replica: Replica, job: Job) -> None:
+    """The delivery that was dropped had made the job a waiting one again: it runs, or has ended."""
+    if past_of(_log_of(replica, job)).is_ended:
+        replica.queue.settle(job, job.charged_tokens)
+    else:
+        replica.queue.begin(job)
 
 
 def _settle(replica: Replica, run: JobRun) -> None:
@@ -217,6 +229,11 @@ def _start(replica: Replica, run: JobRun, claim: Claim, past: Past) -> None:
         )
     if time.time() > run.job.deadline_at:
         raise DeadlineExceeded("The request waited in the queue until its deadline.")
+    waited_s = time.time() - run.job.created_at
+    if 0 < replica.max_queue_s < waited_s and not past.num_events:
+        raise QueueTimeout(
+            f"The request waited in the queue for {waited_s:.0f} s, which is too long."
+        )
     if run.job.kind in (JobKind.TOKENIZE, JobKind.DETOKENIZE):
         _translate(replica, run)
         return

@@ -97,6 +97,7 @@ class VitalSigns:
             publish_age_s=self._publish_age_s(),
             generated_tokens=loop.num_generated_tokens if loop else 0,
             tokens_per_s=self._tokens_per_s(loop.num_generated_tokens if loop else 0),
+            slot_s=round(loop.mean_slot_s, 4) if loop else 0.0,
             memory_bytes=memory.rss,
             mapped_bytes=memory.shared,
             estimated_bytes=assignment.memory_bytes,

@@ -1,15 +1,20 @@
 -- Admit a request: check its key's limits, take its id, put it into its place in the queue.
 -- KEYS: job, readers, owner's waiting, owner's running, owner's rates, model's turns,
---       idempotency key, then the model's lists.
+--       last tags of the owners in this list, idempotency key, then the model's lists.
 -- ARGV: see shared/job_queue.py.
-local job, readers, waiting, running, rates, turns, idempotency =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local now, id, payload, message = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
-local ttl, place_of_list, channel = ARGV[5], tonumber(ARGV[6]), ARGV[7]
-local expires_at, cost, fingerprint = ARGV[8], tonumber(ARGV[9]), ARGV[10]
-local max_model_waiting, max_waiting, max_open = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
-local capacities = { tonumber(ARGV[14]), tonumber(ARGV[15]) } -- requests, tokens a minute
-local owner = ARGV[16]
+local job, readers, waiting, running, rates, turns, tags, idempotency =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local first_list = 9
+local id, payload, message = ARGV[1], ARGV[2], ARGV[3]
+local ttl, place_of_list, channel = ARGV[4], tonumber(ARGV[5]), ARGV[6]
+local expires_at, fingerprint = ARGV[7], ARGV[9]
+local costs = { 1, tonumber(ARGV[8]) }
+local max_model_waiting, max_waiting, max_open = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
+local capacities = { tonumber(ARGV[13]), tonumber(ARGV[14]) } -- requests, tokens a minute
+local owner = ARGV[15]
+-- The server's clock: those of several web hosts would fill the buckets as often as they differ.
+local time = redis.call('time')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 
 if fingerprint ~= '' then
   local known = redis.call('get', idempotency)
@@ -22,48 +27,48 @@ redis.call('zremrangebyscore', running, '-inf', now)
 local num_waiting = redis.call('zcard', waiting)
 local num_open = num_waiting + redis.call('zcard', running)
 
-local levels, remaining, resets = {}, {}, {}
-local costs = { 1, math.min(cost, capacities[2]) }
+local rate_names, levels = { 'requests', 'tokens' }, {}
 local stored = redis.call('hmget', rates, 'requests', 'tokens', 'at')
 local elapsed = math.max(0, now - tonumber(stored[3] or now))
-local wait_ms, limit = 0, nil
-for i, name in ipairs({ 'requests', 'tokens' }) do
-  local capacity = capacities[i]
-  if capacity > 0 then
-    local per_second = capacity / 60
-    local level = math.min(capacity, tonumber(stored[i] or capacity) + elapsed * per_second)
-    levels[i] = level
-    if level < costs[i] then
-      limit, wait_ms = limit or name, math.max(wait_ms, math.ceil(1000 * (costs[i] - level) / per_second))
-    end
-    if limit == nil then level = level - costs[i] end
-    remaining[i] = math.max(0, math.floor(level))
-    resets[i] = math.ceil(1000 * (capacity - level) / per_second)
-  else
-    remaining[i], resets[i] = -1, -1
+for i, capacity in ipairs(capacities) do
+  levels[i] = math.min(capacity, tonumber(stored[i] or capacity) + elapsed * capacity / 60)
+end
+
+-- The verdict, a number, then of each rate what remains and the milliseconds until it is full.
+local function answer(verdict, ...)
+  local reply = { verdict, ... }
+  for i, capacity in ipairs(capacities) do
+    reply[#reply + 1] = math.max(0, math.floor(levels[i]))
+    reply[#reply + 1] = capacity > 0 and math.ceil(60000 * (capacity - levels[i]) / capacity) or 0
+  end
+  return reply
+end
+
+local limit, wait_ms = nil, 0
+for i, capacity in ipairs(capacities) do
+  if capacity > 0 and costs[i] > 0 and levels[i] < costs[i] then
+    limit = limit or rate_names[i]
+    wait_ms = math.max(wait_ms, math.ceil(60000 * (costs[i] - levels[i]) / capacity))
   end
 end
-local state = { remaining[1], resets[1], remaining[2], resets[2] }
-if limit then return { limit, wait_ms, unpack(state) } end
-if max_open > 0 and num_open >= max_open then return { 'open', num_open, unpack(state) } end
+if limit then return answer(limit, wait_ms) end
+if max_open > 0 and num_open >= max_open then return answer('open', num_open) end
 
 local ahead, behind = 0, 0
-for i = 8, #KEYS do
+for i = first_list, #KEYS do
   local length = redis.call('llen', KEYS[i])
-  if i < 7 + place_of_list then ahead = ahead + length else behind = behind + length end
+  if i < first_list + place_of_list - 1 then ahead = ahead + length else behind = behind + length end
 end
-if ahead + behind >= max_model_waiting then return { 'queue', ahead + behind, unpack(state) } end
-if max_waiting > 0 and num_waiting >= max_waiting then
-  return { 'waiting', num_waiting, unpack(state) }
-end
+if ahead + behind >= max_model_waiting then return answer('queue', ahead + behind) end
+if max_waiting > 0 and num_waiting >= max_waiting then return answer('waiting', num_waiting) end
 
 -- Nothing is written before here: a request that is refused leaves no trace.
-if capacities[1] > 0 or capacities[2] > 0 then
-  for i, name in ipairs({ 'requests', 'tokens' }) do
-    if levels[i] then redis.call('hset', rates, name, levels[i] - costs[i]) end
+for i, capacity in ipairs(capacities) do
+  if capacity > 0 then
+    levels[i] = levels[i] - costs[i]
+    redis.call('hset', rates, rate_names[i], levels[i], 'at', now)
+    redis.call('expire', rates, 3600)
   end
-  redis.call('hset', rates, 'at', now)
-  redis.call('expire', rates, 3600)
 end
 redis.call('set', job, payload, 'EX', ttl)
 redis.call('sadd', readers, channel)
@@ -72,20 +77,24 @@ redis.call('zadd', waiting, expires_at, id)
 redis.call('expire', waiting, ttl)
 if fingerprint ~= '' then redis.call('set', idempotency, fingerprint .. ' ' .. id, 'EX', ttl) end
 
--- Start-time fair queueing: the tags of a key's waiting requests count up, those of a key that
--- has nothing in the queue begin where the queue's head is.
-local list = KEYS[7 + place_of_list]
-local head = redis.call('lindex', list, -1)
-local virtual = 0
-if head then virtual = math.max(0, order_of(head) - 1) end
-local field = place_of_list .. ':' .. owner
-local last = tonumber(redis.call('hget', turns, field) or 0)
+-- Start-time fair queueing. The virtual time is the tag of the message at the head, or the last
+-- one that was given when nothing waits. The tags of a key's waiting requests count up from there:
+-- its second one stands behind everybody's first.
+local list = KEYS[first_list + place_of_list - 1]
+local head, top = redis.call('lindex', list, -1), 'top:' .. place_of_list
+local virtual = head and math.max(0, order_of(head) - 1) or tonumber(redis.call('hget', turns, top) or 0)
+-- Who waited once is of no interest when nobody does, and must not grow for ever.
+if not head or redis.call('hlen', tags) > 10000 then redis.call('del', tags) end
+local last = tonumber(redis.call('hget', tags, owner) or 0)
+-- No further ahead than its open requests reach: others may have left the queue.
 local tag = math.max(virtual, math.min(last, virtual + num_open)) + 1
 local number = redis.call('hincrby', turns, 'number', 1)
-redis.call('hset', turns, field, tag)
+redis.call('hset', turns, top, math.max(tag, tonumber(redis.call('hget', turns, top) or 0)))
+redis.call('hset', tags, owner, tag)
 redis.call('expire', turns, 3600)
+redis.call('expire', tags, 3600)
 message = string.gsub(message, '"llmis_order":"@"',
   string.format('"llmis_order":"%d.%d"', tag, number), 1)
 local index = place(list, message, tag, number)
 ahead = ahead + redis.call('llen', list) - index - 1
-return { 'admitted', tag, number, ahead, unpack(state) }
+return answer('admitted', tag, number, ahead)

@@ -1,11 +1,12 @@
 -- Let the lower classes of a model have a turn now and then: a class that has waited for the
 -- whole interval sends its next message to the first list.
--- KEYS: the model's turns, then its lists. ARGV: now, the interval in seconds.
+-- KEYS: the model's turns, then its lists. ARGV: the interval in seconds.
 local turns, first = KEYS[1], KEYS[2]
-local now, interval = tonumber(ARGV[1]), tonumber(ARGV[2])
+local interval, time = tonumber(ARGV[1]), redis.call('time')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local moved = 0
 for i = 4, #KEYS do
-  local field = 'due:' .. i
+  local field = 'due:' .. i - 1
   if redis.call('llen', KEYS[i]) == 0 then
     redis.call('hdel', turns, field)
   else

@@ -13,6 +13,8 @@ from playwright.sync_api import Browser, expect
 from tests.conftest import Service, running_service, wait_for
 from tests.counter_model import expected_text
 from tests.e2e.chat_page import DEADLINE_S, Chat, opened
+from tests.paused_replica import paused
+from tests.plain_client import Senders
 
 _TOO_LONG = " ".join(str(number) for number in range(600))
 """More tokens than the 512 of counter-small."""
@@ -350,6 +352,24 @@ preload = false
         os.kill(pid, signal.SIGCONT)
         expect(chat.turns.last).to_have_attribute("data-state", "done")
         assert (chat.answer().text_content() or "").startswith("18 19 20")
+
+
+def test_a_question_that_waits_is_told_its_place(browser: Browser, tmp_path: Path) -> None:
+    environ = {"LLMIS_REPLICA_WAIT_S": "60"}
+    with (
+        running_service(tmp_path, environ=environ) as service,
+        opened(browser, service) as chat,
+    ):
+        chat.model.select_option("counter-small")
+        senders = Senders(service)
+        with paused(service, "counter-small"):
+            for i in range(8):
+                senders.send(f"before-{i}", key="another")
+            chat.send("17")
+            place = re.compile(r"^(Next in the queue|In the queue behind \d+ requests?)$")
+            expect(chat.stats()).to_have_text(place)
+        expect(chat.turns.last).to_have_attribute("data-state", "done")
+        senders.close()
 
 
 def test_reasoning_is_shown_apart_from_the_answer(browser: Browser, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_silent_stream_is_kept_alive_while_it_is_queued(service: Service) -> N
     for connection in running:
         _read_until(connection, b"data:")
     queued = _send(service, _unique("alive"), stream=True, max_tokens=1)
-    _read_until(queued, b": waiting", times=2)
+    _read_until(queued, b": queue position 0\n", times=2)
     for connection in running:
         connection.close()
     received = _read_until(queued, b"[DONE]")

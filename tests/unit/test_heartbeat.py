@@ -29,7 +29,16 @@ def test_a_replica_whose_publisher_died_ends(
     publisher = Publisher(client, job_ttl_s=10, request_timeout_s=10)
     monkeypatch.setattr(publisher, "_append", None)  # a bug: it cannot be called
     has_ended = threading.Event()
-    heartbeat = Heartbeat(client, lambda: _RECORD, publisher, 10.0, 10, on_wedged=has_ended.set)
+    heartbeat = Heartbeat(
+        client,
+        lambda: _RECORD,
+        publisher,
+        orphan_grace_s=10,
+        job_ttl_s=10,
+        max_step_gap_s=0,
+        take_turns=lambda: None,
+        on_wedged=has_ended.set,
+    )
     publisher.start()
     heartbeat.start()
     publisher.emit([(make_run("j"), JobStarted(1))])

@@ -99,7 +99,29 @@ def test_every_answer_has_the_request_id_and_some_say_when_to_come_back(
                 expected = {"x-request-id"} | (
                     {"Retry-After"} if status in "429 503 507" else set()
                 )
-                assert set(response["headers"]) == expected, (path, status)
+                found = {name for name in response["headers"] if not _is_of_limits(name)}
+                assert found == expected, (path, status)
+
+
+def _is_of_limits(header: str) -> bool:
+    return header.startswith("x-ratelimit-") or header == "x-llmis-queue-position"
+
+
+def test_answers_of_what_waits_in_the_queue_tell_limits_and_place(
+    document: dict[str, Any],
+) -> None:
+    with_limits = {
+        path
+        for path, operations in document["paths"].items()
+        for operation in operations.values()
+        if any(map(_is_of_limits, operation["responses"].get("200", {}).get("headers", [])))
+    }
+    assert with_limits == {
+        *("/v1/chat/completions", "/v1/completions", "/v1/embeddings"),
+        *("/tokenize", "/detokenize"),
+    }
+    headers = document["paths"]["/v1/completions"]["post"]["responses"]["429"]["headers"]
+    assert "x-ratelimit-remaining-tokens" in headers and "Retry-After" in headers
 
 
 def test_an_error_says_when_to_come_back_where_the_document_has_it() -> None:

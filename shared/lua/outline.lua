@@ -1,0 +1,24 @@
+-- The orders of a model's waiting messages: of each list the first 64, and 64 of the rest.
+-- KEYS: the model's lists. Returns for each its length, then place (0 = next), tag and number of
+-- each sample, the next one first.
+local dense, spread = 64, 64
+local reply = {}
+for i, list in ipairs(KEYS) do
+  local length = redis.call('llen', list)
+  local outline = { length }
+  local function add(place_from_front, message)
+    local tag, number = order_of(message)
+    outline[#outline + 1] = place_from_front
+    outline[#outline + 1] = tag
+    outline[#outline + 1] = number
+  end
+  local front = redis.call('lrange', list, -dense, -1)
+  for k = #front, 1, -1 do add(#front - k, front[k]) end
+  local rest = length - #front
+  local step = math.max(1, math.ceil(rest / spread))
+  for place_from_front = dense, length - 1, step do
+    add(place_from_front, redis.call('lindex', list, -1 - place_from_front))
+  end
+  reply[i] = outline
+end
+return reply
