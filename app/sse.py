@@ -1,16 +1,29 @@
 """Server-sent events: one payload an event, and comments between them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
+from app.wording import END, Piece
+
 _encode = msgspec.json.Encoder().encode
-DONE = b"data: [DONE]\n\n"
+_DONE = b"[DONE]"
 KEEPALIVE = b": waiting\n\n"
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
 
 
-def event(payload: Any) -> bytes:
-    return b"data: " + _encode(payload) + b"\n\n"
+def event(payload: Any, event_id: object = None) -> bytes:
+    data = b"data: " + (_DONE if payload is END else _encode(payload)) + b"\n\n"
+    return data if event_id is None else f"id: {event_id}\n".encode() + data
+
+
+def events(pieces: Iterable[Piece]) -> bytes:
+    return b"".join(event(piece.chunk, piece.event_id) for piece in pieces)
 
 
 def comment(text: str) -> bytes:

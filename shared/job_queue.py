@@ -87,6 +87,8 @@ class JobQueue:
         self._begin = _script(client, "begin")
         self._settle = _script(client, "settle")
         self._position = _script(client, "order", "position")
+        self._where = _script(client, "where")
+        self._forget = _script(client, "forget")
         self._turn = _script(client, "turn")
 
     # -- the web tier's side -----------------------------------------------------------------
@@ -216,6 +218,16 @@ class JobQueue:
             keys=names.priority_lists(model), args=[part for order in orders for part in order]
         )
         return reply
+
+    def position_of(self, job: Job) -> int:
+        """How many messages are before the job's; -1 = it does not wait. Looks the whole queue
+        through: for one who asks, not for a loop."""
+        reply: int = self._where(keys=names.priority_lists(job.model), args=[job.id])
+        return reply
+
+    def forget(self, idempotency_key: str, known: Admission) -> None:
+        """Let a key go that was found to be taken, if it still stands for the same job."""
+        self._forget(keys=[idempotency_key], args=[f"{known.known_fingerprint} {known.known_id}"])
 
     # -- the replica's side ------------------------------------------------------------------
 
