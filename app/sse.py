@@ -9,7 +9,7 @@ from app.wording import END, Piece
 
 _encode = msgspec.json.Encoder().encode
 _DONE = b"[DONE]"
-KEEPALIVE = b": waiting\n\n"
+KEEPALIVE = b": waiting\n"
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -27,5 +27,9 @@ def events(pieces: Iterable[Piece]) -> bytes:
 
 
 def comment(text: str) -> bytes:
-    """Clients skip it, people who look see it."""
-    return f": {text}\n\n".encode()
+    """Clients skip it, people who look see it.
+
+    No blank line behind it: where an id has come before, the `openai` package takes one for an
+    event without data, and fails.
+    """
+    return f": {text}\n".encode()

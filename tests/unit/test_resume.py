@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from openai._streaming import SSEDecoder
 
 from app import sse
 from app.event_id import EventId, parse_event_id
@@ -199,6 +200,24 @@ def test_the_same_batches_give_the_same_bytes() -> None:
         )
         assert first == second
         assert b'"created":12,' in first
+
+
+def test_the_openai_package_reads_ids_and_overlooks_comments() -> None:
+    stream = b"".join(
+        [
+            sse.KEEPALIVE,
+            sse.event({"n": 1}, EventId("r", 1)),
+            sse.KEEPALIVE,
+            sse.comment("loading m: weights 50%"),
+            sse.event({"n": 2}, EventId("r", 2)),
+            sse.KEEPALIVE,
+            sse.event(END, EventId("r", 3)),
+        ]
+    )
+    events = list(SSEDecoder().iter_bytes(iter([stream])))
+    assert [(e.id, e.data) for e in events] == [
+        ("r:1", '{"n":1}'), ("r:2", '{"n":2}'), ("r:3", "[DONE]")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
