@@ -19,9 +19,10 @@ from app.admin_schemas import LoadRequest, UnloadRequest
 from app.catalog import ModelState
 from app.documented import documented
 from app.errors import from_exception
-from app.generation import SSE_HEADERS, read_body
+from app.generation import read_body
 from app.parsing import parse
 from app.services import services
+from app.wording import END
 from shared import operations
 from shared.errors import (
     Conflict,
@@ -159,7 +160,7 @@ def _check_not_other(spec: ModelSpec) -> None:
 
 def _answer(operation_id: str, *, wait: bool, stream: bool) -> Response:
     if stream:
-        return Response(stream_with_context(_stream(operation_id)), headers=SSE_HEADERS)
+        return Response(stream_with_context(_stream(operation_id)), headers=sse.HEADERS)
     if not wait:
         return _json(admin_views.operation(_last(operation_id)), 202)
     for progress in _follow(operation_id):
@@ -183,7 +184,7 @@ def _stream(operation_id: str) -> Iterator[bytes]:
             elif time.monotonic() - quiet_since > services().settings.keepalive_s:
                 yield sse.keepalive(None)
                 quiet_since = time.monotonic()
-        yield sse.DONE
+        yield sse.event(END)
     except (LlmisError, redis.RedisError) as exc:
         yield sse.event(from_exception(exc).body())
 

@@ -74,6 +74,8 @@ class ChatChoice(Struct):
 
 
 class AnswerObject(Struct, omit_defaults=True):
+    """An answer or a chunk of either endpoint."""
+
     id: str
     object: str
     created: int

@@ -6,9 +6,10 @@ answer has a type of its own for the OpenAPI document; a field that a shape gain
 
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from app.answer_objects import AnswerObject, ChatChoice, ChatChunkChoice, TextChoice
+from app.error_answer import ErrorObject
 
 
 class ChatCompletion(AnswerObject, kw_only=True):
@@ -45,3 +46,21 @@ class CancelAnswer(Struct, frozen=True):
     id: str
     object: Literal["request"] = "request"
     status: Literal["cancelling"] = "cancelling"
+
+
+class RequestState(Struct, frozen=True, kw_only=True):
+    """Where a request is. It is remembered for a while after its end."""
+
+    id: str
+    object: Literal["request"] = "request"
+    model: str
+    created: int
+    """Unix time in seconds."""
+    status: Literal["queued", "running", "parked", "finished", "failed", "cancelled"]
+    """`parked`: nobody reads it, so it stands still until somebody does."""
+    position: int | UnsetType = UNSET
+    """While it is queued: requests that are before it."""
+    answer: AnswerObject | UnsetType = UNSET
+    """Of a finished chat or completion: what it is without `stream`."""
+    error: ErrorObject | UnsetType = UNSET
+    """Of one that failed."""

@@ -3,7 +3,6 @@
 Shapes only, no input or output.
 """
 
-import time
 from typing import Any, Protocol
 
 from msgspec import UNSET, UnsetType
@@ -22,6 +21,7 @@ from app.answer_objects import (
     ToolCallPiece,
 )
 from app.choices import Choice, best, share_echoes
+from app.job_stream import join
 from app.logprobs import (
     ChatLogprobs,
     CompletionLogprobs,
@@ -30,15 +30,25 @@ from app.logprobs import (
     joined,
     prompt_logprobs,
 )
-from app.schemas import CompletionRequest, GenerationRequest
-from shared.messages import Delta, Echo, Finished, Job, Timings, ToolCallDelta, Usage
+from shared.messages import (
+    Delta,
+    Echo,
+    Event,
+    Finished,
+    Job,
+    JobKind,
+    Timings,
+    ToolCallDelta,
+    Usage,
+)
 from shared.version import VERSION
 
 _FINGERPRINT = f"llmis-{VERSION}"
 
 
 class AnswerShape(Protocol):
-    """How one endpoint words its answers."""
+    """How one endpoint words its answers. Made from the job alone, so that any process words the
+    same answer, today or when its reader comes back."""
 
     num_choices: int
     """Choices that are made, all prompts together."""
@@ -46,10 +56,8 @@ class AnswerShape(Protocol):
     def opening(self) -> list[Any]:
         """Chunks before any text."""
 
-    def chunks(self, event: Delta | Echo) -> list[Any]: ...
-
-    def closing(self, finished: Finished) -> list[Any]:
-        """Chunks after all text: the usage, when it was asked for."""
+    def of(self, event: Event) -> list[Any]:
+        """The chunks of the next event."""
 
     def whole(self, choices: list[Choice], finished: Finished) -> Any: ...
 
@@ -59,14 +67,14 @@ class _Shape:
     whole_object: str
     id_prefix: str
 
-    def __init__(self, job: Job, body: GenerationRequest, *, wants_logprobs: bool) -> None:
+    def __init__(self, job: Job) -> None:
         self._id = f"{self.id_prefix}-{job.id}"
-        self._created = int(time.time())
+        self._created = int(job.created_at)
         self._model = job.model
-        self._wants_usage = body.wants_usage
-        self._wants_logprobs = wants_logprobs
-        self._tier: str | UnsetType = "default" if body.service_tier else UNSET
-        self._metadata: dict[str, str] | UnsetType = body.metadata or UNSET
+        self._wants_usage = job.answer.wants_usage
+        self._wants_logprobs = job.answer.wants_logprobs
+        self._tier: str | UnsetType = job.answer.tier or UNSET
+        self._metadata: dict[str, str] | UnsetType = job.answer.metadata or UNSET
         self.num_choices = job.num_choices * max(1, len(job.prompts))
 
     def _chunk(self, choices: list[Any]) -> AnswerObject:
@@ -86,7 +94,16 @@ class _Shape:
             service_tier=self._tier,
         )
 
-    def closing(self, finished: Finished) -> list[Any]:
+    def of(self, event: Event) -> list[Any]:
+        if isinstance(event, Delta | Echo):
+            return self._chunks(event)
+        return self._closing(event) if isinstance(event, Finished) else []
+
+    def _chunks(self, event: Delta | Echo) -> list[Any]:
+        raise NotImplementedError
+
+    def _closing(self, finished: Finished) -> list[Any]:
+        """Chunks after all text: the usage, when it was asked for."""
         if not self._wants_usage:
             return []
         chunk = self._chunk([])
@@ -104,9 +121,6 @@ class ChatShape(_Shape):
     whole_object = "chat.completion"
     id_prefix = "chatcmpl"
 
-    def __init__(self, job: Job, body: GenerationRequest) -> None:
-        super().__init__(job, body, wants_logprobs=job.logprobs is not None)
-
     def opening(self) -> list[Any]:
         return [self._piece(i, ChatDelta("assistant", "")) for i in range(self.num_choices)]
 
@@ -119,7 +133,7 @@ class ChatShape(_Shape):
     ) -> AnswerObject:
         return self._chunk([ChatChunkChoice(index, delta, logprobs, reason)])
 
-    def chunks(self, event: Delta | Echo) -> list[Any]:
+    def _chunks(self, event: Delta | Echo) -> list[Any]:
         if isinstance(event, Echo):
             return []
         deltas = []
@@ -159,15 +173,15 @@ class CompletionShape(_Shape):
     whole_object = "text_completion"
     id_prefix = "cmpl"
 
-    def __init__(self, job: Job, body: CompletionRequest) -> None:
-        super().__init__(job, body, wants_logprobs=body.logprobs is not None)
-        self._num_made, self._num_wanted = job.num_choices, body.num_choices
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._num_made, self._num_wanted = job.num_choices, job.answer.num_wanted
         self._prompts = job.prompts if job.echo else []
         self._writers: dict[int, CompletionLogprobsWriter] = {}
         """By choice; with `echo` a choice gets its own when its prompt is echoed."""
         self._worded: dict[int, CompletionLogprobs] = {}
         """Of echoed prompts: they are long, and their choices share them."""
-        self._held: list[Delta] = []
+        self._held: list[Event] = []
         """Of choices that wait for the echo of their prompt."""
         if not job.echo:
             self._writers = {i: CompletionLogprobsWriter() for i in range(self.num_choices)}
@@ -175,7 +189,7 @@ class CompletionShape(_Shape):
     def opening(self) -> list[Any]:
         return []
 
-    def chunks(self, event: Delta | Echo) -> list[Any]:
+    def _chunks(self, event: Delta | Echo) -> list[Any]:
         if isinstance(event, Echo):
             return self._open(event)
         if event.index not in self._writers:
@@ -191,8 +205,9 @@ class CompletionShape(_Shape):
             self._writers[index] = CompletionLogprobsWriter(len(echo.text))
             if echo.text:
                 chunks.append(self._piece(index, echo.text, logprobs))
-        held, self._held = self._held, []
-        return chunks + [chunk for delta in held for chunk in self.chunks(delta)]
+        # Joined: the chunks must not depend on how the deltas arrived.
+        held, self._held = join(self._held), []
+        return chunks + [chunk for delta in held for chunk in self.of(delta)]
 
     def _delta(self, delta: Delta) -> list[Any]:
         logprobs = None
@@ -230,10 +245,24 @@ class CompletionShape(_Shape):
         return TextChoice(index, echoed + choice.text, logprobs, _reason(choice))
 
 
-def shape_for(job: Job, body: GenerationRequest) -> AnswerShape:
-    if isinstance(body, CompletionRequest):
-        return CompletionShape(job, body)
-    return ChatShape(job, body)
+class WholeAnswer:
+    """A whole answer of any shape. See `app.whole_jobs.Answer`."""
+
+    def __init__(self, job: Job) -> None:
+        self._shape = shape_for(job)
+        self._choices = [Choice() for _ in range(self._shape.num_choices)]
+
+    def take(self, event: Event) -> None:
+        if isinstance(event, Delta | Echo):
+            self._choices[event.index].add(event)
+
+    def body(self, finished: Finished) -> Any:
+        return self._shape.whole(self._choices, finished)
+
+
+def shape_for(job: Job) -> AnswerShape:
+    assert job.kind in (JobKind.CHAT, JobKind.COMPLETION), "the others have no chunks"
+    return ChatShape(job) if job.kind is JobKind.CHAT else CompletionShape(job)
 
 
 def _reason(choice: Choice) -> str:

@@ -4,6 +4,7 @@ import logging
 import time
 import uuid
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import redis
@@ -13,13 +14,14 @@ from kombu.exceptions import OperationalError
 from app.bridge import Bridge
 from app.hub import Hub
 from app.job_stream import JobStream
+from app.lookout import JobStanding, standings
 from app.refusals import refusal_error
 from shared import claims, messages, names
 from shared.connections import payload_bytes
-from shared.errors import NotFound
+from shared.errors import IdempotencyKeyReused, NotFound, RequestCancelled
 from shared.job_queue import Admission, Departure, JobQueue, Order, Refusal
 from shared.limits import Allowances, Limits, charge_of, limits_of
-from shared.messages import Job, Priority
+from shared.messages import Event, Failed, Finished, Job, Priority
 from shared.registry import Directory
 from shared.settings import Settings
 
@@ -38,6 +40,15 @@ def request_id_from(header: str | None) -> str:
 _NO_LIMITS = Allowances()
 
 
+class Once(NamedTuple):
+    """What makes a request the same as an earlier one."""
+
+    key: str
+    """Made by `names.idempotency_key`."""
+    fingerprint: str
+    """Of what is asked: the key stands for it alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """A job, and this process's stream of it."""
@@ -49,6 +60,10 @@ class Reading:
     ahead: int = 0
     """Requests that were before it in the queue."""
     allowances: Allowances = _NO_LIMITS
+    is_first: bool = True
+    """The job was made for this reading; False = it was there before."""
+    is_past: bool = False
+    """It had ended before: there is only its log to read."""
 
 
 class Dispatcher:
@@ -80,11 +95,12 @@ class Dispatcher:
     def reply_channel(self) -> str:
         return self._hub.channel
 
-    def submit(self, job: Job) -> Reading:
-        """Queue a job and read it.
+    def submit(self, job: Job, once: Once | None = None) -> Reading:
+        """Queue a job and read it; or read the earlier one of the same request.
 
         The job gets another id when its own is taken: ids that clients send are not always
-        unique. A short outage of Redis is waited for. Raises TooManyRequests, redis.RedisError.
+        unique. A short outage of Redis is waited for. Raises TooManyRequests,
+        IdempotencyKeyReused, redis.RedisError.
         """
         limits = limits_of(self._settings)
         job = msgspec.structs.replace(job, charged_tokens=charge_of(job, limits))
@@ -93,7 +109,7 @@ class Dispatcher:
             # The stream first: a message to nobody is lost.
             stream = self._hub.open(job.id)
             try:
-                admission = self._bridge.cross(lambda: self._admit(job, limits), deadline)  # noqa: B023
+                admission = self._bridge.cross(lambda: self._admit(job, limits, once), deadline)  # noqa: B023
             except BaseException:
                 # Should it have been queued all the same, the hub stops it with its first event.
                 self._hub.release(stream)
@@ -101,6 +117,13 @@ class Dispatcher:
             if admission.refusal is None:
                 return Reading(job, stream, admission.order, admission.ahead, admission.allowances)
             self._hub.release(stream)
+            if once is not None and admission.refusal is Refusal.REPEATED:
+                earlier = self._earlier(admission, once, job.owner)
+                if earlier is not None:
+                    return earlier
+                # What the key stands for has come to nothing. Somebody else may be faster.
+                self.queue.forget(once.key, admission)
+                continue
             if admission.refusal is not Refusal.TAKEN:
                 replicas = self._directory.replicas(job.model)
                 raise refusal_error(admission, limits, job.model, replicas)
@@ -108,8 +131,7 @@ class Dispatcher:
 
     def find(self, job_id: str, owner: str) -> Job:
         """A job by its id, for its owner: the request itself may be gone. Raises NotFound."""
-        payload = self._client.get(names.job_key(job_id)) if names.is_request_id(job_id) else None
-        job = messages.decode_job(payload_bytes(payload)) if payload else None
+        job = self._stored(job_id) if names.is_request_id(job_id) else None
         if job is None or job.owner != owner:
             raise NotFound(f"There is no request {job_id!r}, or it ended long ago.", param="id")
         return job
@@ -119,9 +141,10 @@ class Dispatcher:
 
         Raises NotFound, redis.RedisError.
         """
+        is_past = self.end_of(job) is not None
         stream = self._hub.open(job.id)
         try:
-            is_there = self.queue.join(job, self._hub.channel)
+            is_there = is_past or self.queue.join(job, self._hub.channel)
         except BaseException:
             self._leave(Reading(job, stream))
             raise
@@ -129,20 +152,63 @@ class Dispatcher:
             self._hub.release(stream)
             raise NotFound(f"There is no request {job.id!r} any more.", param="id")
         stream.follow()
-        return Reading(job, stream)
+        return Reading(job, stream, is_first=False, is_past=is_past)
 
-    def _admit(self, job: Job, limits: Limits) -> Admission:
+    def _admit(self, job: Job, limits: Limits, once: Once | None) -> Admission:
         """Admit a job; one whose admission was not heard of, because the answer was lost, has
-        its id from itself."""
+        its id, or its idempotency key, from itself."""
+        key, fingerprint = once or ("", "")
         admission = self.queue.admit(
-            job, self._hub.channel, limits, self._settings.max_queue_length
+            job,
+            self._hub.channel,
+            limits,
+            self._settings.max_queue_length,
+            idempotency_key=key,
+            fingerprint=fingerprint,
         )
-        if admission.refusal is Refusal.TAKEN:
-            payload = self._client.get(names.job_key(job.id))
-            known = messages.decode_job(payload_bytes(payload)) if payload else None
+        is_known = admission.refusal is Refusal.TAKEN or admission.known_id == job.id
+        if is_known:
+            known = self._stored(job.id)
             if known is not None and (known.created_at, known.owner) == (job.created_at, job.owner):
                 return Admission()
         return admission
+
+    def _earlier(self, admission: Admission, once: Once, owner: str) -> Reading | None:
+        """Read the job of an idempotency key; None when it has to be run anew."""
+        if admission.known_fingerprint != once.fingerprint:
+            raise IdempotencyKeyReused(
+                "The Idempotency-Key belongs to another request: the path or the body differs."
+            )
+        try:
+            job = self.find(admission.known_id, owner)
+            end = self.end_of(job)
+            if isinstance(end, Failed):
+                is_void = end.status >= 500 or end.code == RequestCancelled.code
+            else:
+                is_void = end is None and self.standing(job).is_cancelled
+            return None if is_void else self.follow(job)
+        except NotFound:
+            return None
+
+    def standing(self, job: Job) -> JobStanding:
+        """Raises redis.RedisError."""
+        (found,) = standings(self._client, [job.id])
+        return found
+
+    def end_of(self, job: Job) -> Finished | Failed | None:
+        """The job's last event, when it has ended. Raises redis.RedisError."""
+        payload = self._client.lindex(names.log_key(job.id), -1)
+        event = messages.decode_event(payload_bytes(payload)) if payload else None
+        return event if isinstance(event, Finished | Failed) else None
+
+    def log_of(self, job: Job) -> list[Event]:
+        """Raises redis.RedisError."""
+        payloads = self._client.lrange(names.log_key(job.id), 0, -1)
+        return [messages.decode_event(payload_bytes(payload)) for payload in payloads]
+
+    def _stored(self, job_id: str) -> Job | None:
+        payload = self._client.get(names.job_key(job_id))
+        return messages.decode_job(payload_bytes(payload)) if payload else None
 
     def requeue(self, job: Job) -> None:
         """Queue a job again: its message or its replica is lost. Raises redis.RedisError."""
@@ -152,7 +218,8 @@ class Dispatcher:
     def release(self, reading: Reading) -> None:
         """Stop reading. Nobody waits for a job any more whose last reader leaves: it stops, and
         goes on when somebody comes back. Background and batch jobs go on to their end."""
-        if reading.stream.is_ended or reading.job.priority is not Priority.INTERACTIVE:
+        is_over = reading.is_past or reading.stream.is_ended
+        if is_over or reading.job.priority is not Priority.INTERACTIVE:
             self._hub.release(reading.stream)
         else:
             self._leave(reading)
@@ -173,8 +240,7 @@ class Dispatcher:
     def stop_unread(self, job_id: str) -> None:
         """Stop a job of which events come, although nobody of this process reads it."""
         try:
-            payload = self._client.get(names.job_key(job_id))
-            job = messages.decode_job(payload_bytes(payload)) if payload else None
+            job = self._stored(job_id)
             if job is None or job.priority is not Priority.INTERACTIVE:
                 return
             if self.queue.leave(job, self._hub.channel, None) is Departure.TO_BE_STOPPED:
@@ -185,10 +251,9 @@ class Dispatcher:
     def _stop(self, job_id: str) -> None:
         self._celery.control.revoke(job_id, terminate=True, signal=names.LEFT.decode())
 
-    def cancel(self, job_id: str) -> None:
-        """Cancel a job by its id, whoever reads it. Raises NotFound."""
-        if not names.is_request_id(job_id) or not self._client.exists(names.job_key(job_id)):
-            raise NotFound(f"There is no request {job_id!r}, or it ended long ago.", param="id")
+    def cancel(self, job_id: str, owner: str) -> None:
+        """Cancel a job for good, whoever reads it. Raises NotFound, redis.RedisError."""
+        self.find(job_id, owner)
         # The flag first: a replica that misses the revocation finds it.
         claims.flag_cancelled(self._client, job_id, self._job_ttl_s)
         self._celery.control.revoke(job_id, terminate=True)

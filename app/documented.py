@@ -28,6 +28,8 @@ class RouteDocument:
     media_type: str = JSON
     parameters: Mapping[str, str] = field(default_factory=dict)
     """What the variable parts of the path are."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Headers that the route goes by, besides `x-request-id`."""
 
 
 _documents: dict[Callable[..., Any], RouteDocument] = {}
@@ -43,6 +45,7 @@ def documented(
     errors: Iterable[type[LlmisError]] = (),
     media_type: str = JSON,
     parameters: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Callable[[View], View]:
     """Declare a view's body, its answer with status 200, the ones with others, and its errors.
 
@@ -58,6 +61,7 @@ def documented(
         errors=frozenset(errors) | common,
         media_type=media_type,
         parameters=parameters or {},
+        headers=headers or {},
     )
 
     def note(view: View) -> View:

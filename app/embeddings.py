@@ -12,6 +12,7 @@ from msgspec import Struct
 from app import whole_jobs
 from app.documented import documented
 from app.generation import JOB_ERRORS, read_body
+from app.idempotency import admit
 from app.parsing import parse
 from app.schemas import Positive, texts_or_tokens
 from app.services import services
@@ -86,7 +87,7 @@ def embeddings() -> Response:
             param="input",
         )
     job = whole_jobs.new_job(body.model, JobKind.EMBEDDING, inputs)
-    return whole_jobs.run(job, EmbeddingAnswer(body, len(inputs)))
+    return whole_jobs.respond(admit(job), EmbeddingAnswer(body, len(inputs)))
 
 
 class EmbeddingAnswer:

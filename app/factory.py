@@ -17,10 +17,12 @@ from app import (
     errors,
     generation,
     health,
+    idempotency,
     limit_headers,
     metrics,
     models,
     openapi,
+    requests,
     tokenization,
     websocket,
 )
@@ -81,11 +83,21 @@ def register_routes(app: Flask) -> None:
     """Add all that answers requests. The document of the routes comes last: it lists them."""
     app.before_request(_take_request_id)
     callers.register(app)
+    idempotency.register(app)
     limit_headers.register(app)
     app.after_request(_send_request_id)
     errors.register(app)
     metrics.register(app)
-    for resource in (generation, embeddings, tokenization, models, admin, health, chat_page):
+    for resource in (
+        generation,
+        requests,
+        embeddings,
+        tokenization,
+        models,
+        admin,
+        health,
+        chat_page,
+    ):
         resource.register(app)
     websocket.register(app)
     docs_page.register(app)

@@ -1,36 +1,26 @@
-"""`POST /v1/chat/completions`, `POST /v1/completions`, `POST /v1/requests/<id>/cancel`."""
+"""`POST /v1/chat/completions`, `POST /v1/completions`."""
 
-import msgspec
 from flask import Blueprint, Flask, Response, g, request
 from gunicorn.http.errors import ParseException
 
-from app import answers, limit_headers
-from app.answer_schemas import (
-    CancelAnswer,
-    ChatCompletion,
-    ChatCompletionChunk,
-    Completion,
-    CompletionChunk,
-)
-from app.disconnect import DisconnectWatcher
+from app import idempotency, streamed, whole_jobs
+from app.answer_schemas import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
+from app.answers import WholeAnswer
 from app.documented import documented
-from app.job_stream import ClientGone
 from app.jobs import chat_job, completion_job
 from app.parsing import parse
-from app.relay import Relay, stream_sse, whole_answer
 from app.schemas import ChatRequest, CompletionRequest, GenerationRequest
-from app.services import services
 from shared.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
     EngineError,
+    IdempotencyKeyReused,
     InsufficientMemory,
     InvalidModel,
     InvalidRequest,
     ModelFailed,
     ModelNotFound,
     ModelUnloaded,
-    NotFound,
     Quarantined,
     QueueFull,
     QueueTimeout,
@@ -43,7 +33,7 @@ from shared.errors import (
     TooManyTokens,
     Unavailable,
 )
-from shared.messages import Job
+from shared.messages import Job, JobKind
 
 blueprint = Blueprint("generation", __name__)
 JOB_ERRORS = (
@@ -51,12 +41,16 @@ JOB_ERRORS = (
     *(TooManyRequests, TooManyTokens, QueueFull, QueueTimeout),
     *(EngineError, ReplicaLost, QueueUnavailable, StorageFull, Unavailable),
     *(ModelUnloaded, ModelFailed, InvalidModel, InsufficientMemory, TooManyModels),
+    IdempotencyKeyReused,
 )
 """How a request that becomes a job can fail before its first token."""
-SSE_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",
+IDEMPOTENCY_KEY = {
+    "Idempotency-Key": "Up to 255 visible characters. The same request, sent again with the same "
+    "key, gets the answer of the first one, with the header `Idempotent-Replayed`.",
+}
+LAST_EVENT_ID = {
+    "Last-Event-ID": "The id of the last event of a stream that broke off: the answer is what "
+    "comes after it.",
 }
 
 
@@ -75,10 +69,15 @@ def register(app: Flask) -> None:
     },
     stream=ChatCompletionChunk,
     errors=JOB_ERRORS,
+    headers=IDEMPOTENCY_KEY | LAST_EVENT_ID,
 )
 def chat_completions() -> Response:
     """Answer a conversation."""
-    body = parse(read_body(), ChatRequest)
+    payload = read_body()
+    at = streamed.last_event_id()
+    if at is not None:
+        return streamed.resume(at, JobKind.CHAT)
+    body = parse(payload, ChatRequest)
     return _answer(chat_job(body, g.request_id), body)
 
 
@@ -89,24 +88,16 @@ def chat_completions() -> Response:
     example={"model": "gemma-3-270m", "prompt": "Once upon a time", "max_tokens": 64},
     stream=CompletionChunk,
     errors=JOB_ERRORS,
+    headers=IDEMPOTENCY_KEY | LAST_EVENT_ID,
 )
 def completions() -> Response:
     """Continue texts."""
-    body = parse(read_body(), CompletionRequest)
+    payload = read_body()
+    at = streamed.last_event_id()
+    if at is not None:
+        return streamed.resume(at, JobKind.COMPLETION)
+    body = parse(payload, CompletionRequest)
     return _answer(completion_job(body, g.request_id), body)
-
-
-@blueprint.post("/v1/requests/<request_id>/cancel")
-@documented(
-    CancelAnswer,
-    errors=(NotFound, QueueUnavailable),
-    parameters={"request_id": "The header `x-request-id` of its answer."},
-)
-def cancel(request_id: str) -> Response:
-    """Cancel a request, wherever it is: in the queue, in the prefill, in mid-stream."""
-    services().dispatcher.cancel(request_id)
-    body = CancelAnswer(request_id)
-    return Response(msgspec.json.encode(body), content_type="application/json")
 
 
 def read_body() -> bytes:
@@ -115,38 +106,16 @@ def read_body() -> bytes:
         body = request.get_data(cache=False)
         # Werkzeug cuts a chunked body off at the limit and only tells who reads on.
         request.stream.read(1)
-        return body
     except (OSError, ParseException) as exc:
         raise InvalidRequest(f"The body could not be read: {exc}") from exc
+    idempotency.note(body)
+    return body
 
 
 def _answer(job: Job, body: GenerationRequest) -> Response:
     if body.stream_options is not None and not body.is_stream:
         raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
-    shared = services()
-    reading = shared.dispatcher.submit(job)
-    limit_headers.note(reading.allowances, reading.ahead)
-    job = reading.job
-    g.request_id = job.id
-    watcher = DisconnectWatcher(request.environ, reading.stream.close)
-    relay = Relay(shared.relay, reading)
-    shape = answers.shape_for(job, body)
-    if not body.is_stream:
-        try:
-            answer = whole_answer(relay, shape)
-        except ClientGone:
-            # Nobody reads this.
-            return Response(status=499)
-        finally:
-            watcher.close()
-        return Response(msgspec.json.encode(answer), content_type="application/json")
-    try:
-        first = relay.first_events()
-    except BaseException as exc:
-        watcher.close()
-        relay.close(exc)
-        if isinstance(exc, ClientGone):
-            return Response(status=499)
-        raise
-    chunks = stream_sse(relay, shape, first, watcher.close)
-    return Response(chunks, headers=SSE_HEADERS)
+    reading = idempotency.admit(job)
+    if body.is_stream:
+        return streamed.respond(reading)
+    return whole_jobs.respond(reading, WholeAnswer(reading.job))

@@ -26,6 +26,8 @@ forwarder_headers = ""
 proc_name = "llmis-web"
 limit_request_line = 8190
 
+_CLOSE_S = 0.5
+
 
 def on_starting(server: Any) -> None:
     logs.configure("web", _settings.log_level)
@@ -53,9 +55,11 @@ def _end_streams(worker: Any) -> None:
     while services.hub.num_streams and waited_s < _settings.drain_grace_s:
         gevent.sleep(0.1)
         waited_s += 0.1
+    # Sockets first: their clients come back to another process, and there is nothing to tell.
+    closers = [gevent.spawn(close) for close in list(services.close_sockets)]
+    # One may have to wait for a client that does not read.
+    gevent.joinall(closers, timeout=_CLOSE_S)
     services.hub.close_streams(Unavailable("The service is shutting down."))
-    for close in list(services.close_sockets):
-        gevent.spawn(close)  # it may have to wait for a client that does not read
 
 
 def child_exit(server: Any, worker: Any) -> None:

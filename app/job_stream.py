@@ -8,7 +8,7 @@ import msgspec
 import redis
 from gevent.queue import Empty, SimpleQueue
 
-from shared import messages, names
+from shared import errors, messages, names
 from shared.connections import payload_bytes
 from shared.messages import Delta, Event, Failed, Finished, ToolCallDelta
 
@@ -25,8 +25,8 @@ _FOLLOW_LIMIT_S = 5.0
 _WAKE = object()
 _MAX_QUEUED = 256
 """Events that wait for one reader. Beyond it pushed ones are dropped: the log has them."""
-_MAX_READ = 512
-"""Events of one read, and of one look into the log."""
+MAX_READ = 512
+"""Events of one look into the log; one read returns fewer than twice as many."""
 
 
 class JobStream:
@@ -78,6 +78,13 @@ class JobStream:
         self._polls_until = time.monotonic() + _FOLLOW_LIMIT_S
         self.push_repair()
 
+    def skip(self, num_events: int) -> list[Event]:
+        """The next events from the log, `num_events` of them or all that there are. Before
+        anything is read. Raises redis.RedisError."""
+        events = self._log(num_events)
+        self.is_ended = _is_end(events)
+        return events
+
     @property
     def num_read(self) -> int:
         """Events that the reader has taken: the number of the next one."""
@@ -95,7 +102,7 @@ class JobStream:
         try:
             item = self._queue.get(timeout=timeout_s)
             self._take(item, events)
-            while len(events) < _MAX_READ:
+            while len(events) < MAX_READ:
                 item = self._queue.get_nowait()
                 self._take(item, events)
         except Empty:
@@ -105,12 +112,12 @@ class JobStream:
             self.push_repair()
             if not events:
                 raise
-        if events and isinstance(events[-1], Finished | Failed):
+        if _is_end(events):
             self.is_ended = True
         elif self._has_dropped:
             self._has_dropped = False
             self.push_repair()
-        return _join(events) if len(events) > 1 else events
+        return join(events) if len(events) > 1 else events
 
     def _take(self, item: object, events: list[Event]) -> None:
         if isinstance(item, Exception):
@@ -127,18 +134,36 @@ class JobStream:
             # A smaller number is a double: it came from the log before.
 
     def _read_log(self, events: list[Event]) -> None:
-        first = self._next_seq
-        key = names.log_key(self.job_id)
-        payloads = self._client.lrange(key, first, first + _MAX_READ - 1)
-        for payload in payloads:
-            events.append(messages.decode_event(payload_bytes(payload)))
-            self._next_seq += 1
-        if len(payloads) == _MAX_READ:
+        found = self._log(MAX_READ)
+        events += found
+        if len(found) == MAX_READ:
             self.push_repair()  # there may be more
 
+    def _log(self, num_events: int) -> list[Event]:
+        first = self._next_seq
+        payloads = self._client.lrange(names.log_key(self.job_id), first, first + num_events - 1)
+        found = [messages.decode_event(payload_bytes(payload)) for payload in payloads]
+        self._next_seq += len(found)
+        return found
 
-def _join(events: list[Event]) -> list[Event]:
-    """Join the deltas of each choice: how the choices' deltas were mixed is of no meaning."""
+
+def _is_end(events: list[Event]) -> bool:
+    return bool(events) and isinstance(events[-1], Finished | Failed)
+
+
+def raise_failure(events: list[Event]) -> None:
+    """Raise what the last event says that the job failed with."""
+    if events and isinstance(events[-1], Failed):
+        failed = events[-1]
+        raise errors.rebuild(failed.status, failed.code, failed.message, failed.param)
+
+
+def join(events: list[Event]) -> list[Event]:
+    """Join the deltas of each choice: how the choices' deltas were mixed is of no meaning.
+
+    Joining what is joined already changes nothing, so what a choice gains does not depend on how
+    its events arrived.
+    """
     gathered: dict[int, list[Delta]] = {}
     places: list[Event | list[Delta]] = []
     for event in events:

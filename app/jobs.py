@@ -12,7 +12,7 @@ from app.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from app.services import services
 from app.tool_schemas import ToolParam, tool_use
 from shared.errors import InvalidRequest, ModelNotFound, ModelUnloaded, Unavailable
-from shared.messages import ChatMessage, Job, JobKind, Priority, Tool, ToolChoice
+from shared.messages import AnswerOptions, ChatMessage, Job, JobKind, Priority, Tool, ToolChoice
 from shared.settings import SamplingDefaults, Settings
 
 _COMPLETION_MAX_TOKENS = 16
@@ -28,6 +28,7 @@ def chat_job(body: ChatRequest, request_id: str) -> Job:
         messages=messages_of(body.messages),
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=body.num_logprobs,
+        wants_logprobs=bool(body.logprobs),
         tools=use.tools,
         tool_choice=use.choice,
         tool_name=use.name,
@@ -58,10 +59,21 @@ def completion_job(body: CompletionRequest, request_id: str) -> Job:
         prompts=prompts,
         max_tokens=max_tokens,
         logprobs=logprobs,
+        wants_logprobs=body.logprobs is not None,
         echo=bool(body.echo),
         prompt_logprobs=bool(body.echo) and body.logprobs is not None,
         suffix=body.suffix or None,
     )
+
+
+def is_chat_or_completion(job: Job) -> bool:
+    return job.kind in (JobKind.CHAT, JobKind.COMPLETION)
+
+
+def is_streamable(job: Job) -> bool:
+    """Whether its answer has chunks. Which of several choices are the best ones, only their ends
+    tell."""
+    return is_chat_or_completion(job) and job.num_choices == job.answer.num_wanted
 
 
 def check_model(name: str) -> None:
@@ -83,7 +95,13 @@ def check_model(name: str) -> None:
 
 
 def _job(
-    body: GenerationRequest, request_id: str, kind: JobKind, *, num_choices: int, **fields: Any
+    body: GenerationRequest,
+    request_id: str,
+    kind: JobKind,
+    *,
+    num_choices: int,
+    wants_logprobs: bool,
+    **fields: Any,
 ) -> Job:
     shared = services()
     check_model(body.model)
@@ -114,6 +132,13 @@ def _job(
         grammar=grammar,
         reply_channel=shared.dispatcher.reply_channel,
         owner=g.owner,
+        answer=AnswerOptions(
+            wants_usage=body.wants_usage,
+            wants_logprobs=wants_logprobs,
+            num_wanted=body.num_choices,
+            tier="default" if body.service_tier else None,
+            metadata=body.metadata or {},
+        ),
         created_at=time.time(),
         deadline_at=shared.dispatcher.deadline(body.timeout_s),
         **fields,

@@ -28,6 +28,8 @@ class JobStanding:
     """Id of the replica that has claimed it; "" when one has given it back."""
     is_cancelled: bool
     """By somebody who named it, not by its readers' leaving."""
+    is_parked: bool
+    """Its last reader has left."""
     num_events: int
     """In its log."""
 
@@ -79,19 +81,19 @@ class Lookout:
         if not silent:
             return
         try:
-            standings = _standings(self._client, [reader.job_id for reader in silent])
-            both = zip(silent, standings, strict=True)
-            self._queues.look({reader.model for reader, found in both if found.holder is None})
+            found = standings(self._client, [reader.job_id for reader in silent])
+            both = list(zip(silent, found, strict=True))
+            self._queues.look({reader.model for reader, standing in both if not standing.holder})
         except redis.RedisError as exc:
             for reader in silent:
                 reader.note(exc)
             return
-        for reader, standing in zip(silent, standings, strict=True):
+        for reader, standing in both:
             reader.note(standing)
 
 
-def _standings(client: "redis.Redis", job_ids: list[str]) -> list[JobStanding]:
-    """Raises redis.RedisError. Only a job that was claimed has a log to be measured."""
+def standings(client: "redis.Redis", job_ids: list[str]) -> list[JobStanding]:
+    """Where jobs stand. Raises redis.RedisError. Only what was claimed has a log to be measured."""
     keys = [names.claim_key(job_id) for job_id in job_ids]
     keys += [names.cancel_key(job_id) for job_id in job_ids]
     found = client.mget(keys)
@@ -103,7 +105,10 @@ def _standings(client: "redis.Redis", job_ids: list[str]) -> list[JobStanding]:
     lengths = iter(pipe.execute())
     return [
         JobStanding(
-            _holder(payload), flag not in (None, names.LEFT), next(lengths) if payload else 0
+            _holder(payload),
+            flag not in (None, names.LEFT),
+            flag == names.LEFT,
+            next(lengths) if payload else 0,
         )
         for payload, flag in zip(payloads, flags, strict=True)
     ]

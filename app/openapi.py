@@ -132,10 +132,10 @@ def _operation(
     }
     if description:
         operation["description"] = description
-    if rule.arguments:
-        operation["parameters"] = [
-            _path_parameter(name, document.parameters[name]) for name in sorted(rule.arguments)
-        ]
+    parameters = [_path_parameter(n, document.parameters[n]) for n in sorted(rule.arguments)]
+    parameters += [_header(name, words) for name, words in document.headers.items()]
+    if parameters:
+        operation["parameters"] = parameters
     if document.body is not None:
         content: dict[str, Any] = {JSON: {"schema": components.schema(document.body)}}
         if document.example is not None:
@@ -152,6 +152,11 @@ def _path_parameter(name: str, description: str) -> dict[str, Any]:
         "description": description,
         "schema": {"type": "string", "minLength": 1},
     }
+
+
+def _header(name: str, description: str) -> dict[str, Any]:
+    schema = {"type": "string"}
+    return {"name": name, "in": "header", "description": description, "schema": schema}
 
 
 def _responses(document: RouteDocument, components: Components) -> dict[str, Any]:
@@ -187,6 +192,7 @@ def _event(shape: Any, components: Components) -> dict[str, Any]:
         "description": "One event. The last one's data is `[DONE]`, or the error that ended it.",
         "required": ["data"],
         "properties": {
+            "id": {"type": "string", "description": "What `Last-Event-ID` takes."},
             "data": {
                 "anyOf": [
                     {"const": "[DONE]"},
@@ -196,7 +202,7 @@ def _event(shape: Any, components: Components) -> dict[str, Any]:
                         "contentSchema": payload,
                     },
                 ]
-            }
+            },
         },
     }
 

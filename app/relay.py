@@ -1,32 +1,27 @@
-"""The relay: one job's stream to one client, as SSE or as one whole answer.
+"""The relay: reads one job for one client, and sees to it when it is not well.
 
 Whatever way a client leaves, `Dispatcher.release` runs and stops a job that nobody else reads.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import msgspec
 import redis
 from kombu.exceptions import OperationalError
 
-from app import sse
-from app.answers import AnswerShape
-from app.choices import Choice
 from app.dispatch import Dispatcher, Reading
-from app.errors import from_exception
-from app.job_stream import ClientGone
+from app.job_stream import JobStream, raise_failure
 from app.loader import Loader
 from app.lookout import TICK_S, JobStanding, Lookout
 from app.metrics import StreamMetrics
 from app.positions import Place, Positions
 from app.queues import QueueLengths
 from app.refusals import expected_wait_s, retry_after_s
-from shared import errors
 from shared.errors import DeadlineExceeded, QueueTimeout, ReplicaLost, RequestCancelled
 from shared.lifecycle import Progress
-from shared.messages import Delta, Echo, Event, Failed, Finished
+from shared.messages import Delta, Echo, Event, Failed
 from shared.registry import Directory
 from shared.settings import Settings
 
@@ -63,13 +58,18 @@ class Relay:
         )
         self._reading = replace(reading, job=job)
         self._stream = reading.stream
-        self.metrics = StreamMetrics(job.model, job.created_at, job.kind)
+        # A request is measured once, where it came in.
+        self.metrics = (
+            StreamMetrics(job.model, job.created_at, job.kind) if reading.is_first else None
+        )
         self._tick_s = parts.settings.keepalive_s / 2
         self._enqueued_at = time.monotonic()
         self._requeue_wait_s = TICK_S
         self._num_requeues = 0
         self._unserved_since: float | None = None
-        self._is_begun = False
+        self._is_begun = not reading.is_first
+        """A job that was there before may need no replica any more."""
+        self._failed: list[Event] = []
         self._waits_since: float | None = None
         """Since when the stream has been read without an event."""
         self._concern: JobStanding | redis.RedisError | None = None
@@ -80,6 +80,10 @@ class Relay:
         self.load: Progress | None = None
         """How far the load is that the job waits for."""
         parts.lookout.watch(self)
+
+    @property
+    def stream(self) -> JobStream:
+        return self._stream
 
     @property
     def job_id(self) -> str:
@@ -108,10 +112,11 @@ class Relay:
         deadline = started_at + self._settings.keepalive_s
         while True:
             events = self._read(self._tick_s)
+            if not any(isinstance(event, Delta | Echo) for event in events):
+                raise_failure(self._failed)
             if self.load is not None:
                 deadline = min(deadline, started_at + _LOAD_PATIENCE_S)
             if events or time.monotonic() >= deadline:
-                _raise_failure(events)
                 return events
 
     def events(self, first: list[Event]) -> Iterator[list[Event]]:
@@ -119,13 +124,17 @@ class Relay:
         keep-alive interval, and when something has changed. Raises LlmisError."""
         if first:
             yield first
-        while not self._stream.is_ended:
-            events = self._read(self._tick_s)
-            _raise_failure(events)
-            yield events
+        while True:
+            raise_failure(self._failed)
+            if self._stream.is_ended:
+                return
+            yield self._read(self._tick_s)
 
     def _read(self, timeout_s: float) -> list[Event]:
-        """Raises what the stream was closed with, LlmisError, redis.RedisError."""
+        """What comes before a failure, which is kept for the next call.
+
+        Raises what the stream was closed with, LlmisError, redis.RedisError.
+        """
         began_at = time.monotonic()
         try:
             if not self._is_begun:
@@ -142,10 +151,14 @@ class Relay:
             time.sleep(_REDIS_RETRY_S)
             return []
         if events:
-            self.metrics.observe(events)
+            if self.metrics is not None:
+                self.metrics.observe(events)
             self._unserved_since = self.load = None
             self._has_begun()
             self._num_requeues, self._requeue_wait_s = 0, TICK_S
+            if isinstance(events[-1], Failed):
+                *events, failed = events
+                self._failed = [failed]
         return events
 
     def _wait(self, timeout_s: float) -> list[Event]:
@@ -209,7 +222,7 @@ class Relay:
         """Whether the job has but to wait: somebody runs it, or will take it from its queue."""
         if time.time() > self._job.deadline_at + _DEADLINE_GRACE_S:
             return False
-        if standing.holder is not None:
+        if standing.holder:
             return self._parts.directory.has(standing.holder)
         if standing.is_cancelled or not self._parts.directory.is_served(self._job.model):
             return False
@@ -230,11 +243,11 @@ class Relay:
             raise DeadlineExceeded("The request was not done before its deadline.")
         if standing.holder is None:
             self._check_queue_time()
-        self._see_to_a_replica()
-        if standing.holder is None and standing.is_cancelled:
+        if standing.is_cancelled:
             raise RequestCancelled("The request was cancelled.")
+        self._see_to_a_replica()
         is_due = time.monotonic() - self._enqueued_at > self._requeue_wait_s
-        if is_due and self._is_lost(is_held=standing.holder is not None):
+        if is_due and self._is_lost(is_held=bool(standing.holder)):
             self._requeue()
 
     def _requeue(self) -> None:
@@ -275,74 +288,5 @@ class Relay:
         self._parts.lookout.forget(self)
         self._has_begun()
         self._parts.dispatcher.release(self._reading)
-        self.metrics.close(error)
-
-
-def _raise_failure(events: list[Event]) -> None:
-    if events and isinstance(events[-1], Failed):
-        failed = events[-1]
-        raise errors.rebuild(failed.status, failed.code, failed.message, failed.param)
-
-
-def stream_sse(
-    relay: Relay, shape: AnswerShape, first: list[Event], on_close: Callable[[], None]
-) -> Iterator[bytes]:
-    """The SSE body. After the first byte an error is one event, then the end of the stream."""
-    error: BaseException | None = None
-    try:
-        opening = b"".join(sse.event(chunk) for chunk in shape.opening())
-        if opening:
-            yield opening
-        written_at = time.monotonic()
-        told: Progress | None = None
-        for events in relay.events(first):
-            body = sse_chunks(shape, events)
-            if not body and relay.load is not None and relay.load != told:
-                told = relay.load
-                body = sse.comment(f"loading {told.model}: {told.stage} {told.fraction:.0%}")
-            if not body and time.monotonic() - written_at >= relay.keepalive_s:
-                body = sse.keepalive(relay.queue_position)
-            if body:
-                yield body
-                written_at = time.monotonic()
-        yield sse.DONE
-    except ClientGone as exc:
-        error = exc
-    except GeneratorExit as exc:
-        error = exc
-        raise
-    except Exception as exc:
-        error = exc
-        yield sse.event(from_exception(exc).body())
-    finally:
-        on_close()
-        relay.close(error)
-
-
-def sse_chunks(shape: AnswerShape, events: list[Event]) -> bytes:
-    parts: list[bytes] = []
-    for event in events:
-        if isinstance(event, Delta | Echo):
-            parts.extend(sse.event(chunk) for chunk in shape.chunks(event))
-        elif isinstance(event, Finished):
-            parts.extend(sse.event(chunk) for chunk in shape.closing(event))
-    return b"".join(parts)
-
-
-def whole_answer(relay: Relay, shape: AnswerShape) -> object:
-    """Read the job to its end and return the answer object. Raises LlmisError, ClientGone."""
-    choices = [Choice() for _ in range(shape.num_choices)]
-    error: BaseException | None = None
-    try:
-        for events in relay.events([]):
-            for event in events:
-                if isinstance(event, Delta | Echo):
-                    choices[event.index].add(event)
-                elif isinstance(event, Finished):
-                    return shape.whole(choices, event)
-        raise AssertionError("a stream ends with Finished or raises")
-    except BaseException as exc:
-        error = exc
-        raise
-    finally:
-        relay.close(error)
+        if self.metrics is not None:
+            self.metrics.close(error)

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from app import whole_jobs
 from app.documented import documented
 from app.generation import JOB_ERRORS, read_body
+from app.idempotency import admit
 from app.jobs import messages_of, template_arguments_of, tools_of
 from app.message_schemas import Message
 from app.parsing import parse
@@ -85,7 +86,7 @@ def tokenize() -> Response:
         tools=tools_of(body.tools or []),
         template_arguments=template_arguments_of(body.chat_template_kwargs or {}),
     )
-    return whole_jobs.run(job, _TokenizeAnswer(body))
+    return whole_jobs.respond(admit(job), _TokenizeAnswer(body))
 
 
 @blueprint.post("/detokenize")
@@ -99,7 +100,7 @@ def detokenize() -> Response:
     """Turn tokens into a text."""
     body = parse(read_body(), DetokenizeRequest)
     job = whole_jobs.new_job(body.model, JobKind.DETOKENIZE, [body.tokens])
-    return whole_jobs.run(job, _DetokenizeAnswer())
+    return whole_jobs.respond(admit(job), _DetokenizeAnswer())
 
 
 class _TokenizeAnswer:

@@ -12,23 +12,29 @@ from urllib.parse import urlsplit
 
 import gevent
 import msgspec
+import redis
 from flask import Flask, current_app, g, request
 from flask_sock import Sock
+from kombu.exceptions import OperationalError
 from simple_websocket import ConnectionClosed, Server
 from wsproto.utilities import LocalProtocolError
 
-from app import answers
-from app.dispatch import request_id_from
+from app.answers import timings_ms
+from app.dispatch import Reading, request_id_from
 from app.errors import from_exception
-from app.job_stream import ClientGone, JobStream
+from app.event_id import EventId, parse_event_id
+from app.idempotency import digest, once
+from app.job_stream import ClientGone
 from app.jobs import chat_job, completion_job
 from app.parsing import convert
 from app.relay import Relay
-from app.schemas import ChatRequest, CompletionRequest, GenerationRequest
+from app.schemas import ChatRequest, CompletionRequest
 from app.services import services
+from app.streamed import followed
+from app.wording import Piece, Wording
 from shared.errors import InvalidRequest, LlmisError
 from shared.lifecycle import Progress
-from shared.messages import Delta, Echo, Finished, Job
+from shared.messages import Job
 
 _log = logging.getLogger(__name__)
 _PATH = "/v1/ws"
@@ -112,7 +118,7 @@ class _Connection:
         self._ws = ws
         self._app = app
         self._owner = owner
-        self._streams: dict[str, JobStream | None] = {}
+        self._readings: dict[str, Reading | None] = {}
         """Open requests by the client's id; None until the job is enqueued."""
         self._cancelled: set[str] = set()
 
@@ -123,16 +129,16 @@ class _Connection:
             message = _decode(frame)
             frame_id = message.get("id")
             kind = message.get("type")
-            if kind == "request":
-                self._request(message)
+            if kind in ("request", "resume"):
+                self._open(message)
             elif kind == "cancel":
                 self._cancel(_frame_id(message))
             elif kind == "ping":
                 self._send({"type": "pong", "id": frame_id})
             else:
-                raise InvalidRequest("type must be request, cancel or ping.", param="type")
-        except LlmisError as error:
-            self._send({"type": "error", "id": frame_id, **error.body()})
+                raise InvalidRequest("type must be request, resume, cancel or ping.", param="type")
+        except (LlmisError, redis.RedisError, OperationalError) as exc:
+            self._send({"type": "error", "id": frame_id, **from_exception(exc).body()})
 
     def go_away(self) -> None:
         """Close the connection from this side: the process stops."""
@@ -143,10 +149,10 @@ class _Connection:
             self._ws.close(code, reason)
 
     def close(self) -> None:
-        """The client is gone: cancel what it waited for."""
-        for stream in self._streams.values():
-            if stream is not None:
-                stream.close()
+        """The client is gone: nobody here reads what it waited for."""
+        for reading in self._readings.values():
+            if reading is not None:
+                reading.stream.close()
 
     def _send(self, frame: dict[str, Any]) -> None:
         """Raises ClientGone, whatever way the connection ended."""
@@ -155,22 +161,23 @@ class _Connection:
         except (ConnectionClosed, LocalProtocolError, OSError) as exc:
             raise ClientGone from exc
 
-    def _request(self, message: dict[str, Any]) -> None:
+    def _open(self, message: dict[str, Any]) -> None:
         frame_id = _frame_id(message)
-        if frame_id in self._streams:
+        if frame_id in self._readings:
             raise InvalidRequest(f"There is an open request {frame_id!r} already.", param="id")
-        if len(self._streams) >= _MAX_REQUESTS:
+        if len(self._readings) >= _MAX_REQUESTS:
             raise InvalidRequest(f"At most {_MAX_REQUESTS} requests may be open on a connection.")
-        self._streams[frame_id] = None
+        self._readings[frame_id] = None
         gevent.spawn(self._answer, frame_id, message)
 
     def _cancel(self, frame_id: str) -> None:
-        if frame_id not in self._streams:
+        if frame_id not in self._readings:
             raise InvalidRequest(f"There is no open request {frame_id!r}.", param="id")
-        stream = self._streams[frame_id]
         self._cancelled.add(frame_id)
-        if stream is not None:
-            stream.close()
+        reading = self._readings[frame_id]
+        if reading is not None:
+            services().dispatcher.cancel(reading.job.id, self._owner)
+            reading.stream.close()
 
     def _answer(self, frame_id: str, message: dict[str, Any]) -> None:
         with self._app.app_context():
@@ -183,7 +190,7 @@ class _Connection:
                 body = from_exception(exc).body()
                 self._report(frame_id, {"type": "error", "id": frame_id, **body})
             finally:
-                self._streams.pop(frame_id, None)
+                self._readings.pop(frame_id, None)
                 self._cancelled.discard(frame_id)
 
     def _report(self, frame_id: str, frame: dict[str, Any]) -> None:
@@ -192,46 +199,60 @@ class _Connection:
             self._send(frame)
 
     def _relay(self, frame_id: str, message: dict[str, Any]) -> None:
-        job, body = _job(message)
-        reading = services().dispatcher.submit(job)
-        job = reading.job
-        self._streams[frame_id] = reading.stream
+        at = _event_id(message) if message["type"] == "resume" else None
+        reading = followed(at) if at else _submit(message)
+        self._readings[frame_id] = reading
         relay = Relay(services().relay, reading)
         error: BaseException | None = None
         try:
-            if frame_id in self._cancelled or not self._ws.connected:
+            if frame_id in self._cancelled:
+                services().dispatcher.cancel(reading.job.id, self._owner)
                 raise ClientGone
-            shape = answers.shape_for(job, body)
-            self._send({"type": "accepted", "id": frame_id, "request_id": job.id})
-            for chunk in shape.opening():
-                self._send({"type": "chunk", "id": frame_id, "data": chunk})
-            told: Progress | None = None
-            told_position: int | None = None
-            for events in relay.events([]):
-                if relay.load is not None and relay.load != told:
-                    told = relay.load
-                    self._send(
-                        {"type": "loading", "id": frame_id, "model": told.model,
-                         "stage": told.stage, "fraction": told.fraction}
-                    )  # fmt: skip
-                position = relay.queue_position
-                if position is not None and position != told_position:
-                    told_position = position
-                    self._send({"type": "queued", "id": frame_id, "position": position})
-                for event in events:
-                    if isinstance(event, Delta | Echo):
-                        for chunk in shape.chunks(event):
-                            self._send({"type": "chunk", "id": frame_id, "data": chunk})
-                    elif isinstance(event, Finished):
-                        for chunk in shape.closing(event):
-                            self._send({"type": "chunk", "id": frame_id, "data": chunk})
-                        timings = answers.timings_ms(event.timings)
-                        self._send({"type": "done", "id": frame_id, "timings": timings})
+            if not self._ws.connected:
+                raise ClientGone
+            self._write(frame_id, relay, Wording(reading.job), at)
         except BaseException as exc:
             error = exc
             raise
         finally:
             relay.close(error)
+
+    def _write(self, frame_id: str, relay: Relay, wording: Wording, at: EventId | None) -> None:
+        pieces = wording.begin(relay.stream, at)
+        job_id = wording.at.job_id
+        start = str(at or EventId(job_id))
+        self._send(
+            {"type": "accepted", "id": frame_id, "request_id": job_id, "event_id": start}
+        )  # fmt: skip
+        self._send_pieces(frame_id, pieces)
+        told: Progress | None = None
+        told_position: int | None = None
+        for events in relay.events([]):
+            if relay.load is not None and relay.load != told:
+                told = relay.load
+                self._send(
+                    {"type": "loading", "id": frame_id, "model": told.model,
+                     "stage": told.stage, "fraction": told.fraction}
+                )  # fmt: skip
+            position = relay.queue_position
+            if position is not None and position != told_position:
+                told_position = position
+                self._send({"type": "queued", "id": frame_id, "position": position})
+            if events:
+                self._send_pieces(frame_id, wording.of(events))
+
+    def _send_pieces(self, frame_id: str, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            event_id = str(piece.event_id)
+            if piece.finished is not None:
+                timings = timings_ms(piece.finished.timings)
+                self._send(
+                    {"type": "done", "id": frame_id, "event_id": event_id, "timings": timings}
+                )
+            else:
+                self._send(
+                    {"type": "chunk", "id": frame_id, "event_id": event_id, "data": piece.chunk}
+                )
 
 
 def _decode(frame: str | bytes) -> dict[str, Any]:
@@ -251,17 +272,32 @@ def _frame_id(message: dict[str, Any]) -> str:
     return frame_id
 
 
-def _job(message: dict[str, Any]) -> tuple[Job, GenerationRequest]:
+def _event_id(message: dict[str, Any]) -> EventId:
+    return parse_event_id(_text(message, "last_event_id") or "")
+
+
+def _submit(message: dict[str, Any]) -> Reading:
+    """Queue a request, or read the job of its first sending."""
+    key = _text(message, "idempotency_key")
+    if key is None:
+        return services().dispatcher.submit(_job(message))
+    asked = msgspec.json.encode([_PATH, message.get("endpoint"), message.get("body")])
+    return services().dispatcher.submit(_job(message), once(key, digest(asked)))
+
+
+def _text(message: dict[str, Any], name: str) -> str | None:
+    value = message.get(name)
+    if value is not None and not isinstance(value, str):
+        raise InvalidRequest(f"{name} must be a string.", param=name)
+    return value
+
+
+def _job(message: dict[str, Any]) -> Job:
     endpoint = message.get("endpoint", "chat.completions")
     body = message.get("body")
-    wanted_id = message.get("request_id")
-    if wanted_id is not None and not isinstance(wanted_id, str):
-        raise InvalidRequest("request_id must be a string.", param="request_id")
-    request_id = request_id_from(wanted_id)
+    request_id = request_id_from(_text(message, "request_id"))
     if endpoint == "chat.completions":
-        chat = convert(body, ChatRequest)
-        return chat_job(chat, request_id), chat
+        return chat_job(convert(body, ChatRequest), request_id)
     if endpoint == "completions":
-        completion = convert(body, CompletionRequest)
-        return completion_job(completion, request_id), completion
+        return completion_job(convert(body, CompletionRequest), request_id)
     raise InvalidRequest("endpoint must be chat.completions or completions.", param="endpoint")

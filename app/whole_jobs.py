@@ -1,17 +1,17 @@
 """A job whose answer is one whole body: made, queued, read to its end.
 
-Runs in the request's greenlet. Whatever way the client leaves, a job that has not ended is
-cancelled.
+Runs in the request's greenlet.
 """
 
 import time
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import msgspec
 from flask import Response, g, request
 
-from app import limit_headers
 from app.disconnect import DisconnectWatcher
+from app.dispatch import Reading
 from app.job_stream import ClientGone
 from app.jobs import check_model
 from app.relay import Relay
@@ -46,17 +46,13 @@ def new_job(model: str, kind: JobKind, prompts: list[str | list[int]], **fields:
     )
 
 
-def run(job: Job, answer: Answer) -> Response:
-    """Queue a job and respond with its answer. Raises LlmisError."""
-    shared = services()
-    reading = shared.dispatcher.submit(job)
-    limit_headers.note(reading.allowances, reading.ahead)
-    g.request_id = reading.job.id
+def respond(reading: Reading, answer: Answer) -> Response:
+    """Read a job to its end and respond with its answer. Raises LlmisError."""
     watcher = DisconnectWatcher(request.environ, reading.stream.close)
-    relay = Relay(shared.relay, reading)
+    relay = Relay(services().relay, reading)
     error: BaseException | None = None
     try:
-        body = _read(relay, answer)
+        body = body_of(relay.events([]), answer)
     except ClientGone as exc:
         error = exc
         return Response(status=499)  # nobody reads this
@@ -69,10 +65,11 @@ def run(job: Job, answer: Answer) -> Response:
     return Response(msgspec.json.encode(body), content_type="application/json")
 
 
-def _read(relay: Relay, answer: Answer) -> Any:
-    for events in relay.events([]):
+def body_of(batches: Iterable[list[Event]], answer: Answer) -> Any:
+    """The answer object of a job's events, to the last one."""
+    for events in batches:
         for event in events:
             if isinstance(event, Finished):
                 return answer.body(event)
             answer.take(event)
-    raise AssertionError("a stream ends with Finished or raises")
+    raise AssertionError("a job's events end with Finished or raise")

@@ -11,7 +11,8 @@
     │   ├── Conflict              409 … code conflict
     │   ├── BodyTooLarge          413 … code body_too_large
     │   ├── UnsupportedMediaType  415 … code unsupported_media_type
-    │   └── InvalidModel          422 … code invalid_model
+    │   ├── InvalidModel          422 … code invalid_model
+    │   └── IdempotencyKeyReused  422 … code idempotency_key_reused
     ├── TooManyRequests           429 requests … code rate_limit_exceeded
     │   ├── TooManyTokens         429 tokens … code rate_limit_exceeded
     │   └── QueueFull             429 … code queue_full
@@ -119,6 +120,13 @@ class InvalidModel(InvalidRequest):
 
     status = 422
     code = "invalid_model"
+
+
+class IdempotencyKeyReused(InvalidRequest):
+    """The `Idempotency-Key` was sent before, with another path or body."""
+
+    status = 422
+    code = "idempotency_key_reused"
 
 
 class TooManyRequests(LlmisError):

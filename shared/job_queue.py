@@ -118,6 +118,8 @@ class JobQueue:
         self._begin = _script(client, "begin")
         self._settle = _script(client, "settle")
         self._outline = _script(client, "order", "outline")
+        self._where = _script(client, "where")
+        self._forget = _script(client, "forget")
         self._turn = _script(client, "turn")
 
     # -- the web tier's side -----------------------------------------------------------------
@@ -245,6 +247,16 @@ class JobQueue:
         """Who waits where in a model's queue. Costs about the same however long the queue is."""
         reply: list[list[int]] = self._outline(keys=names.priority_lists(model))
         return Outline.of(reply)
+
+    def position_of(self, job: Job) -> int:
+        """How many messages are before the job's; -1 = it does not wait. Looks the whole queue
+        through: for one who asks, not for a loop."""
+        reply: int = self._where(keys=names.priority_lists(job.model), args=[job.id])
+        return reply
+
+    def forget(self, idempotency_key: str, known: Admission) -> None:
+        """Let a key go that was found to be taken, if it still stands for the same job."""
+        self._forget(keys=[idempotency_key], args=[f"{known.known_fingerprint} {known.known_id}"])
 
     # -- the replica's side ------------------------------------------------------------------
 

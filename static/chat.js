@@ -27,7 +27,7 @@ class Chat {
     this.#connection = new Connection(socketUrl(), {
       onOpen: () => this.#onOpen(),
       onFrame: (frame) => this.#onFrame(frame),
-      onLost: (reason) => this.#onLost(reason),
+      onLost: (reason, isRefused) => this.#onLost(reason, isRefused),
     });
     this.#listen();
     this.#fitMessage();
@@ -116,13 +116,9 @@ class Chat {
 
   #request(turn) {
     this.#numRequests += 1;
-    this.#answer = new Answer(`chat-${this.#numRequests}`, turn, performance.now());
-    this.#connection.send({
-      type: 'request',
-      id: this.#answer.id,
-      endpoint: 'chat.completions',
-      body: requestBody(this.#settings.values, this.#turns),
-    });
+    const body = requestBody(this.#settings.values, this.#turns);
+    this.#answer = new Answer(`chat-${this.#numRequests}`, turn, body, performance.now());
+    this.#connection.send(this.#answer.nextRequest());
     this.#log.scrollToEnd();
     announce('Waiting for the answer');
     this.#keepFocus();
@@ -155,12 +151,14 @@ class Chat {
   }
 
   #onOpen() {
+    // A connection was lost in the middle of it: it goes on behind what has come.
+    if (this.#answer) this.#connection.send(this.#answer.nextRequest());
     this.#showState();
     this.#loadModels();
   }
 
-  #onLost(reason) {
-    if (this.#answer) {
+  #onLost(reason, isRefused) {
+    if (this.#answer && isRefused) {
       this.#answer.fail(reason);
       this.#endAnswer();
     }

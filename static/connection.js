@@ -21,7 +21,7 @@ export class Connection {
   #retryTimer = 0;
   #pingTimer = 0;
 
-  /** `listener` has onOpen(), onFrame(frame) and onLost(reason). */
+  /** `listener` has onOpen(), onFrame(frame) and onLost(reason, isRefused). */
   constructor(url, listener) {
     this.#url = url;
     this.#listener = listener;
@@ -40,7 +40,9 @@ export class Connection {
     this.#isHeard = false;
     socket.addEventListener('open', () => this.send({ type: 'ping' }));
     socket.addEventListener('message', (event) => this.#take(event.data));
-    socket.addEventListener('close', (event) => this.#lose(socket, reasonOf(event)));
+    socket.addEventListener('close', (event) =>
+      this.#lose(socket, reasonOf(event), event.code === MESSAGE_TOO_BIG),
+    );
     this.#pingTimer = setInterval(() => this.#checkLife(socket), PING_MS);
   }
 
@@ -68,7 +70,8 @@ export class Connection {
     this.send({ type: 'ping' });
   }
 
-  #lose(socket, reason) {
+  /** `isRefused`: what was sent must not be sent again. */
+  #lose(socket, reason, isRefused = false) {
     // A socket that was given up reports its close much later.
     if (socket !== this.#socket) return;
     clearInterval(this.#pingTimer);
@@ -78,7 +81,7 @@ export class Connection {
     // The random part keeps many pages from coming back at the same moment.
     this.#retryTimer = setTimeout(() => this.open(), this.#waitMs * (0.75 + Math.random() / 2));
     this.#waitMs = Math.min(2 * this.#waitMs, MAX_WAIT_MS);
-    this.#listener.onLost(reason);
+    this.#listener.onLost(reason, isRefused);
   }
 }
 

@@ -48,15 +48,35 @@ export class Answer {
   #sentAtMs;
   #firstAtMs = null;
   #requestId = null;
+  #body;
+  #idempotencyKey = randomKey();
+  #lastEventId = null;
 
-  constructor(id, turn, nowMs) {
+  constructor(id, turn, body, nowMs) {
     this.id = id;
     this.turn = turn;
+    this.#body = body;
     this.#sentAtMs = nowMs;
+  }
+
+  /** What to send on a new connection: for the answer, or for what is missing of it. */
+  nextRequest() {
+    if (this.#lastEventId !== null) {
+      return { type: 'resume', id: this.id, last_event_id: this.#lastEventId };
+    }
+    return {
+      type: 'request',
+      id: this.id,
+      endpoint: 'chat.completions',
+      // Sent twice, it is still one request.
+      idempotency_key: this.#idempotencyKey,
+      body: this.#body,
+    };
   }
 
   /** Act on one frame; returns the text that it adds, reasoning aside. */
   take(frame, nowMs) {
+    this.#lastEventId = frame.event_id ?? this.#lastEventId;
     if (frame.type === 'accepted') this.#requestId = frame.request_id;
     else if (frame.type === 'loading') this.turn.load = frame;
     else if (frame.type === 'queued') this.turn.queuePosition = frame.position;
@@ -102,6 +122,12 @@ export class Answer {
       this.turn.tokensPerS = (this.turn.tokens - 1) / seconds;
     }
   }
+}
+
+/** Without crypto.randomUUID, which plain HTTP does not have. */
+function randomKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
 }
 
 const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });

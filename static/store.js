@@ -21,7 +21,7 @@ export function load() {
   }
 }
 
-/** The server ends an answer when its connection closes, and a reload closes it. */
+/** Only the page that asked goes on with an answer when its connection breaks. */
 function endInterrupted(turn) {
   if (turn.state !== 'streaming') return;
   turn.state = 'failed';

@@ -303,23 +303,44 @@ def test_text_is_legible_in_light_and_dark(browser: Browser, service: Service, s
             assert ratio >= 4.5, f"{selector}: {ratio:.2f}"
 
 
-def test_a_lost_connection_is_told_and_comes_back(browser: Browser, own_service: Service) -> None:
+def test_a_web_process_that_dies_costs_an_answer_nothing_but_a_pause(
+    browser: Browser, own_service: Service
+) -> None:
     with opened(browser, own_service) as chat:
         notice = chat.page.get_by_role("alert")
         with _busy_counter(own_service):
             chat.send("17")
             chat.wait_for_growth()
             _kill_web(own_service)
-            expect(chat.turns.last).to_contain_text("The connection to the server was lost.")
-        expect(notice).to_have_text(
-            re.compile(
-                r"^\s*The connection to the server was lost. Connecting again.\s+Try now\s*$"
+            expect(notice).to_have_text(
+                re.compile(
+                    r"^\s*The connection to the server was lost. Connecting again.\s+Try now\s*$"
+                )
             )
-        )
+            expect(chat.turns.last).to_have_attribute("data-state", "streaming")
         expect(notice).to_be_hidden()
-        chat.page.get_by_role("button", name="Try again").click()
         expect(chat.turns.last).to_have_attribute("data-state", "done")
-        assert (chat.answer().text_content() or "").startswith("18 19 20")
+        text = chat.answer().text_content() or ""
+        assert text == expected_text(17, len(text.split())).strip()
+        assert len(text.split()) > 2000
+        kinds = [f["type"] for f in chat.sent if f["type"] != "ping"]
+        assert kinds == ["request", "resume"]
+
+
+def test_a_question_is_asked_once_though_its_connection_was_lost_before_the_answer(
+    browser: Browser, own_service: Service
+) -> None:
+    with opened(browser, own_service) as chat:
+        (replica,) = own_service.pids("worker.replica", "counter@")
+        os.kill(replica, signal.SIGSTOP)
+        chat.send("17")
+        _kill_web(own_service)
+        notice = chat.page.get_by_role("alert")
+        expect(notice).to_be_visible()
+        os.kill(replica, signal.SIGCONT)
+        expect(chat.turns.last).to_have_attribute("data-state", "done")
+        text = chat.answer().text_content() or ""
+        assert text == expected_text(17, len(text.split())).strip()
 
 
 def _kill_web(service: Service) -> None:

@@ -8,8 +8,8 @@ import pytest
 from app.answers import CompletionShape
 from app.choices import Choice
 from app.logprobs import CompletionLogprobsWriter, chat_logprobs, prompt_logprobs
-from app.schemas import CompletionRequest
 from shared.messages import (
+    AnswerOptions,
     Delta,
     Echo,
     Finished,
@@ -99,12 +99,13 @@ def test_an_echoed_prompt_has_the_offsets_of_its_text(
 
 
 def _shape(prompts: list[str], n: int, logprobs: int | None = 0) -> CompletionShape:
-    body = CompletionRequest(model="m", prompt=prompts, n=n, echo=True, logprobs=logprobs)
+    options = AnswerOptions(wants_logprobs=logprobs is not None, num_wanted=n)
     job = Job(
         id="j", model="m", kind=JobKind.COMPLETION, prompts=list(prompts), num_choices=n,
         echo=True, logprobs=logprobs, reply_channel="c", created_at=0.0, deadline_at=1.0,
+        answer=options,
     )  # fmt: skip
-    return CompletionShape(job, body)
+    return CompletionShape(job)
 
 
 def _echo(index: int, text: str) -> Echo:
@@ -122,7 +123,7 @@ _DELTAS = [[_delta(i, "a"), _delta(i, str(i)), _delta(i, "z", _STOP)] for i in r
 
 def _added_up(shape: CompletionShape, events: list[Delta | Echo]) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = [{"text": "", "finish_reason": None} for _ in range(6)]
-    for chunk in msgspec.to_builtins([c for event in events for c in shape.chunks(event)]):
+    for chunk in msgspec.to_builtins([c for event in events for c in shape.of(event)]):
         (choice,) = chunk["choices"]
         found = made[choice["index"]]
         assert found["finish_reason"] is None, "nothing comes after the end"

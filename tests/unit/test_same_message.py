@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from app.answers import ChatShape
 from app.choices import Choice
-from app.job_stream import _join
-from app.schemas import ChatRequest
+from app.job_stream import join
 from shared.messages import (
+    AnswerOptions,
     Delta,
     Event,
     Finished,
@@ -45,7 +45,7 @@ _TEXTS = [
     "half a character \xf0\x9f and then STO",
 ]
 _STOP = ["STOP", "P n"]
-_REQUEST = ChatRequest(model="m", messages=[])
+_OPTIONS = AnswerOptions(wants_logprobs=True)
 _FINISHED = Finished(0, 0, Usage(1, 1), Timings(0, 0, 0))
 _NUM_CHOICES = 2
 _END = TokenLogprobs(Logprob(1, -2.0, b"", b"<end>"), [], is_end=True)
@@ -94,7 +94,7 @@ def _events(steps: list[StepResult], round_cuts: list[int]) -> list[Event]:
 
 
 def _shape() -> ChatShape:
-    return ChatShape(chat_job(num_choices=_NUM_CHOICES, logprobs=0), _REQUEST)
+    return ChatShape(chat_job(num_choices=_NUM_CHOICES, logprobs=0, answer=_OPTIONS))
 
 
 def _whole(events: list[Event]) -> list[Any]:
@@ -126,7 +126,7 @@ def _told(choice: Any) -> dict[str, Any]:
 def _added_up(events: list[Event]) -> list[Any]:
     """The same, as a client makes it of the chunks."""
     shape = _shape()
-    chunks = shape.opening() + [chunk for event in events for chunk in shape.chunks(event)]  # type: ignore[arg-type]
+    chunks = shape.opening() + [chunk for event in events for chunk in shape.of(event)]
     made: list[dict[str, Any]] = [
         {"content": "", "reasoning": "", "calls": [], "reason": None, "logprobs": []}
         for _ in range(_NUM_CHOICES)
@@ -172,7 +172,7 @@ def test_the_message_is_the_same_however_it_is_cut(
     events = _events(_mixed(steps), round_cuts)
     whole = _whole(events)
     assert _messages(whole) == _messages(expected)
-    joined = [event for part in _cut(events, join_cuts) for event in _join(part)]
+    joined = [event for part in _cut(events, join_cuts) for event in join(part)]
     assert _whole(joined) == _added_up(events) == _added_up(joined) == whole
     for choice, entries in zip(whole, drawn, strict=True):
         pieces = [bytes(entry["bytes"]) for entry in choice["logprobs"]]

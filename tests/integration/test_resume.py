@@ -1,0 +1,375 @@
+"""A reader comes back, to any web process, and gets exactly the rest."""
+
+import http.client
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from simple_websocket import Client
+
+from shared import claims, registry
+from tests.conftest import Service, running_service, wait_for
+from tests.counter_model import expected_text
+from tests.sse_reader import Answer
+
+_LONG = """
+web_workers = 2
+
+[[models]]
+name = "long"
+path = "counter.gguf"
+context_length = 16384
+slots = 2
+strip_leading_space = true
+"""
+_NUM_LONG = 12_000
+
+
+@pytest.fixture(scope="module")
+def webs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Two web processes, and a model whose answers take seconds."""
+    with running_service(tmp_path_factory.mktemp("resume"), extra=_LONG) as running:
+        yield running
+
+
+def _body(model: str, num_tokens: int, **fields: Any) -> dict[str, Any]:
+    return {"model": model, "prompt": "5", "max_tokens": num_tokens, "temperature": 0,
+            "stream": True, **fields}  # fmt: skip
+
+
+def _long(service: Service, num_tokens: int = _NUM_LONG, **headers: str) -> Answer:
+    return Answer(service, "completions", _body("long", num_tokens), **headers)
+
+
+def _state(service: Service, request_id: str, **headers: str) -> Any:
+    return Answer(service, f"requests/{request_id}", **headers).json()
+
+
+def _wait_for_state(service: Service, request_id: str, status: str) -> Any:
+    def found() -> Any:
+        state = _state(service, request_id)
+        return state if state["status"] == status else None
+
+    return wait_for(found, f"{request_id} is {status}", 30)
+
+
+def _busy(service: Service) -> int:
+    return sum(r.busy_slots for r in registry.read(service.redis) if r.model == "long")
+
+
+def _is_given_back(service: Service, request_id: str) -> bool:
+    claim = claims.read(service.redis, request_id)
+    return claim is not None and claim.holder == ""
+
+
+def _events(service: Service, request_id: str, last_id: str = "", **headers: str) -> Answer:
+    return Answer(service, f"requests/{request_id}/events", last_id=last_id, **headers)
+
+
+@contextmanager
+def _full(service: Service) -> Iterator[None]:
+    """All slots of the long model are taken."""
+    fillers = [_long(service, 16_000).read(1) for _ in range(2)]
+    yield
+    for filler in fillers:
+        filler.close()
+
+
+def test_every_event_of_an_ended_answer_leads_to_its_rest(webs: Service) -> None:
+    whole = Answer(webs, "completions", _body("counter", 30, n=2, logprobs=1)).read()
+    assert whole.is_done
+    assert len({event.id for event in whole.events}) == len(whole.events)
+    for i, event in enumerate(whole.events):
+        rest = _events(webs, whole.request_id, event.id).read()
+        assert rest.status == 200
+        assert rest.request_id == whole.request_id
+        texts = ["", ""]
+        for part in [*whole.events[: i + 1], *rest.events]:
+            for choice in [] if part.data == "[DONE]" else json.loads(part.data)["choices"]:
+                assert choice["logprobs"] is not None
+                texts[choice["index"]] += choice["text"]
+        assert texts == [expected_text(5, 30)] * 2
+        assert rest.is_done
+        assert rest.last_id == whole.last_id
+
+
+def test_a_repeated_post_goes_on_in_a_chat(webs: Service) -> None:
+    body = {
+        "model": "counter",
+        "messages": [{"role": "user", "content": "5"}],
+        "max_tokens": 400,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    chunks: list[Any] = []
+    last_id, is_done = "", False
+    while not is_done:
+        answer = Answer(webs, "chat/completions", body, last_id=last_id)
+        answer.read(4)  # then the connection breaks
+        answer.close()
+        last_id, is_done = answer.last_id, answer.is_done
+        chunks += [json.loads(e.data) for e in answer.events if e.data != "[DONE]"]
+    roles = [c for chunk in chunks for c in chunk["choices"] if "role" in c["delta"]]
+    text = "".join(c["delta"].get("content", "") for chunk in chunks for c in chunk["choices"])
+    assert len(roles) == 1
+    assert text == expected_text(5, 400).lstrip()
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks if chunk["usage"]] == [400]
+    assert len({(chunk["id"], chunk["created"]) for chunk in chunks}) == 1
+
+
+@pytest.mark.parametrize("is_master", [True, False])
+def test_all_web_processes_are_killed_and_the_answer_goes_on(
+    webs: Service, is_master: bool
+) -> None:
+    first = _long(webs).read(50)
+    pids = webs.pids("gunicorn")
+    assert len(pids) == 3
+    for pid in pids if is_master else pids[1:]:
+        os.kill(pid, signal.SIGKILL)
+    first.close()
+    wait_for(lambda: _is_up(webs, but=pids[1:]), "other web processes answer", 60)
+    rest = Answer(webs, "completions", _body("long", 1), last_id=first.last_id).read()
+    assert first.text + rest.text == expected_text(5, _NUM_LONG)
+    assert rest.is_done
+
+
+def test_a_web_tier_that_is_restarted_says_so_and_the_answer_goes_on(webs: Service) -> None:
+    first = _long(webs, 16_000).read(1)
+    pids = webs.pids("gunicorn")
+    os.kill(pids[0], signal.SIGTERM)
+    first.read()
+    if not first.is_done:
+        assert "The service is shutting down" in first.events.pop().data
+    wait_for(lambda: _is_up(webs, but=pids), "the web tier is there again", 60)
+    rest = _events(webs, first.request_id, first.last_id).read()
+    assert (first.text + rest.text).strip() == expected_text(5, 16_000).strip()
+
+
+def _is_up(service: Service, but: list[int]) -> bool:
+    if set(but) & set(service.pids("gunicorn")):
+        return False
+    try:
+        return Answer(service, "models").status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def test_a_parked_answer_frees_its_slot_and_goes_on(webs: Service) -> None:
+    first = _long(webs).read(20)
+    first.close()
+    _wait_for_state(webs, first.request_id, "parked")
+    wait_for(lambda: _is_given_back(webs, first.request_id), "its replica has let it go")
+    wait_for(lambda: _busy(webs) == 0, "its slot is free")
+    num_events = webs.redis.llen(f"llmis:job:{first.request_id}:log")
+    with _full(webs):
+        assert webs.redis.llen(f"llmis:job:{first.request_id}:log") == num_events, "it stood still"
+    rest = _events(webs, first.request_id, first.last_id).read()
+    assert first.text + rest.text == expected_text(5, _NUM_LONG)
+    state = _state(webs, first.request_id)
+    assert state["status"] == "finished"
+    assert state["answer"]["choices"][0]["text"] == expected_text(5, _NUM_LONG)
+    assert state["answer"]["usage"]["completion_tokens"] == _NUM_LONG
+
+
+def test_a_queued_request_has_a_position_and_may_be_left_and_read_again(webs: Service) -> None:
+    with _full(webs):
+        left, second = _long(webs, 50), _long(webs, 60)
+        states = [_state(webs, answer.request_id) for answer in (left, second)]
+        assert [(s["status"], s["position"]) for s in states] == [("queued", 0), ("queued", 1)]
+        left.close()
+        _wait_for_state(webs, left.request_id, "parked")
+        wait_for(lambda: _state(webs, second.request_id)["position"] == 0, "one less is before it")
+        again = _events(webs, left.request_id)
+        assert _state(webs, left.request_id)["position"] == 0, "who comes back goes first"
+    assert again.read().text == expected_text(5, 50)
+    assert second.read().text == expected_text(5, 60)
+
+
+def test_several_readers_have_the_same_answer_and_the_last_one_parks_it(webs: Service) -> None:
+    first = _long(webs).read(5)
+    late, behind = _events(webs, first.request_id), _events(webs, first.request_id, first.last_id)
+    first.close()
+    assert late.read().text == expected_text(5, _NUM_LONG)
+    assert first.text + behind.read().text == expected_text(5, _NUM_LONG)
+    first = _long(webs, 16_000).read(5)
+    others = [_events(webs, first.request_id).read(1) for _ in range(4)]
+    first.close()
+    for reader in others[:-1]:
+        reader.close()
+    before = len(others[-1].events)
+    others[-1].read(200)
+    assert len(others[-1].events) == before + 200
+    others[-1].close()
+    state = _wait_for_state(webs, first.request_id, "parked")
+    assert "answer" not in state
+    wait_for(lambda: _busy(webs) == 0, "its slot is free")
+
+
+def test_only_its_owner_may_read_resume_or_cancel(webs: Service) -> None:
+    mine = Answer(webs, "completions", _body("counter", 20), owner="alice").read()
+    path = f"requests/{mine.request_id}"
+    for other in ("bob", ""):
+        assert Answer(webs, path, owner=other).status == 404
+        assert _events(webs, mine.request_id, owner=other).status == 404
+        assert Answer(webs, f"{path}/cancel", {}, owner=other).status == 404
+        resumed = Answer(webs, "completions", {}, owner=other, last_id=mine.last_id)
+        assert resumed.status == 404
+    assert _events(webs, mine.request_id, owner="alice").read().text == expected_text(5, 20)
+    assert Answer(webs, f"{path}/cancel", {}, owner="alice").status == 200
+
+
+def test_a_cancelled_request_is_over_for_all_readers(webs: Service) -> None:
+    first = _long(webs).read(5)
+    other = _events(webs, first.request_id)
+    assert Answer(webs, f"requests/{first.request_id}/cancel", {}).status == 200
+    for reader in (first, other):
+        assert "request_cancelled" in reader.read().events[-1].data
+    _wait_for_state(webs, first.request_id, "cancelled")
+    again = _events(webs, first.request_id, first.last_id)
+    assert again.status == 499
+    assert again.json()["error"]["code"] == "request_cancelled"
+
+
+def test_a_parked_request_that_is_cancelled_is_over(webs: Service) -> None:
+    first = _long(webs).read(5)
+    first.close()
+    _wait_for_state(webs, first.request_id, "parked")
+    assert Answer(webs, f"requests/{first.request_id}/cancel", {}).status == 200
+    assert _state(webs, first.request_id)["status"] == "cancelled"
+    assert "request_cancelled" in _events(webs, first.request_id).read().events[-1].data
+
+
+def test_a_failed_request_is_shown_with_its_error(webs: Service) -> None:
+    failed = Answer(webs, "completions", _body("counter-small", 5, prompt="5 " * 600))
+    assert failed.status == 400
+    state = _state(webs, failed.request_id)
+    assert state["status"] == "failed"
+    assert state["error"]["code"] == "context_length_exceeded"
+    assert _events(webs, failed.request_id).status == 400
+
+
+@pytest.mark.parametrize("last_id", ["nonsense", "{id}:999999", "{id}:1+1.99", "other:1"])
+def test_an_id_that_is_none_is_400(webs: Service, last_id: str) -> None:
+    answer = Answer(webs, "completions", _body("counter", 5)).read()
+    wrong = _events(webs, answer.request_id, last_id.format(id=answer.request_id))
+    assert wrong.status == 400
+    assert wrong.json()["error"]["param"] == "Last-Event-ID"
+
+
+def test_a_resume_at_another_endpoint_is_400(webs: Service) -> None:
+    answer = Answer(webs, "completions", _body("counter", 5)).read()
+    assert Answer(webs, "chat/completions", {}, last_id=answer.last_id).status == 400
+
+
+def test_what_cannot_be_streamed_has_a_state_alone(webs: Service) -> None:
+    body = _body("counter", 5, best_of=2, stream=False)
+    answer = Answer(webs, "completions", body)
+    whole = answer.json()
+    assert _events(webs, answer.request_id).status == 400
+    assert _state(webs, answer.request_id)["answer"] == whole
+
+
+# -- WebSocket -------------------------------------------------------------------------------
+
+
+def _connect(service: Service) -> Client:
+    return Client.connect(f"ws://127.0.0.1:{service.port}/v1/ws")
+
+
+def _send(ws: Client, **frame: Any) -> None:
+    ws.send(json.dumps(frame))
+
+
+def _receive(ws: Client) -> dict[str, Any]:
+    message: dict[str, Any] = json.loads(ws.receive(timeout=30))
+    return message
+
+
+def _request(ws: Client, num_tokens: int) -> str:
+    body = _body("long", num_tokens)
+    _send(ws, type="request", id="a", endpoint="completions", body=body)
+    return str(_receive(ws)["request_id"])
+
+
+def _read(ws: Client, num_frames: int | None = None) -> list[dict[str, Any]]:
+    frames: list[dict[str, Any]] = []
+    while num_frames is None or len(frames) < num_frames:
+        frames.append(_receive(ws))
+        if frames[-1]["type"] not in ("accepted", "chunk"):
+            break
+    return frames
+
+
+def _text(frames: list[dict[str, Any]]) -> str:
+    return "".join(f["data"]["choices"][0]["text"] for f in frames if f["type"] == "chunk")
+
+
+@pytest.mark.parametrize("is_parked", [True, False])
+def test_a_websocket_request_goes_on_over_another_connection(
+    webs: Service, is_parked: bool
+) -> None:
+    ws = _connect(webs)
+    request_id = _request(ws, _NUM_LONG)
+    frames = _read(ws, 30)
+    ws.close()
+    if is_parked:
+        _wait_for_state(webs, request_id, "parked")
+    ws = _connect(webs)
+    _send(ws, type="resume", id="b", last_event_id=frames[-1]["event_id"])
+    rest = _read(ws)
+    assert rest[0]["type"] == "accepted"
+    assert rest[0]["request_id"] == request_id
+    assert rest[-1]["type"] == "done"
+    assert _text(frames + rest) == expected_text(5, _NUM_LONG)
+    # The ids are those of server-sent events.
+    answer = _events(webs, request_id, frames[-1]["event_id"]).read()
+    assert _text(frames) + answer.text == expected_text(5, _NUM_LONG)
+    _send(ws, type="resume", id="c", last_event_id=rest[-1]["event_id"])
+    assert [frame["type"] for frame in _read(ws)] == ["accepted", "done"]
+    ws.close()
+
+
+def test_a_websocket_cancel_ends_the_request_for_good(webs: Service) -> None:
+    ws = _connect(webs)
+    request_id = _request(ws, 16_000)
+    _read(ws, 3)
+    reader = _events(webs, request_id)
+    _send(ws, type="cancel", id="a")
+    while (frame := _receive(ws))["type"] == "chunk":
+        pass
+    assert frame == {"type": "cancelled", "id": "a"}
+    assert "request_cancelled" in reader.read().events[-1].data
+    assert _wait_for_state(webs, request_id, "cancelled")
+    ws.close()
+
+
+def test_a_repeated_websocket_request_with_its_key_joins(webs: Service) -> None:
+    key = f"key-{time.monotonic_ns()}"
+    request = {"type": "request", "endpoint": "completions", "idempotency_key": key,
+               "body": _body("long", 300)}  # fmt: skip
+    ws = _connect(webs)
+    _send(ws, id="a", **request)
+    accepted = _receive(ws)
+    ws.close()
+    ws = _connect(webs)
+    _send(ws, id="b", **request)
+    frames = _read(ws)
+    assert frames[0]["request_id"] == accepted["request_id"]
+    assert _text(frames) == expected_text(5, 300)
+    _send(ws, id="c", **{**request, "body": _body("long", 301)})
+    assert _receive(ws)["error"]["code"] == "idempotency_key_reused"
+    ws.close()
+
+
+def test_bad_resume_frames_get_an_error(webs: Service) -> None:
+    ws = _connect(webs)
+    for last_event_id in (None, 5, "", "x", "never-seen:3"):
+        _send(ws, type="resume", id="a", last_event_id=last_event_id)
+        assert _receive(ws)["type"] == "error"
+    ws.close()
