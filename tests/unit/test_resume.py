@@ -205,12 +205,12 @@ def test_the_same_batches_give_the_same_bytes() -> None:
 def test_the_openai_package_reads_ids_and_overlooks_comments() -> None:
     stream = b"".join(
         [
-            sse.KEEPALIVE,
+            sse.keepalive(None),
             sse.event({"n": 1}, EventId("r", 1)),
-            sse.KEEPALIVE,
+            sse.keepalive(None),
             sse.comment("loading m: weights 50%"),
             sse.event({"n": 2}, EventId("r", 2)),
-            sse.KEEPALIVE,
+            sse.keepalive(None),
             sse.event(END, EventId("r", 3)),
         ]
     )
