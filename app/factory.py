@@ -36,6 +36,7 @@ from shared import settings as settings_module
 from shared.celery_app import app as celery_app
 from shared.connections import check_server, connect
 from shared.registry import Directory
+from shared.rescue import Rescuer
 from shared.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -111,11 +112,13 @@ def _services(settings: Settings) -> Services:
 
 def _refresh_forever(services: Services) -> None:
     """Once a second: the registry and the queues into memory, the gauges from them."""
+    rescuer = Rescuer(services.client, services.dispatcher.queue)
     while True:
         try:
             services.directory.refresh()
             records = services.directory.replicas()
             services.relay.queues.refresh(services.catalog.names())
+            rescuer.look()
             metrics.set_gauges(records, services.relay.queues.all())
             services.usage.flush()
         except redis.RedisError as exc:

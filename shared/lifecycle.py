@@ -89,8 +89,11 @@ class StopOrder(Struct, frozen=True):
     """How a replica is to stop."""
 
     grace_s: float
-    """Time for its running jobs to end; 0 = they end at once with an error."""
+    """Time for its running jobs to end; 0 = none."""
     reason: str
+    hands_over: bool = False
+    """What has not ended by then goes back to the queue, for another replica; else it ends with
+    an error: nobody is to serve the model any more."""
 
 
 class Device(Struct, frozen=True):
