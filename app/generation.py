@@ -24,6 +24,7 @@ from shared.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
     EngineError,
+    GoingAway,
     InsufficientMemory,
     InvalidModel,
     InvalidRequest,
@@ -44,7 +45,7 @@ from shared.messages import Job
 blueprint = Blueprint("generation", __name__)
 JOB_ERRORS = (
     *(ContextLengthExceeded, Quarantined, ModelNotFound, RequestCancelled, DeadlineExceeded),
-    *(EngineError, ReplicaLost, QueueUnavailable, StorageFull, Unavailable),
+    *(EngineError, ReplicaLost, QueueUnavailable, StorageFull, GoingAway, Unavailable),
     *(ModelUnloaded, ModelFailed, InvalidModel, InsufficientMemory, TooManyModels),
 )
 """How a request that becomes a job can fail before its first token."""

@@ -3,6 +3,7 @@
 Whatever way a client leaves, `Dispatcher.release` runs and stops a job that nobody else reads.
 """
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from app.lookout import TICK_S, JobStanding, Lookout
 from app.metrics import StreamMetrics
 from app.queues import QueueLengths
 from shared import errors
-from shared.errors import DeadlineExceeded, ReplicaLost, RequestCancelled
+from shared.errors import DeadlineExceeded, GoingAway, ReplicaLost, RequestCancelled
 from shared.lifecycle import Progress
 from shared.messages import Delta, Echo, Event, Failed, Finished
 from shared.registry import Directory
@@ -272,6 +273,10 @@ def stream_sse(
     except GeneratorExit as exc:
         error = exc
         raise
+    except GoingAway as exc:
+        error = exc
+        # A body without its last chunk is seen to be cut off by every client, which may come back.
+        raise ConnectionResetError(errno.ECONNRESET, "the web process ends") from exc
     except Exception as exc:
         error = exc
         yield sse.event(from_exception(exc).body())

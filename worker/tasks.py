@@ -129,7 +129,6 @@ def generate(self: Any, job_id: str) -> None:
 
 
 def _run(replica: Replica, job_id: str) -> str:
-def _run(replica: Replica, job_id: str) -> str:
     """Run a job and return its outcome. Should the process die, what it holds is rescued."""
     if not replica.at_work.begin(job_id):
         _log.info("second delivery of a job dropped", extra={"request_id": job_id})
