@@ -1,6 +1,7 @@
 """Makes the Flask application of one web process."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from app import (
     metrics,
     models,
     openapi,
+    restarts,
     tokenization,
     websocket,
 )
@@ -56,6 +58,10 @@ class Services:
     usage: Usage
     relay: RelayParts
     is_stopping: bool = False
+    started_at: float = field(default_factory=time.time)
+    """Unix time in seconds."""
+    reload_web: Callable[[], None] | None = None
+    """Has the web processes replaced by new ones; None = there is no master that could."""
     close_sockets: set[Callable[[], None]] = field(default_factory=set)
     """Closes one open WebSocket each; for when the process stops."""
 
@@ -83,7 +89,16 @@ def register_routes(app: Flask) -> None:
     app.after_request(_send_request_id)
     errors.register(app)
     metrics.register(app)
-    for resource in (generation, embeddings, tokenization, models, admin, health, chat_page):
+    for resource in (
+        generation,
+        embeddings,
+        tokenization,
+        models,
+        admin,
+        restarts,
+        health,
+        chat_page,
+    ):
         resource.register(app)
     websocket.register(app)
     docs_page.register(app)

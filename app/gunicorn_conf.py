@@ -1,6 +1,8 @@
 """gunicorn's configuration of the web tier, from the settings."""
 
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -60,6 +62,7 @@ def post_worker_init(worker: Any) -> None:
     # Of its own copy of the configuration.
     worker.cfg.set("graceful_timeout", int(_settings.web_drain_s) + 2)
     gevent.spawn(_drain, worker)
+    worker.wsgi.extensions["llmis"].reload_web = partial(os.kill, worker.ppid, signal.SIGHUP)
     if worker.age == 1:
         # The first one of this service: one that replaces another does not load what an
         # operator has unloaded since.

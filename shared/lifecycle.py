@@ -140,6 +140,8 @@ class LoadCommand(Struct, frozen=True, kw_only=True):
     """Nodes that had no room, but may have it later."""
     refusal: "Failure | None" = None
     """Why the last node refused."""
+    replaces: str = ""
+    """Id of a replica that the new one is for; the command is for its node alone then."""
     is_on_demand: bool = False
     """A request waits for it: it may wait for room."""
     deadline_at: float

@@ -21,6 +21,8 @@ LOAD_TASK = "llmis.load"
 
 UNLOAD_TASK = "llmis.unload"
 
+RESTART_AGENT_TASK = "llmis.restart_agent"
+
 REPLICA_INDEX = "llmis:replicas"
 """Set of the replica ids that may be alive; the record of each expires by itself."""
 

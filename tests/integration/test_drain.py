@@ -1,10 +1,7 @@
 """Replicas, agents and web processes are told to stop, and the work goes on elsewhere."""
 
-import http.client
 import json
-import os
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from shared.job_queue import JobQueue
 from shared.lifecycle import StopOrder, encode
 from shared.limits import Limits
 from shared.messages import Finished, Job, JobKind, Priority, Sampling
-from tests.admin_client import Completion, admin, load, model, unload
+from tests.admin_client import Completion, load, unload
 from tests.conftest import Service, running_service, wait_for
 from tests.counter_model import expected_text
 

@@ -49,6 +49,8 @@ class Agent:
         self._dead: list[ModelSpec] = []
         """Models of replicas that died with the agent before this one, an entry each."""
         self._breaks_off = threading.Event()
+        self.is_restarting = False
+        """The process is replaced by another: its replicas stay."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch_forever, name="watch", daemon=True)
         self._beat_at = self._watched_at = 0.0
@@ -90,11 +92,12 @@ class Agent:
         self._breaks_off.set()
 
     def stop(self) -> None:
-        """Stop all replicas and leave the registry."""
+        """Stop all replicas, or leave them to the next agent, and leave the registry."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        self.fleet.stop_all()
+        if not self.is_restarting:
+            self.fleet.stop_all()
         try:
             registry.withdraw_node(self.client, self.node)
         except redis.RedisError as exc:

@@ -57,6 +57,9 @@ class Fleet:
         with self.lock:
             return self._replicas.get(assignment_id)
 
+    def find(self, replica_id: str) -> ManagedReplica | None:
+        return next((r for r in self.all() if r.assignment.replica_id == replica_id), None)
+
     def replicas_of(self, model: str, *, with_leaving: bool = False) -> list[ManagedReplica]:
         """Those that run or come back; those on their way out only if asked for."""
         return [r for r in self.all() if r.model == model and (with_leaving or not r.is_stopping)]
