@@ -78,8 +78,9 @@ def _drain(worker: Any) -> None:
     told: set[Callable[[], None]] = set()
     while True:
         # One that is replaced serves its connections on: who has one does not know of it.
-        services.is_stopping = bool(_is_stopping.value)
-        limit_s = _settings.drain_grace_s if _is_stopping.value else _settings.web_drain_s
+        is_stop = bool(_is_stopping.value) or os.getppid() != worker.ppid
+        services.is_stopping = is_stop
+        limit_s = _settings.drain_grace_s if is_stop else _settings.web_drain_s
         is_over = time.monotonic() - began_at >= limit_s
         if is_over:
             services.hub.close_streams(GoingAway(_GOING_AWAY))
@@ -87,7 +88,7 @@ def _drain(worker: Any) -> None:
             for close in services.close_sockets - told:
                 gevent.spawn(close)  # it may have to wait for a client that does not read
             told |= services.close_sockets
-            if is_over or _is_stopping.value:
+            if is_over or is_stop:
                 # Nothing but idle connections is left.
                 worker.cfg.set("graceful_timeout", 0)
         gevent.sleep(_POLL_S)
