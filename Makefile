@@ -9,13 +9,16 @@ DEV_DEPS := $(VENV)/.dev-installed
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format tables bench chaos test-gpu bench-gpu gpu clean
+.PHONY: help run rolling-restart test check format tables bench chaos test-gpu bench-gpu gpu clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 run: $(RUN_DEPS) ## Start the whole service in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m cli up
+
+rolling-restart: $(RUN_DEPS) ## Restart all processes of a running service under load, without a failed request
+	@$(BIN)/python -m cli restart --load 8 $(ARGS)
 
 test: $(DEV_DEPS) ## Run every test: real Redis, Celery, gunicorn, engine, browser
 	@tests/install-chromium

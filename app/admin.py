@@ -41,25 +41,33 @@ from shared.errors import (
 )
 from shared.lifecycle import ModelSpec, Progress
 
-blueprint = Blueprint("admin", __name__, url_prefix="/admin")
 _POLL_S = 0.1
 _RETRY_S = 0.5
 _LAST_WORDS_S = 2.5
 """Who breaks an operation off takes its lock first; its node says why soon after."""
-_CHANGE_ERRORS = (Conflict, NoNode, QueueUnavailable, Unavailable, UnsupportedMediaType)
-_LOAD_ERRORS = (InvalidModel, InsufficientMemory, TooManyModels, ModelFailed, ReplicaLost)
+CHANGE_ERRORS = (Conflict, NoNode, QueueUnavailable, Unavailable, UnsupportedMediaType)
+LOAD_ERRORS = (InvalidModel, InsufficientMemory, TooManyModels, ModelFailed, ReplicaLost)
 """Why a load fails: only who waits for its end gets one as the answer."""
-
-
-def register(app: Flask) -> None:
-    blueprint.before_request(_check_media_type)
-    app.register_blueprint(blueprint)
 
 
 def _check_media_type() -> None:
     """A page of another origin cannot send JSON without asking first, and is not answered."""
     if request.method == "POST" and request.mimetype != "application/json":
         raise UnsupportedMediaType("The header Content-Type must be application/json.")
+
+
+def sibling(name: str) -> Blueprint:
+    """A blueprint under the same prefix, guarded in the same way."""
+    made = Blueprint(name, __name__, url_prefix="/admin")
+    made.before_request(_check_media_type)
+    return made
+
+
+blueprint = sibling("admin")
+
+
+def register(app: Flask) -> None:
+    app.register_blueprint(blueprint)
 
 
 @blueprint.post("/models/load")
@@ -69,7 +77,7 @@ def _check_media_type() -> None:
     example={"name": "gemma-3-270m", "wait": True},
     also={202: Operation},
     stream=Operation,
-    errors=(*_CHANGE_ERRORS, *_LOAD_ERRORS),
+    errors=(*CHANGE_ERRORS, *LOAD_ERRORS),
 )
 def load() -> Response:
     """Load a model, or more replicas of it.
@@ -83,7 +91,7 @@ def load() -> Response:
     spec = body.spec(shared.catalog.spec(body.name))
     _check_not_other(spec)
     operation_id = shared.loader.load(spec, replicas=body.replicas, node=body.node)
-    return _answer(operation_id, wait=body.wait, stream=body.stream)
+    return answer(operation_id, wait=body.wait, stream=body.stream)
 
 
 @blueprint.post("/models/unload")
@@ -93,7 +101,7 @@ def load() -> Response:
     example={"name": "gemma-3-270m", "wait": True},
     also={202: Operation},
     stream=Operation,
-    errors=(*_CHANGE_ERRORS, ModelNotFound),
+    errors=(*CHANGE_ERRORS, ModelNotFound),
 )
 def unload() -> Response:
     """Unload a model on all nodes.
@@ -110,7 +118,7 @@ def unload() -> Response:
     if timeout_s is None:
         timeout_s = shared.settings.request_timeout_s
     operation_id = shared.loader.unload(body.name, is_now=body.mode == "now", grace_s=timeout_s)
-    return _answer(operation_id, wait=body.wait, stream=body.stream)
+    return answer(operation_id, wait=body.wait, stream=body.stream)
 
 
 @blueprint.get("/operations/<operation_id>")
@@ -121,7 +129,7 @@ def unload() -> Response:
 )
 def show_operation(operation_id: str) -> Response:
     """Tell where a load or an unload stands."""
-    return _json(admin_views.operation(_last(operation_id)))
+    return json_response(admin_views.operation(_last(operation_id)))
 
 
 @blueprint.get("/models")
@@ -131,7 +139,7 @@ def list_models() -> Response:
     shared = services()
     shared.directory.refresh()
     views = [admin_views.model(shared, name) for name in shared.catalog.names()]
-    return _json(AdminModelList(data=views))
+    return json_response(AdminModelList(data=views))
 
 
 @blueprint.get("/nodes")
@@ -141,7 +149,7 @@ def list_nodes() -> Response:
     shared = services()
     shared.directory.refresh()
     views = [admin_views.node(node, shared.directory) for node in shared.directory.nodes()]
-    return _json(NodeList(data=views))
+    return json_response(NodeList(data=views))
 
 
 def _check_not_other(spec: ModelSpec) -> None:
@@ -158,17 +166,18 @@ def _check_not_other(spec: ModelSpec) -> None:
         )
 
 
-def _answer(operation_id: str, *, wait: bool, stream: bool) -> Response:
+def answer(operation_id: str, *, wait: bool, stream: bool) -> Response:
+    """Answer with an operation: as it is, at its end, or every step of it."""
     if stream:
         return Response(stream_with_context(_stream(operation_id)), headers=sse.HEADERS)
     if not wait:
-        return _json(admin_views.operation(_last(operation_id)), 202)
+        return json_response(admin_views.operation(_last(operation_id)), 202)
     for progress in _follow(operation_id):
         if progress is not None and progress.is_ended:
             services().directory.refresh()
             if progress.failure is not None:
                 raise progress.failure.error()
-            return _json(admin_views.operation(progress))
+            return json_response(admin_views.operation(progress))
     raise AssertionError("an operation ends")
 
 
@@ -234,5 +243,5 @@ def _last(operation_id: str) -> Progress:
     return last if last.is_ended else operations.lost(last)
 
 
-def _json(body: Any, status: int = 200) -> Response:
+def json_response(body: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(body), status, content_type="application/json")

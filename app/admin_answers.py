@@ -140,3 +140,18 @@ class AdminModelList(Struct, frozen=True, kw_only=True):
 class NodeList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[Node]
+
+
+class WebProcess(Struct, frozen=True, kw_only=True):
+    """The web process that answers."""
+
+    object: Literal["web"] = "web"
+    pid: int
+    started_at: float
+    """Unix time in seconds."""
+
+
+class RestartBegun(Struct, frozen=True, kw_only=True):
+    object: Literal["restart"] = "restart"
+    asked_at: float
+    """Unix time in seconds: what has started later is new."""

@@ -79,6 +79,22 @@ class LoadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return changed
 
 
+class RestartReplicaRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `POST /admin/replicas/restart`."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=256)]
+    """Of `GET /admin/models`."""
+    wait: bool = False
+    stream: bool = False
+
+
+class RestartNodeRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `POST /admin/nodes/restart`."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=256)]
+    """Of `GET /admin/nodes`."""
+
+
 class UnloadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `POST /admin/models/unload`."""
 

@@ -1,6 +1,7 @@
 """Makes the Flask application of one web process."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ from app import (
     models,
     openapi,
     requests,
+    restarts,
     tokenization,
     websocket,
 )
@@ -40,6 +42,7 @@ from shared import settings as settings_module
 from shared.celery_app import app as celery_app
 from shared.connections import check_server, connect
 from shared.registry import Directory
+from shared.rescue import Rescuer
 from shared.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -59,6 +62,10 @@ class Services:
     usage: Usage
     relay: RelayParts
     is_stopping: bool = False
+    started_at: float = field(default_factory=time.time)
+    """Unix time in seconds."""
+    reload_web: Callable[[], None] | None = None
+    """Has the web processes replaced by new ones; None = there is no master that could."""
     close_sockets: set[Callable[[], None]] = field(default_factory=set)
     """Closes one open WebSocket each; for when the process stops."""
 
@@ -95,6 +102,7 @@ def register_routes(app: Flask) -> None:
         tokenization,
         models,
         admin,
+        restarts,
         health,
         chat_page,
     ):
@@ -127,12 +135,14 @@ def _services(settings: Settings) -> Services:
 
 def _refresh_forever(services: Services) -> None:
     """Once a second: the registry, the queues and who waits where into memory, the gauges."""
+    rescuer = Rescuer(services.client, services.dispatcher.queue)
     while True:
         try:
             services.directory.refresh()
             records = services.directory.replicas()
             services.relay.queues.refresh(services.catalog.names())
             services.relay.positions.refresh()
+            rescuer.look()
             metrics.set_gauges(records, services.relay.queues.all())
             services.usage.flush()
         except redis.RedisError as exc:

@@ -14,6 +14,7 @@ from shared.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
     EngineError,
+    GoingAway,
     IdempotencyKeyReused,
     InsufficientMemory,
     InvalidModel,
@@ -39,7 +40,7 @@ blueprint = Blueprint("generation", __name__)
 JOB_ERRORS = (
     *(ContextLengthExceeded, Quarantined, ModelNotFound, RequestCancelled, DeadlineExceeded),
     *(TooManyRequests, TooManyTokens, QueueFull, QueueTimeout),
-    *(EngineError, ReplicaLost, QueueUnavailable, StorageFull, Unavailable),
+    *(EngineError, ReplicaLost, QueueUnavailable, StorageFull, GoingAway, Unavailable),
     *(ModelUnloaded, ModelFailed, InvalidModel, InsufficientMemory, TooManyModels),
     IdempotencyKeyReused,
 )

@@ -1,6 +1,12 @@
 """gunicorn's configuration of the web tier, from the settings."""
 
 import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
 import gevent
@@ -8,17 +14,23 @@ from prometheus_client import multiprocess
 
 from shared import logs
 from shared import settings as settings_module
-from shared.errors import Unavailable
+from shared.errors import GoingAway
 
 _settings = settings_module.load()
+_POLL_S = 0.1
+_GOING_AWAY = (
+    "The server stops before the answer is complete. Send the request again; with the same "
+    "Idempotency-Key it goes on where it was."
+)
 
 bind = f"{_settings.host}:{_settings.port}"
 worker_class = "app.web_worker.WebWorker"
 workers = _settings.web_workers
 worker_connections = _settings.web_connections
 keepalive = 75
-# Streams are ended by `_end_streams` before; what is left then is beyond help.
-graceful_timeout = int(_settings.drain_grace_s) + 2
+# Of the master at a reload, where it looks after nothing else meanwhile. What it waits when all is
+# to stop, and what the workers wait, is set below.
+graceful_timeout = 1
 timeout = 60
 control_socket_disable = True
 # No header of a client may change the paths or the scheme that the application sees.
@@ -26,7 +38,8 @@ forwarder_headers = ""
 proc_name = "llmis-web"
 limit_request_line = 8190
 
-_CLOSE_S = 0.5
+_is_stopping = RawValue("b", 0)
+"""Shared by the master and its workers: all is to stop. Else a worker that ends is replaced."""
 
 
 def on_starting(server: Any) -> None:
@@ -35,31 +48,49 @@ def on_starting(server: Any) -> None:
         logger = logging.getLogger(name)
         logger.handlers[:] = []
         logger.propagate = True
+    server.stop = partial(_stop, server, server.stop)
+
+
+def _stop(server: Any, stop: Callable[[bool], None], graceful: bool = True) -> None:
+    _is_stopping.value = 1
+    server.cfg.set("graceful_timeout", int(_settings.drain_grace_s) + 2)
+    stop(graceful)
 
 
 def post_worker_init(worker: Any) -> None:
-    """gunicorn kills greenlets without running their `finally`: end streams before it does."""
-    gevent.spawn(_end_streams, worker)
+    # Of its own copy of the configuration.
+    worker.cfg.set("graceful_timeout", int(_settings.web_drain_s) + 2)
+    gevent.spawn(_drain, worker)
+    worker.wsgi.extensions["llmis"].reload_web = partial(os.kill, worker.ppid, signal.SIGHUP)
     if worker.age == 1:
         # The first one of this service: one that replaces another does not load what an
         # operator has unloaded since.
         gevent.spawn(worker.wsgi.extensions["llmis"].loader.preload)
 
 
-def _end_streams(worker: Any) -> None:
+def _drain(worker: Any) -> None:
+    """Let requests end, then end the others: gunicorn would kill them without their `finally`."""
     services = worker.wsgi.extensions["llmis"]
     while worker.alive:
-        gevent.sleep(0.2)
-    services.is_stopping = True
-    waited_s = 0.0
-    while services.hub.num_streams and waited_s < _settings.drain_grace_s:
-        gevent.sleep(0.1)
-        waited_s += 0.1
-    # Sockets first: their clients come back to another process, and there is nothing to tell.
-    closers = [gevent.spawn(close) for close in list(services.close_sockets)]
-    # One may have to wait for a client that does not read.
-    gevent.joinall(closers, timeout=_CLOSE_S)
-    services.hub.close_streams(Unavailable("The service is shutting down."))
+        gevent.sleep(_POLL_S)
+    began_at = time.monotonic()
+    told: set[Callable[[], None]] = set()
+    while True:
+        # One that is replaced serves its connections on: who has one does not know of it.
+        is_stop = bool(_is_stopping.value) or os.getppid() != worker.ppid
+        services.is_stopping = is_stop
+        limit_s = _settings.drain_grace_s if is_stop else _settings.web_drain_s
+        is_over = time.monotonic() - began_at >= limit_s
+        if is_over:
+            services.hub.close_streams(GoingAway(_GOING_AWAY))
+        if is_over or not services.hub.num_streams:
+            for close in services.close_sockets - told:
+                gevent.spawn(close)  # it may have to wait for a client that does not read
+            told |= services.close_sockets
+            if is_over or is_stop:
+                # Nothing but idle connections is left.
+                worker.cfg.set("graceful_timeout", 0)
+        gevent.sleep(_POLL_S)
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -16,10 +16,12 @@ from shared.errors import (
     InvalidModel,
     LlmisError,
     ModelFailed,
+    ModelNotFound,
     ModelUnloaded,
     NoNode,
 )
 from shared.lifecycle import Failure, ModelSpec, NodeRecord, OperationKind, Progress
+from shared.messages import ReplicaRecord
 from shared.registry import Directory
 from shared.settings import Settings
 
@@ -107,11 +109,38 @@ class Loader:
                 self._send(names.UNLOAD_TASK, operation_id, node)
         return operation_id
 
-    def _send(self, task: str, operation_id: str, node: str) -> None:
+    def restart(self, record: ReplicaRecord) -> str:
+        """Begin to replace a replica by a new one on its node; return the operation's id.
+
+        Raises Conflict while its model is being loaded or restarted, ModelNotFound.
+        """
+        spec = self._catalog.spec(record.model)
+        if spec is None:
+            raise ModelNotFound(f"The model {record.model!r} does not exist.", param="id")
+        operation_id, is_new = operations.begin_load(
+            self._client,
+            spec,
+            replicas=1,
+            nodes=[record.node],
+            node=record.node,
+            deadline_at=time.time() + self._settings.load_timeout_s,
+            is_on_demand=False,
+            replaces=record.id,
+        )
+        if not is_new:
+            raise Conflict(f"The model {record.model!r} is being loaded or restarted already.")
+        self._send(names.LOAD_TASK, operation_id, record.node)
+        return operation_id
+
+    def restart_agent(self, node: str) -> None:
+        """Tell a node's agent to start its program anew."""
+        self._send(names.RESTART_AGENT_TASK, None, node)
+
+    def _send(self, task: str, operation_id: str | None, node: str) -> None:
         queue = names.node_queue(node)
         self._celery.send_task(
             task,
-            args=[operation_id],
+            args=[operation_id] if operation_id else [],
             queue=queue,
             ignore_result=True,
             retry=False,

@@ -1,5 +1,6 @@
 """A job's answer as server-sent events. Runs in the request's greenlet."""
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 
@@ -15,7 +16,7 @@ from app.jobs import is_streamable
 from app.relay import Relay
 from app.services import services
 from app.wording import Piece, Wording
-from shared.errors import InvalidRequest
+from shared.errors import GoingAway, InvalidRequest
 from shared.lifecycle import Progress
 from shared.messages import Event, JobKind
 
@@ -93,6 +94,10 @@ def _events(
     except GeneratorExit as exc:
         error = exc
         raise
+    except GoingAway as exc:
+        error = exc
+        # A body without its last chunk is seen to be cut off by every client, which may come back.
+        raise ConnectionResetError(errno.ECONNRESET, "the web process ends") from exc
     except Exception as exc:
         error = exc
         yield sse.event(from_exception(exc).body(), wording.at)

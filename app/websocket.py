@@ -32,7 +32,7 @@ from app.schemas import ChatRequest, CompletionRequest
 from app.services import services
 from app.streamed import followed
 from app.wording import Piece, Wording
-from shared.errors import InvalidRequest, LlmisError
+from shared.errors import GoingAway, InvalidRequest, LlmisError
 from shared.lifecycle import Progress
 from shared.messages import Job
 
@@ -141,8 +141,8 @@ class _Connection:
             self._send({"type": "error", "id": frame_id, **from_exception(exc).body()})
 
     def go_away(self) -> None:
-        """Close the connection from this side: the process stops."""
-        self.close_with(1001, "the service is shutting down")
+        """Close the connection from this side: the process ends."""
+        self.close_with(1001, "the web process ends")
 
     def close_with(self, code: int, reason: str) -> None:
         with contextlib.suppress(ConnectionClosed, LocalProtocolError, OSError):
@@ -186,6 +186,8 @@ class _Connection:
                 self._relay(frame_id, message)
             except ClientGone:
                 self._report(frame_id, {"type": "cancelled", "id": frame_id})
+            except GoingAway:
+                pass  # the connection is closed next, and the client may come back
             except Exception as exc:
                 body = from_exception(exc).body()
                 self._report(frame_id, {"type": "error", "id": frame_id, **body})

@@ -20,6 +20,7 @@ _COMMANDS = {
     "ps": "cli.listings:ps",
     "nodes": "cli.listings:nodes",
     "models": "cli.models:models",
+    "restart": "cli.restart:restart",
     "chat": "cli.chat:chat",
     "complete": "cli.complete:complete",
     "doctor": "cli.doctor.command:doctor",

@@ -20,6 +20,7 @@
     ├── InternalError             500 server_error
     │   └── EngineError           500 … code engine_error
     ├── Unavailable               503 service_unavailable
+    │   ├── GoingAway             503 … code going_away
     │   ├── ReplicaLost           503 … code replica_lost
     │   ├── QueueUnavailable      503 … code queue_unavailable
     │   ├── StorageFull           503 … code storage_full
@@ -174,6 +175,12 @@ class Unavailable(LlmisError):
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: int = 5) -> None:
         super().__init__(message, param=param)
         self.retry_after_s = retry_after_s
+
+
+class GoingAway(Unavailable):
+    """The web process ends, the job does not: a client that comes back finds it."""
+
+    code = "going_away"
 
 
 class ReplicaLost(Unavailable):

@@ -198,16 +198,21 @@ class JobQueue:
 
         False when the job is gone.
         """
-        return self._queue_again(job, channel, is_lost=False)
+        return self._queue_again(job, "join", channel=channel) != "gone"
 
     def requeue(self, job: Job) -> None:
-        """Queue a job again whose message or replica is lost, or that its replica hands over.
+        """Queue a job again whose message or replica is lost. For its reader.
 
         Sent twice does no harm: the claim on the job lets one delivery through.
         """
-        self._queue_again(job, "", is_lost=True)
+        self._queue_again(job, "requeue")
 
-    def _queue_again(self, job: Job, channel: str, *, is_lost: bool) -> bool:
+    def rescue(self, job: Job, holder: str) -> bool:
+        """Queue a job again that a replica has or had; False when it is to stay where it is:
+        nobody reads it, somebody else was faster, or it is gone."""
+        return self._queue_again(job, "rescue", holder=holder) == "queued"
+
+    def _queue_again(self, job: Job, why: str, *, channel: str = "", holder: str = "") -> str:
         reply = self._again(
             keys=[
                 names.job_key(job.id),
@@ -216,6 +221,7 @@ class JobQueue:
                 names.waiting_key(job.owner),
                 names.running_key(job.owner),
                 names.priority_lists(job.model)[0],
+                names.held_key(holder),
             ],
             args=[
                 channel,
@@ -223,10 +229,10 @@ class JobQueue:
                 job.id,
                 job.deadline_at,
                 queue_message(job, names.PRIORITY_STEPS[0], FIRST),
-                int(is_lost),
+                why,
             ],
         )
-        return bool(payload_bytes(reply) != b"gone")
+        return payload_bytes(reply).decode()
 
     def leave(self, job: Job, channel: str, order: Order | None) -> Departure:
         """Take a reader away. A job that nobody reads any more is marked as left, and taken out

@@ -89,8 +89,11 @@ class StopOrder(Struct, frozen=True):
     """How a replica is to stop."""
 
     grace_s: float
-    """Time for its running jobs to end; 0 = they end at once with an error."""
+    """Time for its running jobs to end; 0 = none."""
     reason: str
+    hands_over: bool = False
+    """What has not ended by then goes back to the queue, for another replica; else it ends with
+    an error: nobody is to serve the model any more."""
 
 
 class Device(Struct, frozen=True):
@@ -137,6 +140,8 @@ class LoadCommand(Struct, frozen=True, kw_only=True):
     """Nodes that had no room, but may have it later."""
     refusal: "Failure | None" = None
     """Why the last node refused."""
+    replaces: str = ""
+    """Id of a replica that the new one is for; the command is for its node alone then."""
     is_on_demand: bool = False
     """A request waits for it: it may wait for room."""
     deadline_at: float

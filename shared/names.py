@@ -21,8 +21,13 @@ LOAD_TASK = "llmis.load"
 
 UNLOAD_TASK = "llmis.unload"
 
+RESTART_AGENT_TASK = "llmis.restart_agent"
+
 REPLICA_INDEX = "llmis:replicas"
 """Set of the replica ids that may be alive; the record of each expires by itself."""
+
+HOLDERS = "llmis:holders"
+"""Set of the replica ids that may hold jobs, dead ones among them until their jobs are rescued."""
 
 NODE_INDEX = "llmis:nodes"
 """Set of the nodes whose agents may be alive; the record of each expires by itself."""
@@ -123,6 +128,11 @@ def hub_channel(web_id: str) -> str:
 
 def replica_key(replica_id: str) -> str:
     return f"llmis:replica:{replica_id}"
+
+
+def held_key(replica_id: str) -> str:
+    """Set of the ids of the jobs that a replica has taken from the queue."""
+    return f"llmis:replica:{replica_id}:jobs"
 
 
 def node_queue(node: str) -> str:

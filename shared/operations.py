@@ -140,6 +140,7 @@ def begin_load(
     node: str | None = None,
     deadline_at: float,
     is_on_demand: bool,
+    replaces: str = "",
 ) -> tuple[str, bool]:
     """Write a load command; return its id, and True when it is new.
 
@@ -154,6 +155,7 @@ def begin_load(
         node=node,
         is_on_demand=is_on_demand,
         deadline_at=deadline_at,
+        replaces=replaces,
     )
     holder = _begin(client, OperationKind.LOAD, command.id, spec.name, lifecycle.encode(command))
     return holder, holder == command.id

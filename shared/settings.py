@@ -126,6 +126,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A running job whose events reach nobody is cancelled after this."""
     drain_grace_s: Seconds = 10.0
     """Time that running work gets to end when its process is told to stop."""
+    web_drain_s: Seconds = 120.0
+    """The same for the requests of a web process that is replaced by a new one."""
     node_name: Annotated[str, Meta(pattern=names.NODE_NAME_PATTERN + "|^$")] = ""
     """Name of this host among the service's; empty = its host name."""
     max_loaded_models: Annotated[int, Meta(ge=0)] = 0

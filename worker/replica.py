@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -22,14 +21,15 @@ from shared import lifecycle, logs, names, registry
 from shared import settings as settings_module
 from shared.celery_app import app
 from shared.connections import connect
-from shared.errors import LlmisError, ModelUnloaded, ReplicaLost, SettingsError, Unavailable
+from shared.errors import LlmisError, ReplicaLost, SettingsError
 from shared.job_queue import JobQueue
-from shared.lifecycle import Assignment, ModelSpec, StopOrder
+from shared.lifecycle import Assignment, ModelSpec
 from shared.messages import ReplicaState, Sampling
 from shared.settings import Settings
 from shared.version import VERSION
 from worker import engines, suspects, tasks
 from worker.chat.template import ChatTemplate
+from worker.drain import Drain, PutBack
 from worker.engine_loop import EngineLoop
 from worker.engines.protocol import Engine, EngineSettings, Sequence, Speculation
 from worker.heartbeat import Heartbeat
@@ -40,8 +40,6 @@ from worker.vital_signs import Capacity, VitalSigns
 
 _log = logging.getLogger(__name__)
 _TAKEN_OVER = "Another replica has taken the request over."
-_LAST_WORDS_S = 6.0
-"""Beyond the grace time: for the last events of cancelled jobs to reach Redis."""
 
 
 class ReplicaProcess:
@@ -83,6 +81,14 @@ class ReplicaProcess:
         self._vital_signs.observe(
             loop, lambda: _capacity(engine, prompts), lambda: self._publisher.age_s
         )
+        drain = Drain(
+            self._client,
+            self.id,
+            self._spec.name,
+            loop,
+            self._settings.drain_grace_s,
+            announce=self._heartbeat.announce,
+        )
         tasks.serve(
             tasks.Replica(
                 id=self.id,
@@ -96,10 +102,12 @@ class ReplicaProcess:
                 queue=self._queue,
                 running_ttl_s=self._running_ttl_s,
                 max_queue_s=self._settings.max_queue_s,
+                is_draining=lambda: drain.has_begun,
             )
         )
+        app.steps["consumer"].add(PutBack)
         signals.worker_ready.connect(self._on_ready)
-        signals.worker_shutting_down.connect(lambda **_: self._on_shutting_down(loop), weak=False)
+        signals.worker_shutting_down.connect(lambda **_: self._on_shutting_down(drain), weak=False)
         self._publisher.on_fenced = lambda job_id: loop.cancel(job_id, ReplicaLost(_TAKEN_OVER))
         self._publisher.start()
         loop.start()
@@ -160,38 +168,9 @@ class ReplicaProcess:
         self._heartbeat.announce()
         _log.info("replica ready", extra={"model": self._spec.name, "replica": self.id})
 
-    def _on_shutting_down(self, loop: EngineLoop) -> None:
-        """Celery waits for the running tasks: end those that take longer than the grace time."""
+    def _on_shutting_down(self, drain: Drain) -> None:
         self._vital_signs.become(ReplicaState.DRAINING)
-        threading.Thread(target=self._drain, args=(loop,), name="drain", daemon=True).start()
-
-    def _drain(self, loop: EngineLoop) -> None:
-        """Until the process ends: a task may still be on its way into the loop."""
-        self._heartbeat.announce()
-        started = time.monotonic()
-        while True:
-            grace_s = self._settings.drain_grace_s
-            error: LlmisError = Unavailable("The service is shutting down.")
-            # Read again each time: it may be told to hurry.
-            order = self._stop_order()
-            if order is not None:
-                grace_s, error = order.grace_s, ModelUnloaded(order.reason)
-            late_s = time.monotonic() - started - grace_s
-            if late_s >= 0:
-                for run in loop.running():
-                    loop.cancel(run.id, error)
-            if late_s > _LAST_WORDS_S:
-                # Without Redis the last events of its jobs never leave.
-                _log.critical("the process ends although jobs have not")
-                os._exit(75)
-            time.sleep(0.2)
-
-    def _stop_order(self) -> StopOrder | None:
-        try:
-            return lifecycle.decode(self._client.get(names.stop_key(self.id)), StopOrder)
-        except redis.RedisError as exc:
-            _log.warning("stop order not readable, the grace time of the settings holds: %s", exc)
-            return None
+        drain.begin()
 
     def _die(self) -> None:
         """Without its engine loop the process can only keep jobs waiting: let it be replaced.

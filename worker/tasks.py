@@ -74,6 +74,8 @@ class Replica:
     """The same while it may run."""
     max_queue_s: float
     """How long after its arrival a job may begin; 0 = up to its deadline."""
+    is_draining: Callable[[], bool]
+    """Whether jobs that come now are for other replicas."""
     at_work: AtWork = field(default_factory=AtWork)
 
 
@@ -130,7 +132,7 @@ def generate(self: Any, job_id: str) -> None:
 
 
 def _run(replica: Replica, job_id: str) -> str:
-    """Run a job and return its outcome."""
+    """Run a job and return its outcome. Should the process die, what it holds is rescued."""
     if not replica.at_work.begin(job_id):
         _log.info("second delivery of a job dropped", extra={"request_id": job_id})
         return "duplicate"
@@ -141,16 +143,27 @@ def _run(replica: Replica, job_id: str) -> str:
 
 
 def _run_once(replica: Replica, job_id: str) -> str:
-    """Whatever happens, a claimed job gets its last event, or is given back. An outage of Redis
-    is outlasted: the message is acknowledged when this returns, and nobody would send it again."""
-    payload, readers = outlast(lambda: _read(replica, job_id), "a job")
+    """An outage of Redis is outlasted: the message is acknowledged when this returns, and nobody
+    would send it again."""
+    payload, readers = outlast(lambda: _take(replica, job_id), "a job")
     if not payload:
         _log.warning("job is gone, nobody waits for it", extra={"request_id": job_id})
-        return "expired"
-    job = messages.decode_job(payload_bytes(payload))
+        outcome = "expired"
+    else:
+        job = messages.decode_job(payload_bytes(payload))
+        if replica.is_draining():
+            outlast(lambda: replica.queue.rescue(job, replica.id), "a job's return")
+            return GiveBack.HANDED_OVER
+        outcome = _run_job(replica, job, readers)
+    outlast(lambda: replica.client.srem(names.held_key(replica.id), job_id), "a job's end")
+    return outcome
+
+
+def _run_job(replica: Replica, job: Job, readers: set[bytes]) -> str:
+    """Whatever happens, a claimed job gets its last event, or is given back."""
     claimed = outlast(lambda: _claim(replica, job), "a claim")
     if claimed is None:
-        _log.info("second delivery of a job dropped", extra={"request_id": job_id})
+        _log.info("second delivery of a job dropped", extra={"request_id": job.id})
         outlast(lambda: _count_once(replica, job), "a second delivery")
         return "duplicate"
     claim, past = claimed
@@ -162,7 +175,7 @@ def _run_once(replica: Replica, job_id: str) -> str:
     except LlmisError as error:
         _fail(replica, run, error)
     except Exception:
-        _log.exception("job failed outside of the engine", extra={"request_id": job_id})
+        _log.exception("job failed outside of the engine", extra={"request_id": job.id})
         _fail(replica, run, InternalError("The replica had an error while preparing the request."))
     else:
         # The flag is set before the revocation is sent: one of the two is seen.
@@ -179,12 +192,16 @@ def _run_once(replica: Replica, job_id: str) -> str:
     return run.outcome
 
 
-def _read(replica: Replica, job_id: str) -> Any:
-    """The encoded job, and the channels of its readers."""
+def _take(replica: Replica, job_id: str) -> Any:
+    """Note that this replica has the job; return it encoded, and the channels of its readers."""
+    held_key = names.held_key(replica.id)
     pipe = replica.client.pipeline(transaction=False)
+    essential.write(pipe, "SADD", names.HOLDERS, replica.id)
+    essential.write(pipe, "SADD", held_key, job_id)
+    pipe.expire(held_key, replica.running_ttl_s)
     pipe.get(names.job_key(job_id))
     pipe.smembers(names.readers_key(job_id))
-    return pipe.execute()
+    return pipe.execute()[-2:]
 
 
 def _count_once(replica: Replica, job: Job) -> None:
@@ -200,8 +217,9 @@ def _settle(replica: Replica, run: JobRun) -> None:
     client, job = replica.client, run.job
     if run.outcome == GiveBack.HANDED_OVER:
         claims.give_back(client, job.id, run.claim, replica.running_ttl_s)
-        replica.queue.requeue(job)
-        return
+        if replica.queue.rescue(job, replica.id):
+            return
+        run.outcome = GiveBack.LEFT  # its last reader has gone meanwhile
     if run.outcome == GiveBack.LEFT:
         # What it has used is settled when it ends; until then its charge stands.
         replica.queue.settle(job, job.charged_tokens)

@@ -28,6 +28,7 @@ _KEPT = (
     "_kombu.",
     "unacked",
     names.REPLICA_INDEX,
+    names.HOLDERS,
     names.NODE_INDEX,
     names.MODELS,
     names.FAILURES,

@@ -3,6 +3,7 @@
 All it needs is `REDIS_URL`, and the weights in its model folder.
 """
 
+import os
 import sys
 import time
 from typing import Any
@@ -59,6 +60,10 @@ def _run(settings: Settings) -> None:
     _reload(agent)
     worker.start()
     agent.stop()
+    if agent.is_restarting:
+        sys.stdout.flush()
+        # The same process: it stays the parent of its replicas, and its supervisor's child.
+        os.execv(sys.executable, [sys.executable, "-m", "worker.agent"])  # noqa: S606
 
 
 def _reload(agent: Agent) -> None:

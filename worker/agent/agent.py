@@ -17,6 +17,7 @@ import redis
 from shared import lifecycle, names, registry
 from shared.errors import SettingsError
 from shared.lifecycle import Device, ModelSpec, NodeRecord
+from shared.rescue import Rescuer
 from shared.settings import Settings
 from shared.version import VERSION
 from worker.agent import packaged_weights
@@ -27,6 +28,8 @@ from worker.agent.room import free_bytes
 
 _log = logging.getLogger(__name__)
 _WATCH_S = 0.2
+_PULSE_S = 0.03
+"""How often it is looked whether the processes are there: clients wait for what a dead one had."""
 _NO_PULSE_S = 15.0
 """A replica that was ready and has had no record for so long hangs."""
 _BLIND_S = 3.0
@@ -41,13 +44,16 @@ class Agent:
         self.client = client
         self.node = settings.node
         self.fleet = Fleet(settings, client)
+        self._rescuer = Rescuer(client, self.fleet.queue)
         self._started_at = time.time()
         self._dead: list[ModelSpec] = []
         """Models of replicas that died with the agent before this one, an entry each."""
         self._breaks_off = threading.Event()
+        self.is_restarting = False
+        """The process is replaced by another: its replicas stay."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch_forever, name="watch", daemon=True)
-        self._beat_at = 0.0
+        self._beat_at = self._watched_at = 0.0
         """Monotonic time at which the node's record was written last."""
 
     # -- life --------------------------------------------------------------------------------
@@ -86,11 +92,12 @@ class Agent:
         self._breaks_off.set()
 
     def stop(self) -> None:
-        """Stop all replicas and leave the registry."""
+        """Stop all replicas, or leave them to the next agent, and leave the registry."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        self.fleet.stop_all()
+        if not self.is_restarting:
+            self.fleet.stop_all()
         try:
             registry.withdraw_node(self.client, self.node)
         except redis.RedisError as exc:
@@ -113,9 +120,11 @@ class Agent:
     # -- watching ----------------------------------------------------------------------------
 
     def _watch_forever(self) -> None:
-        while not self._stop.wait(_WATCH_S):
+        while not self._stop.wait(_PULSE_S):
+            is_due = time.monotonic() - self._watched_at >= _WATCH_S
             try:
-                self._watch()
+                if is_due or self.fleet.has_lost_one():
+                    self._watch()
             except redis.RedisError as exc:
                 _log.warning("Redis does not answer: %s", exc)
             except Exception:
@@ -125,7 +134,7 @@ class Agent:
     def _watch(self) -> None:
         self.fleet.refresh()
         now = time.monotonic()
-        was_blind = now - self._beat_at > _BLIND_S
+        was_blind, self._watched_at = now - self._beat_at > _BLIND_S, now
         for replica in self.fleet.all():
             if was_blind:
                 # Redis was away, or took no writes: what was not seen is not therefore silent.
@@ -135,12 +144,13 @@ class Agent:
         if now - self._beat_at >= registry.BEAT_S:
             self._announce()
             self.fleet.rewrite_assignments()
+            self._rescuer.look()
             self._unload_idle()
 
     def _look_after(self, replica: ManagedReplica, now: float) -> None:
         if replica.is_stopping:
             if not replica.is_alive:
-                registry.withdraw(self.client, replica.assignment.replica_id)
+                self.fleet.bury(replica.assignment.replica_id)
                 self.fleet.drop(replica)
             else:
                 replica.kill_if_late()
@@ -169,7 +179,7 @@ class Agent:
         return ""
 
     def _on_death(self, replica: ManagedReplica, reason: str = "") -> None:
-        registry.withdraw(self.client, replica.assignment.replica_id)
+        self.fleet.bury(replica.assignment.replica_id)
         replica.fail(reason)
         fields = {"model": replica.model, "replica": replica.assignment.replica_id}
         if replica.is_given_up:

@@ -17,8 +17,10 @@ import redis
 
 from shared import essential, lifecycle, names, operations, registry
 from shared.errors import LlmisError, ModelFailed
+from shared.job_queue import JobQueue
 from shared.lifecycle import Assignment, ModelSpec, StopOrder
 from shared.messages import DecodeError
+from shared.rescue import rescue_jobs
 from shared.settings import Settings
 from worker.agent.devices import RAM, DeviceMemory, overlap
 from worker.agent.managed_replica import ManagedReplica, find_processes
@@ -32,6 +34,7 @@ class Fleet:
         self.settings = settings
         self.client = client
         self.node = settings.node
+        self.queue = JobQueue(client, int(settings.request_timeout_s) + settings.job_ttl_s)
         self.lock = threading.RLock()
         self._replicas: dict[str, ManagedReplica] = {}
         self._assignments_key = names.assignments_key(self.node)
@@ -54,9 +57,16 @@ class Fleet:
         with self.lock:
             return self._replicas.get(assignment_id)
 
+    def find(self, replica_id: str) -> ManagedReplica | None:
+        return next((r for r in self.all() if r.assignment.replica_id == replica_id), None)
+
     def replicas_of(self, model: str, *, with_leaving: bool = False) -> list[ManagedReplica]:
         """Those that run or come back; those on their way out only if asked for."""
         return [r for r in self.all() if r.model == model and (with_leaving or not r.is_stopping)]
+
+    def has_lost_one(self) -> bool:
+        """Whether a process has ended that nobody has seen to yet."""
+        return any(r.process and r.restart_at is None and not r.is_alive for r in self.all())
 
     def refresh(self) -> None:
         """Read what the replicas say of themselves. Raises redis.RedisError."""
@@ -111,6 +121,7 @@ class Fleet:
                 self._adopt(assignment, process)
             else:
                 self.client.hdel(self._assignments_key, assignment.id)
+                self.bury(assignment.replica_id)
                 dead.append(assignment.spec)
         for assignment_id, process in processes.items():
             self._adopt_leaving(assignment_id, process)
@@ -160,7 +171,12 @@ class Fleet:
     def evict(self, replica: ManagedReplica) -> None:
         """Let an idle replica go. A job that came in at this moment runs to its end."""
         grace_s = self.settings.request_timeout_s
-        self.let_go(replica, StopOrder(grace_s, "The model was unloaded."))
+        self.let_go(replica, StopOrder(grace_s, "The model was unloaded.", hands_over=True))
+
+    def bury(self, replica_id: str) -> None:
+        """Its process has ended: others are to have its jobs. Raises redis.RedisError."""
+        registry.withdraw(self.client, replica_id)
+        rescue_jobs(self.client, self.queue, replica_id)
 
     def drop(self, replica: ManagedReplica) -> None:
         """Its process has ended for good."""
@@ -199,6 +215,11 @@ class Fleet:
             for replica in replicas:
                 replica.kill_if_late()
             time.sleep(0.1)
+        try:
+            for replica in replicas:
+                self.bury(replica.assignment.replica_id)
+        except redis.RedisError as exc:
+            _log.warning("jobs of replicas may have been left, Redis does not answer: %s", exc)
 
     def rewrite_assignments(self) -> None:
         """A Redis that lost its last second must not cost a replica its next agent."""

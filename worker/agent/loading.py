@@ -76,6 +76,9 @@ class Loading:
     def _advance(self) -> LoadCommand | None:
         """Add one replica if one is missing. Raises LlmisError when no node can."""
         command = self._command
+        if command.replaces:
+            self._replace(command.replaces)
+            return None
         for replica in self._fleet.replicas_of(self._spec.name):
             self._await_ready(replica)
         if self._num_ready() >= command.replicas:
@@ -128,9 +131,37 @@ class Loading:
             refusal=operations.failure_of(refusal, 0.0),
         )
 
+    # -- a replica for another ---------------------------------------------------------------
+
+    def _replace(self, replica_id: str) -> None:
+        """Start a replica anew: if it is the only one, the new one comes first if there is room.
+        Raises LlmisError."""
+        old = self._fleet.find(replica_id)
+        if old is None or old.is_stopping:
+            raise Conflict(f"The replica {replica_id!r} is not there any more.")
+        is_only_one = len(self._serving_nodes()) < 2
+        new = self._place_beside() if is_only_one else None
+        if new is not None:
+            self._await_ready(new, is_new=True)
+        grace_s = self._agent.settings.drain_grace_s
+        self._fleet.let_go(old, StopOrder(grace_s, "The replica restarts.", hands_over=True))
+        while self._fleet.get(old.id) is not None:
+            self._operation.report("draining", STAGES["checking"], "its requests move on or end")
+            self._go_on_or_raise()
+            time.sleep(_POLL_S)
+        if new is None:
+            self._await_ready(self._place(), is_new=True)
+
+    def _place_beside(self) -> ManagedReplica | None:
+        """A second replica if there is room, with nobody evicted. Raises InvalidModel."""
+        try:
+            return self._place(may_evict=False)
+        except InsufficientResources:
+            return None
+
     # -- a new replica -----------------------------------------------------------------------
 
-    def _place(self) -> ManagedReplica:
+    def _place(self, *, may_evict: bool = True) -> ManagedReplica:
         """Check the files, find room, start. Raises InvalidModel, InsufficientResources."""
         if self._command.refusal is None:
             self._operation.report("checking")
@@ -154,6 +185,8 @@ class Loading:
                     advice = needs.advice(self._spec, path, needed, verdict.free_bytes)
                     verdict.refusal.message += f" {advice}"
                 raise verdict.refusal
+            if not may_evict:
+                raise InsufficientResources("There is no room beside what runs.")
             victim = self._fleet.get(verdict.evict) if verdict.evict else None
             if victim is not None and not victim.is_stopping:
                 self._operation.report("waiting for room", message=f"{victim.model} goes")

@@ -5,6 +5,8 @@ itself, its lock expires and who waits for it is told.
 """
 
 import logging
+import os
+import signal
 from typing import Any
 
 from celery.worker.control import control_command, ok
@@ -76,6 +78,13 @@ def unload_model(operation_id: str) -> None:
         return
     operation = Operation(agent.client, OperationKind.UNLOAD, command.id, command.model)
     Unloading(agent, operation, command).run()
+
+
+@app.task(name=names.RESTART_AGENT_TASK, acks_late=False)  # type: ignore[untyped-decorator]
+def restart_agent() -> None:
+    """Start the agent's program anew; its replicas run on."""
+    _serving().is_restarting = True
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _serving() -> Agent:

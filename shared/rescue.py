@@ -1,0 +1,80 @@
+"""What becomes of the jobs of a replica that died: they are queued again, once.
+
+A replica notes the jobs it takes in a set of its own. Whoever sees that it is gone goes through
+the set: its agent at once, every web process and agent after a while, for hosts that are gone.
+Each job is taken out of the set and queued in one call, so that one of them does it.
+"""
+
+import logging
+import time
+
+import redis
+
+from shared import claims, messages, names, registry
+from shared.connections import payload_bytes
+from shared.job_queue import JobQueue
+from shared.messages import Failed, Finished, Job
+
+_log = logging.getLogger(__name__)
+_GONE_S = 2 * registry.BEAT_S
+"""After an outage of Redis all records are gone: so long do the living take to write theirs."""
+
+
+def rescue_jobs(client: "redis.Redis", queue: JobQueue, replica_id: str) -> int:
+    """Queue the jobs of a dead replica again; returns how many. Raises redis.RedisError."""
+    held_key = names.held_key(replica_id)
+    num_queued = 0
+    for member in client.smembers(held_key):
+        job_id = payload_bytes(member).decode()
+        job = _open_job(client, job_id, replica_id)
+        if job is None:
+            client.srem(held_key, job_id)
+        elif queue.rescue(job, replica_id):
+            num_queued += 1
+            _log.warning(
+                "job of a dead replica is queued again",
+                extra={"request_id": job_id, "replica": replica_id},
+            )
+    client.srem(names.HOLDERS, replica_id)
+    return num_queued
+
+
+def _open_job(client: "redis.Redis", job_id: str, replica_id: str) -> Job | None:
+    """A job that has not ended, and that no other replica has by now."""
+    pipe = client.pipeline(transaction=False)
+    pipe.get(names.job_key(job_id))
+    pipe.get(names.claim_key(job_id))
+    pipe.lindex(names.log_key(job_id), -1)
+    payload, claimed, last = pipe.execute()
+    claim = claims.decode(claimed)
+    if not payload or (claim is not None and claim.holder not in ("", replica_id)):
+        return None
+    if last and isinstance(messages.decode_event(payload_bytes(last)), Failed | Finished):
+        return None
+    return messages.decode_job(payload_bytes(payload))
+
+
+class Rescuer:
+    """Finds replicas that are gone and have left jobs. Called about once a second."""
+
+    def __init__(self, client: "redis.Redis", queue: JobQueue) -> None:
+        self._client = client
+        self._queue = queue
+        self._gone_since: dict[str, float] = {}
+        """Replica id → monotonic time."""
+
+    def look(self) -> None:
+        """Raises redis.RedisError."""
+        holders = [payload_bytes(m).decode() for m in self._client.smembers(names.HOLDERS)]
+        pipe = self._client.pipeline(transaction=False)
+        for replica_id in holders:
+            pipe.exists(names.replica_key(replica_id))
+        now = time.monotonic()
+        self._gone_since = {
+            replica_id: self._gone_since.get(replica_id, now)
+            for replica_id, is_there in zip(holders, pipe.execute(), strict=True)
+            if not is_there
+        }
+        for replica_id, since in self._gone_since.items():
+            if now - since >= _GONE_S:
+                rescue_jobs(self._client, self._queue, replica_id)

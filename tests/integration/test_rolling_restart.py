@@ -1,0 +1,81 @@
+"""Every process of a service is restarted while it serves, and nobody notices."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.admin_client import Completion, admin, load, model, unload
+from tests.conftest import ROOT, Service, running_service, wait_for
+from tests.counter_model import expected_text
+
+
+def _restart(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli", "restart", "--url", service.url, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def _replicas(service: Service) -> set[str]:
+    views = admin(service, "/models")[1]["data"]
+    return {r["id"] for view in views for r in view["replicas"] if r["state"] == "ready"}
+
+
+def test_a_rolling_restart_under_load_fails_no_request(own_service: Service) -> None:
+    body = {"replicas": 2, "slots": 8, "context_length": 16384}
+    assert load(own_service, "pair", **body)[0] == 200
+    replicas = _replicas(own_service)
+    (agent,) = admin(own_service, "/nodes")[1]["data"]
+    web = admin(own_service, "/web")[1]
+    stream = Completion(own_service, "pair", 12_000).read(2)
+    done = _restart(own_service, "--load", "4", "--model", "pair")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 failed" in done.stdout
+    assert "0 tokens lost, 0 doubled" in done.stdout
+    assert stream.read().text == expected_text(5, 12_000)
+    assert not _replicas(own_service) & replicas
+    assert len(_replicas(own_service)) == len(replicas)
+    (later,) = admin(own_service, "/nodes")[1]["data"]
+    assert later["started_at"] > agent["started_at"]
+    assert admin(own_service, "/web")[1]["pid"] != web["pid"]
+    # The new agent keeps what the old one kept.
+    assert unload(own_service, "pair")[0] == 200
+    assert model(own_service, "pair") is None
+
+
+def test_a_request_that_fails_is_counted(own_service: Service) -> None:
+    """The load asks a model that is unloaded in between."""
+    assert load(own_service, "passing")[0] == 200
+    replicas = _replicas(own_service)
+    command = [sys.executable, "-m", "cli", "restart", "--url", own_service.url]
+    process = subprocess.Popen(
+        [*command, "--load", "2", "--model", "passing"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for(lambda: _replicas(own_service) - replicas, "it restarts replicas", 60)
+    unload(own_service, "passing", mode="now")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, said
+
+
+def test_a_stream_that_outlasts_its_web_process_is_cut_off_for_the_client_to_see(
+    tmp_path: Path,
+) -> None:
+    with running_service(tmp_path, extra="web_drain_s = 1") as service:
+        assert load(service, "slow", context_length=30000)[0] == 200
+        stream = Completion(service, "slow", 29_000).read(2)
+        os.kill(service.pids("gunicorn")[0], signal.SIGHUP)
+        assert Completion(service, "counter", 20).read().text == expected_text(5, 20)
+        stream.read()
+        assert not stream.is_done
+        assert stream.error is None
+        assert expected_text(5, 29_000).startswith(stream.text)
