@@ -37,14 +37,17 @@ from shared.errors import (
 from shared.messages import Job, JobKind
 
 blueprint = Blueprint("generation", __name__)
-JOB_ERRORS = (
+RUN_ERRORS = (
     *(ContextLengthExceeded, Quarantined, ModelNotFound, RequestCancelled, DeadlineExceeded),
-    *(TooManyRequests, TooManyTokens, QueueFull, QueueTimeout),
-    *(EngineError, ReplicaLost, QueueUnavailable, StorageFull, GoingAway, Unavailable),
+    *(EngineError, QueueTimeout, ReplicaLost, QueueUnavailable, GoingAway, Unavailable),
     *(ModelUnloaded, ModelFailed, InvalidModel, InsufficientMemory, TooManyModels),
-    IdempotencyKeyReused,
 )
-"""How a request that becomes a job can fail before its first token."""
+"""How a job can fail before its first token."""
+JOB_ERRORS = (
+    *RUN_ERRORS,
+    *(TooManyRequests, TooManyTokens, QueueFull, StorageFull, IdempotencyKeyReused),
+)
+"""How a request can fail that becomes a job."""
 IDEMPOTENCY_KEY = {
     "Idempotency-Key": "Up to 255 visible characters. The same request, sent again with the same "
     "key, gets the answer of the first one, with the header `Idempotent-Replayed`.",

@@ -13,7 +13,7 @@ from app.answers import WholeAnswer
 from app.documented import documented
 from app.error_answer import ErrorObject
 from app.event_id import EventId
-from app.generation import JOB_ERRORS, LAST_EVENT_ID
+from app.generation import RUN_ERRORS, LAST_EVENT_ID
 from app.jobs import is_chat_or_completion
 from app.services import services
 from shared import errors
@@ -41,7 +41,7 @@ def show(request_id: str) -> Response:
     AnswerObject,
     media_type="text/event-stream",
     stream=AnswerObject,
-    errors=(NotFound, *JOB_ERRORS),
+    errors=(NotFound, *RUN_ERRORS),
     parameters=_REQUEST_ID,
     headers=LAST_EVENT_ID,
 )
