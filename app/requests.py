@@ -13,7 +13,7 @@ from app.answers import WholeAnswer
 from app.documented import documented
 from app.error_answer import ErrorObject
 from app.event_id import EventId
-from app.generation import RUN_ERRORS, LAST_EVENT_ID
+from app.generation import LAST_EVENT_ID, RUN_ERRORS
 from app.jobs import is_chat_or_completion
 from app.services import services
 from shared import errors
