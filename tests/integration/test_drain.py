@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,16 @@ def test_a_replica_that_is_told_to_stop_hands_its_streams_over_at_once(
     streams = [Completion(own_service, "pair", _LONG, n).read(3) for n in range(4)]
     victim = _holder(own_service, _request_id(streams[0]))
     process = _process(own_service, victim)
+    # Who does not read is cut off some day.
+    readers = [threading.Thread(target=stream.read) for stream in streams]
+    for reader in readers:
+        reader.start()
     process.send_signal(signal.SIGTERM)
     wait_for(lambda: not psutil.pid_exists(process.pid) or _is_zombie(process), "it has stopped")
     assert not all(_is_finished(own_service, _request_id(s)) for s in streams), "it did not wait"
-    assert [s.read().text for s in streams] == [expected_text(n, _LONG) for n in range(4)]
+    for reader in readers:
+        reader.join()
+    assert [s.text for s in streams] == [expected_text(n, _LONG) for n in range(4)]
     assert not [s.error for s in streams if s.error]
     attempts = own_service.redis.get(names.claim_key(_request_id(streams[0])))
     assert json.loads(attempts)["attempt"] >= 1, "another replica went on with it"

@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.admin_client import Completion, admin, load, model, unload
 from tests.conftest import ROOT, Service, running_service, wait_for
 from tests.counter_model import expected_text
+from tests.sse_reader import Answer
 
 
 def _restart(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -67,15 +68,17 @@ def test_a_request_that_fails_is_counted(own_service: Service) -> None:
     assert process.returncode == 1, said
 
 
-def test_a_stream_that_outlasts_its_web_process_is_cut_off_for_the_client_to_see(
+def test_a_stream_that_outlasts_its_web_process_is_cut_off_and_can_be_resumed(
     tmp_path: Path,
 ) -> None:
     with running_service(tmp_path, extra="web_drain_s = 1") as service:
         assert load(service, "slow", context_length=30000)[0] == 200
-        stream = Completion(service, "slow", 29_000).read(2)
+        body = {"model": "slow", "prompt": "5", "max_tokens": 29_000, "temperature": 0}
+        begun = Answer(service, "completions", {**body, "stream": True}).read(2)
         os.kill(service.pids("gunicorn")[0], signal.SIGHUP)
         assert Completion(service, "counter", 20).read().text == expected_text(5, 20)
-        stream.read()
-        assert not stream.is_done
-        assert stream.error is None
-        assert expected_text(5, 29_000).startswith(stream.text)
+        begun.read()
+        assert not begun.is_done
+        rest = Answer(service, f"requests/{begun.request_id}/events", last_id=begun.last_id).read()
+        assert rest.is_done
+        assert begun.text + rest.text == expected_text(5, 29_000)
