@@ -41,6 +41,7 @@ from shared import logs, registry
 from shared import settings as settings_module
 from shared.celery_app import app as celery_app
 from shared.connections import check_server, connect
+from shared.outages import outlast
 from shared.registry import Directory
 from shared.rescue import Rescuer
 from shared.settings import Settings
@@ -71,7 +72,8 @@ class Services:
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """Build the application and connect it. Raises SettingsError, redis.RedisError."""
+    """Build the application and connect it, once Redis answers. Raises SettingsError,
+    redis.RedisError when Redis refuses."""
     settings = settings or settings_module.load()
     logs.configure("web", settings.log_level)
     app = bare_app()
@@ -114,11 +116,12 @@ def register_routes(app: Flask) -> None:
 
 def _services(settings: Settings) -> Services:
     client = connect(settings)
-    check_server(client)
+    # A web process that fails to start takes gunicorn and all the others with it.
+    outlast(lambda: check_server(client), "the start")
     hub = Hub(client)
-    hub.start()
+    outlast(hub.start, "the start")
     directory = Directory(client)
-    directory.refresh()
+    outlast(directory.refresh, "the start")
     dispatcher = Dispatcher(settings, client, celery_app, hub, directory)
     catalog = Catalog(settings, directory)
     loader = Loader(settings, client, celery_app, directory, catalog)

@@ -6,7 +6,7 @@ import socket
 import time
 from types import TracebackType
 
-_BURST = 200
+_BURST = 50
 """Connections that are opened before their answers are looked at: less than the backlog."""
 
 

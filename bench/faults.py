@@ -212,7 +212,9 @@ def _kill_llama(model: ServedModel) -> Seen:
 
             def kill_and_start() -> None:
                 faults.kill([server.pid])
-                again.enter_context(servers.child("llama-server-2", command, dict(os.environ)))
+                second = servers.child("llama-server-2", command, dict(os.environ))
+                process = again.enter_context(second)
+                servers.wait_for(lambda: servers.answers(port, "/health"), process)
 
             return _measure(server, model.name, kill_and_start)
 

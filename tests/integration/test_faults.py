@@ -118,6 +118,19 @@ def test_a_replica_with_running_jobs_outlives_a_redis_that_is_killed(own_service
     assert own_service.pids("worker.replica") == replicas
 
 
+def test_a_web_process_that_starts_without_redis_waits_for_it(own_service: Service) -> None:
+    (server,) = own_service.pids("valkey-server")
+    master, worker = own_service.pids("gunicorn")
+    os.kill(server, signal.SIGSTOP)
+    try:
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: "the start waits for Redis" in own_service.log("web"), "it waits", 60)
+    finally:
+        os.kill(server, signal.SIGCONT)
+    wait_for(lambda: _is_ready(own_service), "requests are served again", 60)
+    assert master in own_service.pids("gunicorn")
+
+
 def test_garbage_on_the_hub_channel_and_in_the_queue_hurts_nobody(own_service: Service) -> None:
     client = own_service.redis
     (channel,) = client.pubsub_channels("llmis:hub:*")
