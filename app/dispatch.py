@@ -213,7 +213,7 @@ class Dispatcher:
     def requeue(self, job: Job) -> None:
         """Queue a job again: its message or its replica is lost. Raises redis.RedisError."""
         _log.warning("job is queued again", extra={"request_id": job.id})
-        self.queue.requeue(job)
+        self.queue.requeue(job, self._hub.channel)
 
     def release(self, reading: Reading) -> None:
         """Stop reading. Nobody waits for a job any more whose last reader leaves: it stops, and

@@ -32,10 +32,10 @@ def admit(job: Job) -> Reading:
     """
     key = request.headers.get("Idempotency-Key")
     reading = services().dispatcher.submit(job, None if key is None else once(key, g.fingerprint))
-    if reading.order is not None:
-        limit_headers.note(reading.allowances, reading.ahead)
     g.request_id = reading.job.id
     g.is_replay = not reading.is_first
+    if reading.is_first:
+        limit_headers.note(reading.allowances, reading.ahead)
     return reading
 
 

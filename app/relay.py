@@ -226,7 +226,7 @@ class Relay:
             return self._parts.directory.has(standing.holder)
         if standing.is_cancelled or not self._parts.directory.is_served(self._job.model):
             return False
-        if self._is_too_old():
+        if standing.holder is None and self._is_too_old():
             return False
         return not self._is_lost(is_held=False)
 

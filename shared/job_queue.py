@@ -200,12 +200,13 @@ class JobQueue:
         """
         return self._queue_again(job, "join", channel=channel) != "gone"
 
-    def requeue(self, job: Job) -> None:
-        """Queue a job again whose message or replica is lost. For its reader.
+    def requeue(self, job: Job, channel: str = "") -> None:
+        """Queue a job again whose message or replica is lost. For its reader, whose channel it
+        is: he may have been taken for gone.
 
         Sent twice does no harm: the claim on the job lets one delivery through.
         """
-        self._queue_again(job, "requeue")
+        self._queue_again(job, "requeue", channel=channel)
 
     def rescue(self, job: Job, holder: str) -> bool:
         """Queue a job again that a replica has or had; False when it is to stay where it is:
