@@ -11,6 +11,10 @@ _MAX_TOKENS = 4
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     """What is wrong about a body stays wrong: only usable values are made usual ones."""
     body = case.body
+    if case.method == "POST" and len(repr(body)) % 4:
+        # With made-up ones hardly any request is a new one.
+        for name in ("Last-Event-ID", "Idempotency-Key"):
+            case.headers.pop(name, None)
     if not isinstance(body, dict) or not isinstance(body.get("model"), str):
         return
     body["model"] = "counter"

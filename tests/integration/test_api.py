@@ -41,8 +41,7 @@ def _chat_body(**fields: Any) -> dict[str, Any]:
 
 def _sse(content: bytes) -> list[Any]:
     """The data of each event; [DONE] as text."""
-    blocks = [block for block in content.decode().split("\n\n") if block]
-    lines = [block.removeprefix("data: ") for block in blocks if not block.startswith(":")]
+    lines = [line[6:] for line in content.decode().split("\n") if line.startswith("data: ")]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
 

@@ -101,8 +101,8 @@ def test_a_redis_that_restarts_is_bridged(own_service: Service) -> None:
     first = response.read(200)
     (pid,) = own_service.pids("valkey-server")
     os.kill(pid, signal.SIGTERM)
-    events = (first + response.read()).decode().split("\n\n")
-    chunks = [json.loads(e[6:]) for e in events if e.startswith("data: {")]
+    lines = (first + response.read()).decode().split("\n")
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     text = "".join(c["choices"][0]["text"] for c in chunks)
     assert text == expected_text(5, 2000)
     wait_for(lambda: _is_ready(own_service), "requests are served again", 20)

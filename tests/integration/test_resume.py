@@ -139,13 +139,12 @@ def test_all_web_processes_are_killed_and_the_answer_goes_on(
     assert rest.is_done
 
 
-def test_a_web_tier_that_is_restarted_says_so_and_the_answer_goes_on(webs: Service) -> None:
+def test_a_web_tier_that_is_restarted_breaks_off_and_the_answer_goes_on(webs: Service) -> None:
     first = _long(webs, 16_000).read(1)
     pids = webs.pids("gunicorn")
     os.kill(pids[0], signal.SIGTERM)
     first.read()
-    if not first.is_done:
-        assert "The service is shutting down" in first.events.pop().data
+    assert first.is_done or "error" not in first.events[-1].data, "it is cut off, no more"
     wait_for(lambda: _is_up(webs, but=pids), "the web tier is there again", 60)
     rest = _events(webs, first.request_id, first.last_id).read()
     assert (first.text + rest.text).strip() == expected_text(5, 16_000).strip()
