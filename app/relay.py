@@ -114,7 +114,9 @@ class Relay:
             events = self._read(self._tick_s)
             if not any(isinstance(event, Delta | Echo) for event in events):
                 raise_failure(self._failed)
-            if self.load is not None:
+            if not events and self.load is not None:
+                # A refused load is to be the HTTP status: the lookout would tell too late.
+                self._see_to_a_replica()
                 deadline = min(deadline, started_at + _LOAD_PATIENCE_S)
             if events or time.monotonic() >= deadline:
                 return events
