@@ -137,7 +137,7 @@ def _services(settings: Settings) -> Services:
 
 
 def _refresh_forever(services: Services) -> None:
-    """Once a second: the registry, the queues and who waits where into memory, the gauges."""
+    """With every beat: the registry, the queues and who waits where into memory, the gauges."""
     rescuer = Rescuer(services.client, services.dispatcher.queue)
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Where the waiting jobs of this process stand in their queues: asked about once a second, for
+"""Where the waiting jobs of this process stand in their queues: asked about with every beat, for
 all jobs of a model together."""
 
 from collections.abc import Callable

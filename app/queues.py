@@ -1,4 +1,4 @@
-"""The models' queues: their lengths, refreshed once a second, and what is in them, on demand."""
+"""The models' queues: their lengths, counted with every beat, and what is in them, on demand."""
 
 import re
 import time

@@ -150,6 +150,9 @@ class JobQueue:
                 names.turns_key(job.model),
                 names.tags_key(job.model, place),
                 idempotency_key,
+                names.claim_key(job.id),
+                names.log_key(job.id),
+                names.cancel_key(job.id),
                 *names.priority_lists(job.model),
             ],
             args=[

@@ -105,7 +105,7 @@ class Device(Struct, frozen=True):
 
 
 class NodeRecord(Struct, frozen=True, kw_only=True):
-    """What an agent says of its node, about once a second."""
+    """What an agent says of its node, about twice a second."""
 
     id: str
     pid: int

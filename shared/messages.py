@@ -342,7 +342,7 @@ class ReplicaState(StrEnum):
 
 
 class ReplicaRecord(Struct, frozen=True, kw_only=True):
-    """What a replica says of itself, about once a second."""
+    """What a replica says of itself, about twice a second."""
 
     version: int = VERSION
     id: str

@@ -1,6 +1,6 @@
 """The registry in Redis: live replicas and nodes, models, failures, operations under way.
 
-A replica and an agent write their records about once a second with a time to live; who stops
+A replica and an agent write their records about twice a second with a time to live; who stops
 beating disappears by itself. Readers go through a `Directory`, which keeps a copy in memory,
 so that no request pays for a round trip.
 """
@@ -22,8 +22,8 @@ from shared.messages import DecodeError, ReplicaRecord, ReplicaState
 
 _log = logging.getLogger(__name__)
 
-BEAT_S = 1.0
-RECORD_TTL_S = 4
+BEAT_S = 0.5
+RECORD_TTL_S = 2
 """Who missed this many seconds of beats is gone."""
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -131,7 +131,7 @@ class _Copy:
 
 
 class Directory:
-    """A process's copy of the registry, refreshed by whoever calls `refresh` every second."""
+    """A process's copy of the registry, refreshed by whoever calls `refresh` with every beat."""
 
     def __init__(self, client: "redis.Redis") -> None:
         self._client = client

@@ -18,6 +18,8 @@ from shared.messages import Failed, Finished, Job
 _log = logging.getLogger(__name__)
 _GONE_S = 2 * registry.BEAT_S
 """After an outage of Redis all records are gone: so long do the living take to write theirs."""
+_STEADY_S = 3 * registry.BEAT_S
+"""Between two looks that are further apart there may have been an outage."""
 
 
 def rescue_jobs(client: "redis.Redis", queue: JobQueue, replica_id: str) -> int:
@@ -55,26 +57,35 @@ def _open_job(client: "redis.Redis", job_id: str, replica_id: str) -> Job | None
 
 
 class Rescuer:
-    """Finds replicas that are gone and have left jobs. Called about once a second."""
+    """Finds replicas that are gone and have left jobs. Called once a beat."""
 
     def __init__(self, client: "redis.Redis", queue: JobQueue) -> None:
         self._client = client
         self._queue = queue
         self._gone_since: dict[str, float] = {}
         """Replica id → monotonic time."""
+        self._present: set[str] = set()
+        """Replicas that were there at the last look, at `_looked_at` (monotonic seconds)."""
+        self._looked_at = float("-inf")
 
     def look(self) -> None:
         """Raises redis.RedisError."""
+        before, self._present = self._present, set()
         holders = [payload_bytes(m).decode() for m in self._client.smembers(names.HOLDERS)]
         pipe = self._client.pipeline(transaction=False)
         for replica_id in holders:
             pipe.exists(names.replica_key(replica_id))
+        replies = pipe.execute()
         now = time.monotonic()
+        present = {replica_id for replica_id, reply in zip(holders, replies, strict=True) if reply}
+        # Who has lost its record while others have kept theirs has not lost it with them.
+        is_steady = now - self._looked_at < _STEADY_S and bool(present & before)
+        self._present, self._looked_at = present, now
         self._gone_since = {
             replica_id: self._gone_since.get(replica_id, now)
-            for replica_id, is_there in zip(holders, pipe.execute(), strict=True)
-            if not is_there
+            for replica_id in holders
+            if replica_id not in present
         }
         for replica_id, since in self._gone_since.items():
-            if now - since >= _GONE_S:
+            if is_steady or now - since >= _GONE_S:
                 rescue_jobs(self._client, self._queue, replica_id)

@@ -1,6 +1,6 @@
 """The heartbeat: one thread that tells the registry of this replica and looks after its jobs.
 
-Once a second it writes the replica's record, learns who reads its jobs, and stops those that
+Twice a second it writes the replica's record, learns who reads its jobs, and stops those that
 carry a flag (for a revocation that this process did not hear), that are past their deadline, that
 get no token any more, or whose events reach nobody. It lets the lower classes of its model's
 queue take their turns. When the engine loop has died, it ends the process.
@@ -60,7 +60,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Announce the replica, then go on once a second. Raises redis.RedisError."""
+        """Announce the replica, then go on twice a second. Raises redis.RedisError."""
         registry.announce(self._client, self._record())
         self._thread.start()
 

@@ -1,10 +1,12 @@
 -- Admit a request: check its key's limits, take its id, put it into its place in the queue.
 -- KEYS: job, readers, owner's waiting, owner's running, owner's rates, model's turns,
---       last tags of the owners in this list, idempotency key, then the model's lists.
+--       last tags of the owners in this list, idempotency key, the job's claim, log and cancel
+--       flag, then the model's lists.
 -- ARGV: see shared/job_queue.py.
 local job, readers, waiting, running, rates, turns, tags, idempotency =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-local first_list = 9
+local claim, log, flag = KEYS[9], KEYS[10], KEYS[11]
+local first_list = 12
 local id, payload, message = ARGV[1], ARGV[2], ARGV[3]
 local ttl, place_of_list, channel = ARGV[4], tonumber(ARGV[5]), ARGV[6]
 local expires_at, fingerprint = ARGV[7], ARGV[9]
@@ -70,6 +72,8 @@ for i, capacity in ipairs(capacities) do
     redis.call('expire', rates, 3600)
   end
 end
+-- Something of an earlier job of this id may outlive it.
+redis.call('del', readers, claim, log, flag)
 redis.call('set', job, payload, 'EX', ttl)
 redis.call('sadd', readers, channel)
 redis.call('expire', readers, ttl)

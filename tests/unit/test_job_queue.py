@@ -374,3 +374,14 @@ def test_a_job_that_others_read_stays(server: redis.Redis, queue: JobQueue) -> N
 def test_a_job_that_is_gone_cannot_be_joined(server: redis.Redis, queue: JobQueue) -> None:
     assert not queue.join(_job("gone"), "d")
     assert not server.keys()
+
+
+def test_a_new_request_inherits_nothing_of_an_earlier_one_of_its_id(
+    server: redis.Redis, queue: JobQueue
+) -> None:
+    leftovers = [names.claim_key("again"), names.log_key("again"), names.cancel_key("again")]
+    server.set(leftovers[0], b"claim")
+    server.rpush(leftovers[1], b"event")
+    server.set(leftovers[2], names.LEFT)
+    assert _admit(queue, _job("again")).refusal is None
+    assert not server.exists(*leftovers)
