@@ -174,6 +174,7 @@ def test_a_stream_is_kept_alive_while_a_long_prompt_is_read(service: Service) ->
 
 
 def test_flower_and_celery_see_a_revoked_task(service: Service) -> None:
+    wait_for(lambda: "counter-small@" in _flower(service, "/workers"), "Flower sees workers", 60)
     request_id = _unique("flower")
     connection = _send(service, request_id, stream=True)
     _read_until(connection, b"data:", times=2)
@@ -186,12 +187,15 @@ def test_flower_and_celery_see_a_revoked_task(service: Service) -> None:
     page = str(wait_for(state, "Flower shows the task as revoked", 15))
     assert "llmis.generate" in page
     assert "Once upon a time" not in page, "prompts are not visible in the queue"
-    assert "counter-small@" in _flower(service, "/workers")
     wait_for(lambda: "model.counter-small" in _flower(service, "/broker"), "the queue is shown")
 
 
 def _flower(service: Service, path: str) -> str:
-    connection = socket.create_connection(("127.0.0.1", service.flower_port), timeout=30)
+    """A page of Flower; nothing while it starts."""
+    try:
+        connection = socket.create_connection(("127.0.0.1", service.flower_port), timeout=30)
+    except ConnectionRefusedError:
+        return ""
     connection.sendall(f"GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n".encode())
     received = b""
     while more := connection.recv(65536):
