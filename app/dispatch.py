@@ -132,6 +132,8 @@ class Dispatcher:
     def find(self, job_id: str, owner: str) -> Job:
         """A job by its id, for its owner: the request itself may be gone. Raises NotFound."""
         job = self._stored(job_id) if names.is_request_id(job_id) else None
+        if job is not None and job.is_over and not self._client.exists(names.log_key(job.id)):
+            job = None  # a large answer goes sooner than the rest
         if job is None or job.owner != owner:
             raise NotFound(f"There is no request {job_id!r}, or it ended long ago.", param="id")
         return job
@@ -146,7 +148,7 @@ class Dispatcher:
         try:
             is_there = is_past or self.queue.join(job, self._hub.channel)
         except BaseException:
-            self._leave(Reading(job, stream))
+            self.release(Reading(job, stream))
             raise
         if not is_there:
             self._hub.release(stream)

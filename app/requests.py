@@ -3,7 +3,7 @@
 from typing import Any
 
 import msgspec
-from flask import Blueprint, Flask, Response, g
+from flask import Blueprint, Flask, Response, g, request
 from msgspec import UNSET
 
 from app import streamed, whole_jobs
@@ -17,7 +17,13 @@ from app.generation import LAST_EVENT_ID, RUN_ERRORS
 from app.jobs import is_chat_or_completion
 from app.services import services
 from shared import errors
-from shared.errors import InvalidRequest, NotFound, QueueUnavailable, RequestCancelled
+from shared.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    QueueUnavailable,
+    RequestCancelled,
+)
 from shared.messages import Failed, Job
 
 blueprint = Blueprint("requests", __name__)
@@ -47,6 +53,9 @@ def show(request_id: str) -> Response:
 )
 def events(request_id: str) -> Response:
     """Stream the answer of a request, from its beginning or behind an event."""
+    if request.method == "HEAD":
+        # Its body would be dropped before it begins, and never be closed.
+        raise MethodNotAllowed("HEAD is not allowed for a stream.")
     at = streamed.last_event_id() or EventId(request_id)
     if at.job_id != request_id:
         raise InvalidRequest(

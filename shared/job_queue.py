@@ -94,6 +94,17 @@ class Admission(Struct, frozen=True, kw_only=True):
     allowances: Allowances = Allowances()
 
 
+class Rescue(StrEnum):
+    """What became of a job whose replica is gone or gives it away."""
+
+    QUEUED = "queued"
+    TAKEN = "taken"
+    """Somebody else has done it, or it was done before."""
+    LEFT = "left"
+    """Nobody reads it."""
+    GONE = "gone"
+
+
 class Departure(StrEnum):
     """What a reader leaves behind."""
 
@@ -211,10 +222,9 @@ class JobQueue:
         """
         self._queue_again(job, "requeue", channel=channel)
 
-    def rescue(self, job: Job, holder: str) -> bool:
-        """Queue a job again that a replica has or had; False when it is to stay where it is:
-        nobody reads it, somebody else was faster, or it is gone."""
-        return self._queue_again(job, "rescue", holder=holder) == "queued"
+    def rescue(self, job: Job, holder: str) -> Rescue:
+        """Queue a job again that a replica has or had, if it is not to stay where it is."""
+        return Rescue(self._queue_again(job, "rescue", holder=holder))
 
     def _queue_again(self, job: Job, why: str, *, channel: str = "", holder: str = "") -> str:
         reply = self._again(
@@ -226,6 +236,8 @@ class JobQueue:
                 names.running_key(job.owner),
                 names.priority_lists(job.model)[0],
                 names.held_key(holder),
+                names.claim_key(job.id),
+                names.log_key(job.id),
             ],
             args=[
                 channel,

@@ -180,6 +180,8 @@ class Job(Struct, frozen=True, kw_only=True):
     charged_tokens: int = 0
     """What its owner's tokens a minute were charged with when it was admitted."""
     answer: AnswerOptions = AnswerOptions()
+    is_over: bool = False
+    """It has ended: what is left of it can word its answer, and cannot be run."""
     created_at: float
     """Unix time in seconds."""
     deadline_at: float
@@ -420,6 +422,7 @@ def without_request(job: Job) -> Job:
         grammar=None,
         stop=[],
         sampling=Sampling(),
+        is_over=True,
     )
 
 

@@ -8,11 +8,12 @@ Each job is taken out of the set and queued in one call, so that one of them doe
 import logging
 import time
 
+import msgspec
 import redis
 
 from shared import claims, messages, names, registry
 from shared.connections import payload_bytes
-from shared.job_queue import JobQueue
+from shared.job_queue import JobQueue, Rescue
 from shared.messages import Failed, Finished, Job
 
 _log = logging.getLogger(__name__)
@@ -28,10 +29,14 @@ def rescue_jobs(client: "redis.Redis", queue: JobQueue, replica_id: str) -> int:
     num_queued = 0
     for member in client.smembers(held_key):
         job_id = payload_bytes(member).decode()
-        job = _open_job(client, job_id, replica_id)
+        try:
+            job = _open_job(client, job_id, replica_id)
+        except (messages.DecodeError, msgspec.DecodeError) as exc:
+            _log.error("undecodable job: %s", exc, extra={"request_id": job_id})
+            job = None
         if job is None:
             client.srem(held_key, job_id)
-        elif queue.rescue(job, replica_id):
+        elif queue.rescue(job, replica_id) is Rescue.QUEUED:
             num_queued += 1
             _log.warning(
                 "job of a dead replica is queued again",

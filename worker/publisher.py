@@ -172,10 +172,11 @@ class Publisher:
         keys: list[str] = []
         entries: list[bytes | int | str] = []
         for run, event, payload in encoded:
-            for channel in run.channels:
+            readers = run.channels  # the heartbeat replaces it
+            for channel in readers:
                 by_channel.setdefault(channel, []).append((run.id, payload))
                 places.setdefault(channel, len(places) + 1)
-            place = " ".join(str(places[channel]) for channel in run.channels)
+            place = " ".join(str(places[channel]) for channel in readers)
             keys += (names.claim_key(run.id), names.log_key(run.id))
             entries += (run.claim, event.seq, payload, self._expiry_s(run, event), place)
         channels = list(by_channel)

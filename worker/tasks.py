@@ -30,7 +30,7 @@ from shared.errors import (
     QueueTimeout,
     RequestCancelled,
 )
-from shared.job_queue import JobQueue
+from shared.job_queue import JobQueue, Rescue
 from shared.messages import Event, FinishReason, Job, JobKind
 from shared.outages import outlast
 from worker.at_work import AtWork
@@ -150,7 +150,11 @@ def _run_once(replica: Replica, job_id: str) -> str:
         _log.warning("job is gone, nobody waits for it", extra={"request_id": job_id})
         outcome = "expired"
     else:
-        job = messages.decode_job(payload_bytes(payload))
+        try:
+            job = messages.decode_job(payload_bytes(payload))
+        except messages.DecodeError:
+            outlast(lambda: replica.client.srem(names.held_key(replica.id), job_id), "a job's end")
+            raise
         if replica.is_draining():
             outlast(lambda: replica.queue.rescue(job, replica.id), "a job's return")
             return GiveBack.HANDED_OVER
@@ -161,6 +165,9 @@ def _run_once(replica: Replica, job_id: str) -> str:
 
 def _run_job(replica: Replica, job: Job, readers: set[bytes]) -> str:
     """Whatever happens, a claimed job gets its last event, or is given back."""
+    if job.is_over:
+        outlast(lambda: replica.queue.settle(job, job.charged_tokens), "a second delivery")
+        return "duplicate"
     claimed = outlast(lambda: _claim(replica, job), "a claim")
     if claimed is None:
         _log.info("second delivery of a job dropped", extra={"request_id": job.id})
@@ -169,8 +176,8 @@ def _run_job(replica: Replica, job: Job, readers: set[bytes]) -> str:
     claim, past = claimed
     run = JobRun(job, claim.attempt, [], claim=claim.encode(), next_seq=past.num_events)
     run.channels = tuple(sorted(payload_bytes(reader).decode() for reader in readers))
-    outlast(lambda: replica.queue.begin(job), "a job's begin")
     try:
+        outlast(lambda: replica.queue.begin(job), "a job's begin")
         _start(replica, run, claim, past)
     except LlmisError as error:
         _fail(replica, run, error)
@@ -208,8 +215,16 @@ def _count_once(replica: Replica, job: Job) -> None:
     """The delivery that was dropped had made the job a waiting one again: it runs, or has ended."""
     if past_of(_log_of(replica, job)).is_ended:
         replica.queue.settle(job, job.charged_tokens)
-    else:
-        replica.queue.begin(job)
+        return
+    replica.queue.begin(job)
+    claim = claims.read(replica.client, job.id)
+    if claim is not None and claim.holder:
+        # Who was taken for dead may have lost it: should it die, its jobs are looked for there.
+        pipe = replica.client.pipeline(transaction=False)
+        essential.write(pipe, "SADD", names.HOLDERS, claim.holder)
+        essential.write(pipe, "SADD", names.held_key(claim.holder), job.id)
+        pipe.expire(names.held_key(claim.holder), replica.running_ttl_s)
+        pipe.execute()
 
 
 def _settle(replica: Replica, run: JobRun) -> None:
@@ -217,7 +232,7 @@ def _settle(replica: Replica, run: JobRun) -> None:
     client, job = replica.client, run.job
     if run.outcome == GiveBack.HANDED_OVER:
         claims.give_back(client, job.id, run.claim, replica.running_ttl_s)
-        if replica.queue.rescue(job, replica.id):
+        if replica.queue.rescue(job, replica.id) in (Rescue.QUEUED, Rescue.TAKEN):
             return
         run.outcome = GiveBack.LEFT  # its last reader has gone meanwhile
     if run.outcome == GiveBack.LEFT:

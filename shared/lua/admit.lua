@@ -22,7 +22,7 @@ if fingerprint ~= '' then
   local known = redis.call('get', idempotency)
   if known then return { 'repeated', known } end
 end
-if redis.call('exists', job) == 1 then return { 'taken' } end
+if redis.call('exists', job, claim) > 0 then return { 'taken' } end
 
 redis.call('zremrangebyscore', waiting, '-inf', now)
 redis.call('zremrangebyscore', running, '-inf', now)
@@ -73,7 +73,7 @@ for i, capacity in ipairs(capacities) do
   end
 end
 -- Something of an earlier job of this id may outlive it.
-redis.call('del', readers, claim, log, flag)
+redis.call('del', readers, log, flag)
 redis.call('set', job, payload, 'EX', ttl)
 redis.call('sadd', readers, channel)
 redis.call('expire', readers, ttl)

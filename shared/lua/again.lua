@@ -1,16 +1,17 @@
 -- Queue a job again, before all others: its replica is lost or hands it over, or a client that
 -- had left has come back.
 -- KEYS: job, readers, cancel flag, owner's waiting, owner's running, the model's first list,
---       the jobs of the replica that had it.
+--       the jobs of the replica that had it, the job's claim and log.
 -- ARGV: the reader's channel or '', ttl, job id, expiry, message, why: join, requeue or rescue.
 -- A rescue is for the first that comes, and leaves alone what nobody reads.
-local job, readers, flag, waiting, running, list, held = unpack(KEYS)
+local job, readers, flag, waiting, running, list, held, claim, log = unpack(KEYS)
 local channel, ttl, id, expires_at, message, why = unpack(ARGV)
 if why == 'rescue' and redis.call('srem', held, id) == 0 then return 'taken' end
 if redis.call('exists', job) == 0 then return 'gone' end
-if channel ~= '' then
-  redis.call('sadd', readers, channel)
-  redis.call('expire', readers, ttl)
+if channel ~= '' then redis.call('sadd', readers, channel) end
+-- It may have lain there for long: what it needs is to last for as long as it may run.
+for _, key in ipairs({ job, readers, claim, log }) do
+  if why ~= 'rescue' and redis.call('ttl', key) < tonumber(ttl) then redis.call('expire', key, ttl) end
 end
 local had_left = redis.call('get', flag) == 'left'
 if had_left and why == 'rescue' then
@@ -19,7 +20,9 @@ if had_left and why == 'rescue' then
   return 'left'
 end
 if had_left then redis.call('del', flag) end
-if not had_left and why == 'join' then return 'there' end
+-- While it counts as waiting its message is on its way.
+local is_waiting = redis.call('zscore', waiting, id)
+if why == 'join' and (is_waiting or not had_left) then return 'there' end
 redis.call('zrem', running, id)
 redis.call('zadd', waiting, expires_at, id)
 redis.call('expire', waiting, ttl)

@@ -379,9 +379,21 @@ def test_a_job_that_is_gone_cannot_be_joined(server: redis.Redis, queue: JobQueu
 def test_a_new_request_inherits_nothing_of_an_earlier_one_of_its_id(
     server: redis.Redis, queue: JobQueue
 ) -> None:
-    leftovers = [names.claim_key("again"), names.log_key("again"), names.cancel_key("again")]
-    server.set(leftovers[0], b"claim")
-    server.rpush(leftovers[1], b"event")
-    server.set(leftovers[2], names.LEFT)
+    server.rpush(names.log_key("again"), b"event")
+    server.set(names.cancel_key("again"), names.LEFT)
     assert _admit(queue, _job("again")).refusal is None
-    assert not server.exists(*leftovers)
+    assert not server.exists(names.log_key("again"), names.cancel_key("again"))
+    server.set(names.claim_key("running"), b"claim")
+    assert _admit(queue, _job("running")).refusal is Refusal.TAKEN
+
+
+def test_leaving_and_joining_again_sends_no_second_message(
+    server: redis.Redis, queue: JobQueue
+) -> None:
+    job = _job("restless")
+    _admit(queue, job)
+    for _ in range(3):
+        assert queue.leave(job, "c", None) is Departure.TO_BE_STOPPED
+        assert queue.join(job, "c")
+    assert sum(server.llen(key) for key in names.priority_lists(job.model)) == 1
+    assert not server.exists(names.cancel_key(job.id))
