@@ -236,6 +236,8 @@ class Dispatcher:
             departure = self.queue.leave(job, self._hub.channel, reading.order)
             if departure is Departure.TO_BE_STOPPED:
                 self._stop(job.id)
+            elif departure is Departure.OUT_OF_QUEUE:
+                self._client.expire(names.job_key(job.id), self._settings.job_ttl_s)
         except (redis.RedisError, OperationalError, OSError) as exc:
             _log.warning("could not stop a job: %s", exc, extra={"request_id": job.id})
 

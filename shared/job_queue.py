@@ -124,7 +124,7 @@ class JobQueue:
         self._ttl_s = job_ttl_s
         # What is new is refused on a full Redis: before its first write.
         self._admit = _script(client, "order", "admit", first_line="#!lua\n")
-        self._again = _script(client, "again")
+        self._again = _script(client, "order", "again")
         self._leave = _script(client, "order", "leave")
         self._begin = _script(client, "begin")
         self._settle = _script(client, "settle")
@@ -227,6 +227,8 @@ class JobQueue:
         return Rescue(self._queue_again(job, "rescue", holder=holder))
 
     def _queue_again(self, job: Job, why: str, *, channel: str = "", holder: str = "") -> str:
+        place = _PLACES[job.priority]
+        lists = names.priority_lists(job.model)
         reply = self._again(
             keys=[
                 names.job_key(job.id),
@@ -234,10 +236,12 @@ class JobQueue:
                 names.cancel_key(job.id),
                 names.waiting_key(job.owner),
                 names.running_key(job.owner),
-                names.priority_lists(job.model)[0],
+                lists[0],
                 names.held_key(holder),
                 names.claim_key(job.id),
                 names.log_key(job.id),
+                names.turns_key(job.model),
+                lists[place - 1],
             ],
             args=[
                 channel,
@@ -246,6 +250,8 @@ class JobQueue:
                 job.deadline_at,
                 queue_message(job, names.PRIORITY_STEPS[0], FIRST),
                 why,
+                place,
+                queue_message(job, names.PRIORITY_STEPS[place - 1]),
             ],
         )
         return payload_bytes(reply).decode()

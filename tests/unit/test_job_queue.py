@@ -355,12 +355,23 @@ def test_what_kombu_gives_back_keeps_its_place(
 # -- readers ---------------------------------------------------------------------------------
 
 
-def test_who_comes_back_is_queued_before_all_others(server: redis.Redis, queue: JobQueue) -> None:
+def test_who_had_begun_comes_back_before_all_others(server: redis.Redis, queue: JobQueue) -> None:
     orders = _burst(queue, "a", 3)
+    server.set(names.claim_key("a3"), b"claim")
     assert queue.leave(_job("a3"), "c", orders[2]) is Departure.OUT_OF_QUEUE
     assert queue.join(_job("a3"), "d")
     assert _pop_all(server) == ["a3", "a1", "a2"]
     assert server.get(names.cancel_key("a3")) is None
+
+
+def test_who_had_not_begun_comes_back_behind_those_who_wait(
+    server: redis.Redis, queue: JobQueue
+) -> None:
+    orders = _burst(queue, "a", 3)
+    assert queue.leave(_job("a1"), "c", orders[0]) is Departure.OUT_OF_QUEUE
+    assert queue.join(_job("a1"), "d")
+    assert _pop_all(server) == ["a2", "a3", "a1"]
+    assert server.get(names.cancel_key("a1")) is None
 
 
 def test_a_job_that_others_read_stays(server: redis.Redis, queue: JobQueue) -> None:
