@@ -185,7 +185,7 @@ def test_a_queued_request_has_a_position_and_may_be_left_and_read_again(webs: Se
         _wait_for_state(webs, left.request_id, "parked")
         wait_for(lambda: _state(webs, second.request_id)["position"] == 0, "one less is before it")
         again = _events(webs, left.request_id)
-        assert _state(webs, left.request_id)["position"] == 0, "who comes back goes first"
+        assert _state(webs, left.request_id)["position"] == 1, "it had not begun: it goes last"
     assert again.read().text == expected_text(5, 50)
     assert second.read().text == expected_text(5, 60)
 
