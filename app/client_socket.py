@@ -1,7 +1,7 @@
 """The server's side of a client's connection: a write waits for a slow reader, but not for ever.
 
 A client that takes nothing for `write_timeout_s` is cut off. Everything behind the write notices
-as if the client had closed: its stream ends, its job is cancelled.
+as if the client had closed: its stream ends, its job waits for it to come back.
 """
 
 import errno

@@ -81,7 +81,7 @@ class Dispatcher:
         self._celery = celery
         self._hub = hub
         self._bridge = Bridge(hub, settings.replica_wait_s)
-        hub.on_stray = self.stop_unread
+        hub.on_stray = self.leave_unread
         # As long as a job may still be popped from its queue, and then some.
         self._job_ttl_s = int(settings.request_timeout_s) + settings.job_ttl_s
         self.queue = JobQueue(client, self._job_ttl_s)
@@ -90,10 +90,6 @@ class Dispatcher:
         """Unix time until which a request is waited for that wants `timeout_s`."""
         longest_s = self._settings.request_timeout_s
         return time.time() + min(timeout_s or longest_s, longest_s)
-
-    @property
-    def reply_channel(self) -> str:
-        return self._hub.channel
 
     def submit(self, job: Job, once: Once | None = None) -> Reading:
         """Queue a job and read it; or read the earlier one of the same request.
@@ -220,40 +216,33 @@ class Dispatcher:
     def release(self, reading: Reading) -> None:
         """Stop reading. Nobody waits for a job any more whose last reader leaves: it stops, and
         goes on when somebody comes back. Background and batch jobs go on to their end."""
-        is_over = reading.is_past or reading.stream.is_ended
-        if is_over or reading.job.priority is not Priority.INTERACTIVE:
-            self._hub.release(reading.stream)
-        else:
-            self._leave(reading)
-
-    def _leave(self, reading: Reading) -> None:
-        """Never raises: when Redis is away the hub comes back to it with the job's next event."""
         is_read_here = self._hub.release(reading.stream)
-        if is_read_here:
+        if is_read_here or reading.is_past or reading.stream.is_ended:
             return
-        job = reading.job
         try:
-            departure = self.queue.leave(job, self._hub.channel, reading.order)
-            if departure is Departure.TO_BE_STOPPED:
-                self._stop(job.id)
-            elif departure is Departure.OUT_OF_QUEUE:
-                self._client.expire(names.job_key(job.id), self._settings.job_ttl_s)
+            self._leave(reading.job, reading.order)
         except (redis.RedisError, OperationalError, OSError) as exc:
-            _log.warning("could not stop a job: %s", exc, extra={"request_id": job.id})
+            # The hub comes back to it with the job's next event.
+            _log.warning("could not leave a job: %s", exc, extra={"request_id": reading.job.id})
 
-    def stop_unread(self, job_id: str) -> None:
-        """Stop a job of which events come, although nobody of this process reads it."""
+    def leave_unread(self, job_id: str) -> None:
+        """Leave a job of which events come, although nobody of this process reads it."""
         try:
             job = self._stored(job_id)
-            if job is None or job.priority is not Priority.INTERACTIVE:
-                return
-            if self.queue.leave(job, self._hub.channel, None) is Departure.TO_BE_STOPPED:
-                self._stop(job_id)
+            if job is not None:
+                self._leave(job)
         except (redis.RedisError, OperationalError, OSError) as exc:
-            _log.warning("could not stop a job: %s", exc, extra={"request_id": job_id})
+            _log.warning("could not leave a job: %s", exc, extra={"request_id": job_id})
 
-    def _stop(self, job_id: str) -> None:
-        self._celery.control.revoke(job_id, terminate=True, signal=names.LEFT.decode())
+    def _leave(self, job: Job, order: Order | None = None) -> None:
+        if job.priority is not Priority.INTERACTIVE:
+            self._client.srem(names.readers_key(job.id), self._hub.channel)
+            return
+        departure = self.queue.leave(job, self._hub.channel, order)
+        if departure is Departure.TO_BE_STOPPED:
+            self._celery.control.revoke(job.id, terminate=True, signal=names.LEFT.decode())
+        elif departure is Departure.OUT_OF_QUEUE:
+            self._client.expire(names.job_key(job.id), self._settings.job_ttl_s)
 
     def cancel(self, job_id: str, owner: str) -> None:
         """Cancel a job for good, whoever reads it. Raises NotFound, redis.RedisError."""

@@ -26,11 +26,6 @@ class EventId(NamedTuple):
     num_sent: int = 0
     """Chunks of those."""
 
-    @property
-    def num_events(self) -> int:
-        """Events of the log that the reader has seen, all or in part."""
-        return max(0, self.num_steps + self.num_joined - 1)
-
     def __str__(self) -> str:
         whole = f"{self.job_id}:{self.num_steps}"
         return f"{whole}+{self.num_joined}.{self.num_sent}" if self.num_joined else whole

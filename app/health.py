@@ -79,7 +79,7 @@ def readyz() -> Response:
         reasons.append("the pub/sub connection is down")
     is_served = _is_served(shared.directory, shared.settings)
     if not is_served and not reasons:
-        # The copy of the registry is up to a second old.
+        # The copy of the registry is up to a beat old.
         shared.directory.refresh_if_older(_FRESH_S)
         is_served = _is_served(shared.directory, shared.settings)
     if not is_served and not _waits_for_demand(shared.catalog, shared.directory):

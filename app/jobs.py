@@ -130,7 +130,6 @@ def _job(
         ignore_eos=bool(body.ignore_eos),
         priority=Priority(body.priority or Priority.INTERACTIVE),
         grammar=grammar,
-        reply_channel=shared.dispatcher.reply_channel,
         owner=g.owner,
         answer=AnswerOptions(
             wants_usage=body.wants_usage,

@@ -38,7 +38,6 @@ def new_job(model: str, kind: JobKind, prompts: list[str | list[int]], **fields:
         model=model,
         kind=kind,
         prompts=prompts,
-        reply_channel=shared.dispatcher.reply_channel,
         owner=g.owner,
         created_at=time.time(),
         deadline_at=shared.dispatcher.deadline(),

@@ -59,7 +59,6 @@ def _job(job_id: str, owner: str = "a") -> Job:
         model="m",
         kind=JobKind.COMPLETION,
         prompts=["x" * 2000],
-        reply_channel="c",
         owner=owner,
         charged_tokens=500,
         created_at=time.time(),

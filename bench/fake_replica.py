@@ -2,8 +2,8 @@
 
 Takes the jobs of a model from its queue as kombu left them there, and answers each with the
 counter model's text: one token a Delta, one Delta a job and step, up to 64 jobs in one hub
-message, all encoded before the first is sent. It writes no job log: nothing reads the log as
-long as no event is lost, and the load's check of the texts shows if one was.
+message, all encoded before the first is sent. The job logs are written before that: who loses
+an event finds it there.
 
     REDIS_URL=... python -m bench.fake_replica SCRIPT.json RESULT.json
 """
@@ -18,7 +18,8 @@ import redis
 from msgspec import Struct
 
 from bench.processes import cpu_seconds
-from shared import messages, names
+from shared import claims, messages, names
+from shared.claims import Claim
 from shared.messages import Delta, Finished, FinishReason, Job, Started, Timings, Usage
 from tests.counter_model import NUMBERS
 
@@ -50,10 +51,13 @@ def main(script_path: str, result_path: str) -> None:
     script = msgspec.json.decode(Path(script_path).read_bytes(), type=Script)
     client = redis.Redis.from_url(os.environ["REDIS_URL"], protocol=2)
     jobs = sorted(_take_jobs(client, script), key=_start)
-    payloads, endings = _encode(jobs, script.num_tokens)
-    published = _publish(client, jobs[0].reply_channel, payloads, script)
+    events = {job.id: _events(job, script.num_tokens) for job in jobs}
+    _write_logs(client, events)
+    payloads, endings = _encode(events, script.num_tokens)
+    (channel,) = client.smembers(names.readers_key(jobs[0].id))
+    published = _publish(client, channel.decode(), payloads, script)
     for payload in endings:
-        client.publish(jobs[0].reply_channel, payload)
+        client.publish(channel.decode(), payload)
     Path(result_path).write_bytes(msgspec.json.encode(published))
 
 
@@ -61,18 +65,29 @@ def _take_jobs(client: "redis.Redis", script: Script) -> list[Job]:
     """Wait for all jobs; each is started as soon as it comes."""
     jobs: list[Job] = []
     while len(jobs) < script.num_jobs:
-        item = client.blpop([names.model_queue(script.model)], _JOB_LIMIT_S)
+        item = client.blpop(names.priority_lists(script.model), _JOB_LIMIT_S)
         if item is None:
             raise RuntimeError(f"{len(jobs)} of {script.num_jobs} jobs after {_JOB_LIMIT_S} s")
         job_id = msgspec.json.decode(item[1])["headers"]["id"]
         payload = client.get(names.job_key(job_id))
         assert isinstance(payload, bytes), "the web tier writes the job before it enqueues it"
-        job = messages.decode_job(payload)
-        client.set(names.claim_key(job_id), REPLICA_ID, ex=_JOB_LIMIT_S)
-        started = messages.encode_event(Started(0, 0, 1))
-        client.publish(job.reply_channel, messages.encode_hub_message([(job.id, started)]))
-        jobs.append(job)
+        claims.take(client, job_id, Claim(REPLICA_ID), _JOB_LIMIT_S)
+        jobs.append(messages.decode_job(payload))
     return jobs
+
+
+def _events(job: Job, num_tokens: int) -> list[bytes]:
+    """The whole answer: its start, its tokens, its end."""
+    tokens = [_delta(job, k, num_tokens) for k in range(num_tokens)]
+    finished = Finished(num_tokens + 1, 0, Usage(1, num_tokens), Timings(0.0, 0.0, 0.0))
+    started = messages.encode_event(Started(0, 0, 1))
+    return [started, *tokens, messages.encode_event(finished)]
+
+
+def _write_logs(client: "redis.Redis", events: dict[str, list[bytes]]) -> None:
+    for job_id, payloads in events.items():
+        client.rpush(names.log_key(job_id), *payloads)
+        client.expire(names.log_key(job_id), _JOB_LIMIT_S)
 
 
 def _start(job: Job) -> int:
@@ -80,18 +95,23 @@ def _start(job: Job) -> int:
     return int(str(job.prompts[0]))
 
 
-def _encode(jobs: list[Job], num_tokens: int) -> tuple[list[bytes], list[bytes]]:
-    """The messages with tokens, step by step and in each step group by group; the endings."""
-    groups = [jobs[i : i + JOBS_PER_MESSAGE] for i in range(0, len(jobs), JOBS_PER_MESSAGE)]
+def _encode(events: dict[str, list[bytes]], num_tokens: int) -> tuple[list[bytes], list[bytes]]:
+    """The hub messages with tokens, step by step and in each step group by group, the starts in
+    the first ones; those with the endings."""
+    ids = list(events)
+    groups = [ids[i : i + JOBS_PER_MESSAGE] for i in range(0, len(ids), JOBS_PER_MESSAGE)]
+
+    def message(group: list[str], steps: slice) -> bytes:
+        return messages.encode_hub_message(
+            [(job_id, event) for job_id in group for event in events[job_id][steps]]
+        )
+
     payloads = [
-        messages.encode_hub_message([(job.id, _delta(job, k, num_tokens)) for job in group])
+        message(group, slice(k + 1 if k else 0, k + 2))
         for k in range(num_tokens)
         for group in groups
     ]
-    finished = Finished(num_tokens + 1, 0, Usage(1, num_tokens), Timings(0.0, 0.0, 0.0))
-    end = messages.encode_event(finished)
-    endings = [messages.encode_hub_message([(job.id, end) for job in group]) for group in groups]
-    return payloads, endings
+    return payloads, [message(group, slice(-1, None)) for group in groups]
 
 
 def _delta(job: Job, k: int, num_tokens: int) -> bytes:

@@ -172,8 +172,6 @@ class Job(Struct, frozen=True, kw_only=True):
     grammar: Grammar | None = None
     stop: list[str] = []
     sampling: Sampling = Sampling()
-    reply_channel: str
-    """Pub/sub channel that receives the events."""
     priority: Priority = Priority.INTERACTIVE
     owner: str = "anonymous"
     """Whose request it is: limits and turns are its own, and nobody else may read the answer."""

@@ -3,6 +3,7 @@
 import http.client
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tests.conftest import Service, wait_for
@@ -103,6 +104,12 @@ class Completion:
     def close(self) -> None:
         self.response.close()
         self.connection.close()
+
+
+def read_together(streams: list[Completion]) -> list[str]:
+    """The texts of all: one that is not read while another is would be cut off some day."""
+    with ThreadPoolExecutor(len(streams)) as pool:
+        return [stream.text for stream in pool.map(Completion.read, streams)]
 
 
 _LAZY = """

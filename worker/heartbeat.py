@@ -141,9 +141,11 @@ class Heartbeat:
             return False  # its readers have just been lost, or the last one leaves
         # Should one of them come back, it is not to think that the job is still read.
         _log.warning("nobody reads the job any more", extra={"request_id": run.id})
-        self._client.srem(names.readers_key(run.id), *run.channels)
+        pipe = self._client.pipeline(transaction=True)
+        pipe.srem(names.readers_key(run.id), *run.channels)
         key = names.cancel_key(run.id)
-        essential.write(self._client, "SET", key, names.LEFT, "NX", "EX", self._job_ttl_s)
+        essential.write(pipe, "SET", key, names.LEFT, "NX", "EX", self._job_ttl_s)
+        pipe.execute()
         return True
 
     def _unheard(self, in_use: set[str]) -> set[str]:

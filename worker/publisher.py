@@ -1,7 +1,7 @@
 """The publisher: one thread that carries the engine loop's results to Redis.
 
-Every event is appended to its job's log and then published on the channel of the web process
-that relays the job; all events of a round travel in one pipelined round trip. What arrives
+Every event is appended to its job's log and then published on the channels of the web processes
+that read the job; all events of a round travel together. What arrives
 while a round is under way waits for the next one, where the text of a choice is joined: a
 publisher that falls behind sends fewer, larger events. Delivery: the log has every event
 exactly once, at the index that is its sequence number; pub/sub is at most once.

@@ -50,7 +50,6 @@ def _background_job(service: Service, job_id: str, num_tokens: int, model_name: 
         model=model_name,
         kind=JobKind.COMPLETION,
         prompts=["5"],
-        reply_channel="nobody",
         max_tokens=num_tokens,
         sampling=Sampling(temperature=0.0),
         priority=Priority.BATCH,

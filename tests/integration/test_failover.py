@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shared import names
-from tests.admin_client import Completion, load, unload
+from tests.admin_client import Completion, load, read_together, unload
 from tests.conftest import Service, running_service, wait_for
 from tests.counter_model import expected_text
 
@@ -63,7 +63,7 @@ def test_a_replica_that_wakes_up_again_adds_nothing(own_service: Service) -> Non
     victim = own_service.pids("worker.replica", "pair@")[0]
     os.kill(victim, signal.SIGSTOP)
     threading.Timer(7, os.kill, (victim, signal.SIGCONT)).start()
-    assert [s.read().text for s in streams] == [expected_text(n, 12_000) for n in range(4)]
+    assert read_together(streams) == [expected_text(n, 12_000) for n in range(4)]
     assert unload(own_service, "pair")[0] == 200
 
 

@@ -7,7 +7,7 @@ import signal
 import socket
 
 from shared import names, registry
-from tests.admin_client import Completion
+from tests.admin_client import Completion, read_together
 from tests.conftest import ENDLESS, Service, wait_for
 from tests.counter_model import expected_text
 
@@ -113,7 +113,7 @@ def test_a_replica_with_running_jobs_outlives_a_redis_that_is_killed(own_service
     streams = [Completion(own_service, "counter", 2000, start).read(2) for start in range(4)]
     (pid,) = own_service.pids("valkey-server")
     os.kill(pid, signal.SIGKILL)
-    assert [s.read().text for s in streams] == [expected_text(n, 2000) for n in range(4)]
+    assert read_together(streams) == [expected_text(n, 2000) for n in range(4)]
     wait_for(lambda: _is_ready(own_service), "requests are served again", 20)
     assert own_service.pids("worker.replica") == replicas
 

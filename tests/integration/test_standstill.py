@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared import names, registry
-from tests.admin_client import Completion, load, readiness, unload
+from tests.admin_client import Completion, load, read_together, readiness, unload
 from tests.conftest import Service, running_service, wait_for
 from tests.counter_model import expected_text
 from tests.standstill import standing_still
@@ -52,9 +52,7 @@ def test_a_replica_that_makes_no_progress_is_replaced_and_its_jobs_go_on(
     streams = [Completion(alert, "pair", 16_000, start).read(3) for start in range(4)]
     victim, other = alert.pids("worker.replica", "pair@")
     with standing_still(victim, thread, _beats(alert, victim)):
-        assert [stream.read().text for stream in streams] == [
-            expected_text(start, 16_000) for start in range(4)
-        ]
+        assert read_together(streams) == [expected_text(start, 16_000) for start in range(4)]
         assert victim not in alert.pids("worker.replica", "pair@")
     assert other in alert.pids("worker.replica", "pair@")
     assert "it had jobs and made no progress" in alert.log("agent")

@@ -24,7 +24,6 @@ def chat_job(*messages: ChatMessage, **fields: Any) -> Job:
         "model": "m",
         "kind": JobKind.CHAT,
         "messages": list(messages) or [ChatMessage("user", "hi")],
-        "reply_channel": "c",
         "created_at": 0.0,
         "deadline_at": 1.0,
     }

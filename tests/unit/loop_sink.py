@@ -17,7 +17,6 @@ def make_run(job_id: str, num_choices: int = 1, **options: Any) -> JobRun:
         kind=JobKind.COMPLETION,
         prompts=["abc"],
         num_choices=num_choices,
-        reply_channel="c",
         created_at=0.0,
         deadline_at=1e12,
     )

@@ -34,7 +34,7 @@ def queue(server: redis.Redis) -> JobQueue:
 
 def _job(job_id: str, owner: str = "a", **fields: Any) -> Job:
     now = time.time()
-    defaults = {"model": "m", "kind": JobKind.COMPLETION, "prompts": ["x"], "reply_channel": "c"}
+    defaults = {"model": "m", "kind": JobKind.COMPLETION, "prompts": ["x"]}
     return Job(
         id=job_id, owner=owner, created_at=now, deadline_at=now + 60, **{**defaults, **fields}
     )

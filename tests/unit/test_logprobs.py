@@ -102,7 +102,7 @@ def _shape(prompts: list[str], n: int, logprobs: int | None = 0) -> CompletionSh
     options = AnswerOptions(wants_logprobs=logprobs is not None, num_wanted=n)
     job = Job(
         id="j", model="m", kind=JobKind.COMPLETION, prompts=list(prompts), num_choices=n,
-        echo=True, logprobs=logprobs, reply_channel="c", created_at=0.0, deadline_at=1.0,
+        echo=True, logprobs=logprobs, created_at=0.0, deadline_at=1.0,
         answer=options,
     )  # fmt: skip
     return CompletionShape(job)

@@ -23,7 +23,6 @@ _JOB = Job(
     model="m",
     kind=JobKind.COMPLETION,
     prompts=["a", [1, 2]],
-    reply_channel="c",
     created_at=1.5,
     deadline_at=2.5,
 )

@@ -21,7 +21,6 @@ def _job(**fields: Any) -> Job:
         "model": "m",
         "kind": JobKind.COMPLETION,
         "prompts": ["abc"],
-        "reply_channel": "c",
         "created_at": 0.0,
         "deadline_at": 1.0,
     }

@@ -33,12 +33,11 @@ def _run(job_id: str = "j", channel: str = "c", **fields: Any) -> JobRun:
         id=job_id,
         model="m",
         kind=JobKind.COMPLETION,
-        reply_channel=channel,
         created_at=0.0,
         deadline_at=1.0,
         **fields,
     )
-    return JobRun(job, 0, [], channels=(job.reply_channel,))
+    return JobRun(job, 0, [], channels=(channel,))
 
 
 def _end(run: JobRun) -> Emission:

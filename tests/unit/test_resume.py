@@ -117,7 +117,7 @@ def _read(job: Job, log: list[Event], rng: random.Random, at: EventId | None = N
     """All that a reader is sent who has the answer as far as `at`."""
     stream, wording = JobStream(job.id, _Log(log)), Wording(job)  # type: ignore[arg-type]
     pieces = wording.begin(stream, at)
-    seen = wording.at.num_events
+    seen = max(0, wording.at.num_steps + wording.at.num_joined - 1)
     for events in _batches(log[seen:], rng):
         pieces += wording.of(events)
     return pieces

@@ -53,7 +53,8 @@ class Agent:
         """The process is replaced by another: its replicas stay."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch_forever, name="watch", daemon=True)
-        self._beat_at = self._watched_at = 0.0
+        self._watched_at = 0.0
+        self._beat_at = 0.0
         """Monotonic time at which the node's record was written last."""
 
     # -- life --------------------------------------------------------------------------------
