@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from simple_websocket import Client
 
-from shared import claims, registry
+from shared import claims, names, registry
 from tests.conftest import Service, running_service, wait_for
 from tests.counter_model import expected_text
 from tests.sse_reader import Answer
@@ -372,3 +372,14 @@ def test_bad_resume_frames_get_an_error(webs: Service) -> None:
         _send(ws, type="resume", id="a", last_event_id=last_event_id)
         assert _receive(ws)["type"] == "error"
     ws.close()
+
+
+def test_a_background_request_runs_on_when_its_client_leaves(webs: Service) -> None:
+    body = _body("long", 4000, priority="background")
+    left = Answer(webs, "completions", body).read(3)
+    left.close()
+    readers = names.readers_key(left.request_id)
+    wait_for(lambda: not webs.redis.exists(readers), "its events are sent to nobody", 30)
+    _wait_for_state(webs, left.request_id, "finished")
+    whole = _events(webs, left.request_id).read()
+    assert whole.text == expected_text(5, 4000)
