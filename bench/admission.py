@@ -30,7 +30,7 @@ _MANY = 10**9
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, _server(Path(folder)) as path:
+    with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as (path, _):
         client = redis.Redis(unix_socket_path=path)
         _compare(client, path)
         client.flushall()
@@ -38,22 +38,23 @@ def main() -> None:
 
 
 @contextmanager
-def _server(folder: Path) -> Iterator[str]:
+def server(folder: Path, *options: str) -> Iterator[tuple[str, int]]:
+    """An empty server; its socket and its process id."""
     path = folder / "redis.sock"
-    command = [str(valkey_binary.get_binary_path()), "--port", "0", "--save", ""]
+    command = [str(valkey_binary.get_binary_path()), "--port", "0", "--save", "", *options]
     process = subprocess.Popen(
         [*command, "--unixsocket", str(path)], stdout=subprocess.DEVNULL, cwd=folder
     )
     try:
         while not path.exists():
             time.sleep(0.01)
-        yield str(path)
+        yield str(path), process.pid
     finally:
         process.terminate()
         process.wait(10)
 
 
-def _job(job_id: str, owner: str = "a") -> Job:
+def sample_job(job_id: str, owner: str = "a") -> Job:
     return Job(
         id=f"req-{job_id:0>32}",
         model="m",
@@ -72,14 +73,14 @@ def _compare(client: "redis.Redis", path: str) -> None:
     queue = JobQueue(client, 600)
 
     def by_celery(i: int) -> None:
-        job = _job(f"celery{i}")
+        job = sample_job(f"celery{i}")
         client.set(names.job_key(job.id), messages.encode_job(job), ex=600, nx=True)
         celery.send_task(
             names.GENERATE_TASK, [job.id], task_id=job.id, queue="model.m", priority=3, retry=False
         )
 
     def by_queue(i: int) -> None:
-        queue.admit(_job(f"queue{i}"), "c", _LIMITS, _MANY)
+        queue.admit(sample_job(f"queue{i}"), "c", _LIMITS, _MANY)
 
     for name, send in (("SET NX and send_task", by_celery), ("admit", by_queue)):
         walls = [_wall_ms(send, i) for i in range(5 * _ROUNDS)][_ROUNDS:]
@@ -101,7 +102,7 @@ def _measure(client: "redis.Redis") -> None:
     for length in _LENGTHS:
         while len(orders) < length:
             i = len(orders)
-            orders.append(_admit(queue, _job(f"{i}", f"owner-{i % 20}")))
+            orders.append(_admit(queue, sample_job(f"{i}", f"owner-{i % 20}")))
         same = _admission_us(client, queue, "owner-0", length)
         new = _admission_us(client, queue, "new", length)
         outline = statistics.median(
@@ -114,7 +115,7 @@ def _admission_us(client: "redis.Redis", queue: JobQueue, owner: str, length: in
     """Each one leaves again, so that the queue keeps its length."""
     found = []
     for i in range(_ROUNDS):
-        job = _job(f"{owner}-{length}-{i}", owner)
+        job = sample_job(f"{owner}-{length}-{i}", owner)
         client.config_resetstat()
         order = _admit(queue, job)
         found.append(_script_us(client))

@@ -127,7 +127,7 @@ class Publisher:
         if emissions:
             events = events_of(emissions)
             if events:
-                self._send(events)
+                self.send(events)
             for run, item in emissions:
                 if isinstance(item, JobEnded | JobDropped | JobGivenBack):
                     run.done.set()
@@ -150,7 +150,7 @@ class Publisher:
             emissions.extend(more)
         return emissions, False
 
-    def _send(self, events: list[tuple[JobRun, Event]]) -> None:
+    def send(self, events: list[tuple[JobRun, Event]]) -> None:
         """Write the events until Redis has them all. After a broken round trip nobody knows
         whether it had: it is simply sent again."""
         encoded = [(run, event, messages.encode_event(event)) for run, event in events]

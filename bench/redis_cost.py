@@ -1,0 +1,209 @@
+"""What the service costs Redis: `python -m bench.redis_cost`.
+
+Against an empty server of its own, the calls that the processes make, and the CPU time that the
+server spends on them: of a request's whole life without its tokens, of a step's tokens written
+and published, of the beats of replicas and web processes. Redis is one thread: the reciprocal of
+a time is what one can carry. The append-only file is on, as in a running service.
+"""
+
+import itertools
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+
+from bench import report
+from bench.admission import sample_job, server
+from bench.processes import machine_facts
+from shared import claims, messages, names, registry
+from shared.claims import Claim
+from shared.job_queue import JobQueue
+from shared.limits import Limits
+from shared.messages import ReplicaRecord, ReplicaState
+from worker.engines.protocol import StepResult
+from worker.events import events_of
+from worker.job_run import Emission, JobRun, JobStarted
+from worker.publisher import Publisher
+
+_ROUNDS = 5
+_ROUND_S = 1.0
+_LIMITS = Limits(requests_per_minute=10**6, tokens_per_minute=10**9)
+_STEPS = ((1, 1), (8, 1), (64, 1), (64, 4), (256, 1), (256, 16))
+"""Jobs that get a token each in one step, and the web processes that read them."""
+_REPLICAS = (1, 10, 100)
+
+
+def main() -> int:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        server(Path(folder), "--appendonly", "yes") as (path, pid),
+    ):
+        client = redis.Redis(unix_socket_path=path)
+        clock = _Clock(pid)
+        content = {
+            "machine": machine_facts(),
+            "life_us": clock.us_a_call(_life(client)),
+            "token_us": _tokens(client, path, clock),
+            "beat_us": _beats(client, clock),
+        }
+    _print(content)
+    if "--quick" not in sys.argv:
+        print(f"written: {report.write('redis-cost', content)}")
+    return 0
+
+
+class _Clock:
+    """CPU time of the server, from rounds long enough for the ticks that it is counted in."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+
+    def us_a_call(self, call: Callable[[], object]) -> float:
+        """Median of the rounds, in microseconds."""
+        return round(statistics.median(self._round(call) for _ in range(_ROUNDS)), 1)
+
+    def _round(self, call: Callable[[], object]) -> float:
+        num_calls, before = 0, self._cpu_s()
+        ends_at = time.monotonic() + _ROUND_S
+        while time.monotonic() < ends_at:
+            call()
+            num_calls += 1
+        return 1e6 * (self._cpu_s() - before) / num_calls
+
+    def _cpu_s(self) -> float:
+        times = self._process.cpu_times()
+        return float(times.user + times.system)
+
+
+def _life(client: "redis.Redis") -> Callable[[], object]:
+    """What web tier and replica do for one request, its tokens aside."""
+    queue, numbers = JobQueue(client, 600), itertools.count()
+
+    def call() -> None:
+        job = sample_job(f"{next(numbers)}")
+        queue.admit(job, "c", _LIMITS, 10**9)
+        client.brpop(names.priority_lists(job.model))
+        pipe = client.pipeline(transaction=False)
+        pipe.get(names.job_key(job.id))
+        pipe.smembers(names.readers_key(job.id))
+        pipe.execute()
+        claims.take(client, job.id, Claim("r@bench"), 600)
+        queue.begin(job)
+        client.get(names.cancel_key(job.id))
+        queue.settle(job, 500)
+        client.set(names.job_key(job.id), messages.encode_job(messages.without_request(job)), ex=9)
+
+    return call
+
+
+def _tokens(client: "redis.Redis", path: str, clock: _Clock) -> dict[str, float]:
+    """Microseconds a token, by jobs a step and web processes that read them."""
+    found = {}
+    for num_jobs, num_webs in _STEPS:
+        client.flushall()
+        with _subscribers(path, num_webs):
+            step_us = clock.us_a_call(_step(client, num_jobs, num_webs))
+        found[f"{num_jobs} jobs, {num_webs} web"] = round(step_us / num_jobs, 2)
+    return found
+
+
+def _step(client: "redis.Redis", num_jobs: int, num_webs: int) -> Callable[[], object]:
+    publisher = Publisher(client, job_ttl_s=600, request_timeout_s=600)
+    runs = []
+    for i in range(num_jobs):
+        job = sample_job(f"step{num_jobs}-{num_webs}-{i}")
+        run = JobRun(job, 0, [], claim=b"r@bench", channels=(f"web-{i % num_webs}",))
+        client.set(names.claim_key(job.id), b"r@bench")
+        runs.append(run)
+    publisher.send(events_of([(run, JobStarted(1)) for run in runs]))
+
+    def call() -> None:
+        step: list[Emission] = [(run, StepResult((run.id, 0), " word", [1234])) for run in runs]
+        publisher.send(events_of(step))
+
+    return call
+
+
+class _subscribers:
+    """Web processes that listen, each on its channel."""
+
+    def __init__(self, path: str, number: int) -> None:
+        self._clients = [redis.Redis(unix_socket_path=path).pubsub() for _ in range(number)]
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> None:
+        for i, listener in enumerate(self._clients):
+            listener.subscribe(**{f"web-{i}": lambda _: None})
+            self._threads.append(listener.run_in_thread(daemon=True))
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.stop()  # type: ignore[attr-defined]
+            thread.join()
+
+
+def _beats(client: "redis.Redis", clock: _Clock) -> dict[str, float]:
+    """Microseconds of a replica's record, and of a process's look at all records."""
+    found = {}
+    for number in _REPLICAS:
+        client.flushall()
+        records = [_record(i) for i in range(number)]
+        for record in records:
+            client.sadd(names.REPLICA_INDEX, record.id)
+            client.set(names.replica_key(record.id), messages.encode_replica(record))
+        found[f"look at {number}"] = clock.us_a_call(lambda: registry.read(client))
+    one = _record(0)
+    found["record"] = clock.us_a_call(lambda: registry.announce(client, one))
+    return found
+
+
+def _record(i: int) -> ReplicaRecord:
+    return ReplicaRecord(
+        id=f"model-{i}@node-{i}-0123456789ab",
+        model=f"model-{i}",
+        engine="llamacpp",
+        device="cpu",
+        node=f"node-{i}",
+        assignment_id=f"assignment-{i}",
+        pid=i,
+        versions={"llmis": "0.1.0", "xllamacpp": "2026.10.11549"},
+        state=ReplicaState.READY,
+        stage="ready",
+        fraction=1.0,
+        slots=8,
+        busy_slots=8,
+        waiting_sequences=0,
+        context_length=4096,
+        capabilities=[],
+        steps=10**6,
+        step_age_s=0.01,
+        generated_tokens=10**7,
+        tokens_per_s=100.0,
+        memory_bytes=10**9,
+        mapped_bytes=10**8,
+        estimated_bytes=10**9,
+        started_at=time.time(),
+    )
+
+
+def _print(content: dict[str, Any]) -> None:
+    rows = [["what", "", "CPU us", "a second of one core"]]
+    rows.append(["request", "its life without tokens", *_cells(content["life_us"])])
+    rows += [["token", name, *_cells(us)] for name, us in content["token_us"].items()]
+    rows += [["beat", name, *_cells(us)] for name, us in content["beat_us"].items()]
+    print(report.table(rows))
+
+
+def _cells(us: float) -> tuple[str, str]:
+    return f"{us:,.1f}", f"{1e6 / us:,.0f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
