@@ -34,8 +34,9 @@ format: $(DEV_DEPS) ## Format the code and mend what the linter can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-tables: $(DEV_DEPS) ## Write the tables of docs/openai.md anew from the schemas
+tables: $(DEV_DEPS) ## Write the tables of docs/openai.md and docs/settings.md anew from the code
 	@$(BIN)/python -m tools.openai_table
+	@$(BIN)/python -m tools.settings_table
 
 bench: $(DEV_DEPS) ## Measure against llama.cpp's own server; results go to bench/results
 	@$(BIN)/python -m bench $(ARGS)

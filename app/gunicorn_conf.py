@@ -10,13 +10,14 @@ from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
 import gevent
-from prometheus_client import multiprocess
 
 from shared import logs
 from shared import settings as settings_module
 from shared.errors import GoingAway
 
 _settings = settings_module.load()
+# Before prometheus_client is imported, which looks for it then.
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_settings.metrics_path)
 _POLL_S = 0.1
 _GOING_AWAY = (
     "The server stops before the answer is complete. Send the request again; with the same "
@@ -49,6 +50,13 @@ def on_starting(server: Any) -> None:
         logger.handlers[:] = []
         logger.propagate = True
     server.stop = partial(_stop, server, server.stop)
+
+
+def when_ready(server: Any) -> None:
+    """Of this folder's masters only one comes so far: it listens, and has no workers yet."""
+    _settings.metrics_path.mkdir(parents=True, exist_ok=True)
+    for file in _settings.metrics_path.glob("*.db"):
+        file.unlink()
 
 
 def _stop(server: Any, stop: Callable[[bool], None], graceful: bool = True) -> None:
@@ -94,4 +102,6 @@ def _drain(worker: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
+    from prometheus_client import multiprocess
+
     multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]

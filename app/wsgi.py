@@ -1,4 +1,4 @@
-"""What gunicorn loads: `gunicorn -c python:app.gunicorn_conf app.wsgi:app`."""
+"""What gunicorn loads; `llmis web` starts it."""
 
 from app.factory import create_app
 

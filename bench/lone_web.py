@@ -3,8 +3,6 @@
 What it is asked for stays queued, or is taken by a script (`bench.fake_replica`).
 """
 
-import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ import redis
 from bench import servers
 from bench.processes import free_port
 from bench.servers import Server, child, pid_of, wait_for
-from cli import embedded_redis
+from cli import embedded_redis, processes
 from shared import registry
 from shared import settings as settings_module
 from shared.connections import connect
@@ -34,18 +32,14 @@ def running(name: str, model: str, replica_id: str, more: str = "") -> Iterator[
     settings = settings_module.load(environment)
     command, redis_url = embedded_redis.prepare(settings)
     settings = msgspec.structs.replace(settings, redis_url=redis_url)
-    shutil.rmtree(settings.metrics_path, ignore_errors=True)
-    settings.metrics_path.mkdir(parents=True)
     environment["REDIS_URL"] = redis_url
-    environment["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_path)
-    gunicorn = [sys.executable, "-m", "gunicorn", "-c", "python:app.gunicorn_conf", "app.wsgi:app"]
     with child(f"{name}-redis", command, environment) as redis_child:
         client = connect(settings, max_connections=2)
         wait_for(lambda: _answers_ping(client), redis_child)
         client.flushall()
         with (
             _announced(client, model, replica_id),
-            child(f"{name}-web", gunicorn, environment) as web,
+            child(f"{name}-web", processes.web(), environment) as web,
         ):
             wait_for(lambda: servers.answers(port, f"/v1/models/{model}"), web)
             yield Server(name, port, pid_of(web)), redis_url

@@ -15,7 +15,9 @@ from shared.version import VERSION
 
 _COMMANDS = {
     "up": "cli.start:up",
+    "web": "cli.start:web",
     "agent": "cli.start:agent",
+    "flower": "cli.start:flower",
     "status": "cli.status:status",
     "ps": "cli.listings:ps",
     "nodes": "cli.listings:nodes",

@@ -1,11 +1,16 @@
-"""`llmis up` and `llmis agent`: the processes of the service, in the foreground."""
+"""`llmis up`, `web`, `agent` and `flower`: the processes of the service, in the foreground."""
 
 import os
 import sys
 
 import click
 
+from cli import processes
 from cli.address import environment
+from cli.errors import CliError
+from shared import settings as settings_module
+from shared.errors import SettingsError
+from shared.settings import Settings
 
 
 @click.command(short_help="Start everything here, in the foreground.")
@@ -21,9 +26,41 @@ def up() -> None:
     sys.exit(service.main())
 
 
+@click.command(short_help="Run the web tier, in the foreground.")
+def web() -> None:
+    """Run the web tier of the service at REDIS_URL, in the foreground."""
+    _settings()
+    _become(processes.web())
+
+
 @click.command(short_help="Run this machine's agent, in the foreground.")
 def agent() -> None:
     """Run this machine's agent, which starts and stops replicas, in the foreground."""
+    _settings()
+    _become(processes.agent())
+
+
+@click.command(short_help="Run Flower, in the foreground.")
+def flower() -> None:
+    """Run Flower, which shows the queues and workers at REDIS_URL, in the foreground."""
+    settings = _settings()
+    if not settings.flower_port:
+        raise CliError("flower_port = 0 means no Flower: set it, or LLMIS_FLOWER_PORT")
+    _become(processes.flower(settings))
+
+
+def _settings() -> Settings:
+    """The settings of a process that joins a service. Raises CliError."""
+    try:
+        settings = settings_module.load(environment())
+    except SettingsError as exc:
+        raise CliError(str(exc)) from exc
+    if not settings.redis_url:
+        raise CliError("redis_url is empty: set REDIS_URL to the Redis of the service")
+    return settings
+
+
+def _become(command: list[str]) -> None:
+    """Run a command in place of this process: signals reach it, and its supervisor knows it."""
     sys.stdout.flush()
-    # In place of this process: signals reach the agent itself.
-    os.execve(sys.executable, [sys.executable, "-m", "worker.agent"], environment())  # noqa: S606
+    os.execve(command[0], command, environment())  # noqa: S606

@@ -6,7 +6,6 @@ dies, and on SIGINT or SIGTERM stops all of it in order.
 
 import fcntl
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -21,7 +20,8 @@ from typing import IO, Any
 import msgspec
 import redis
 
-from cli import embedded_redis
+from cli import embedded_redis, processes
+from cli.processes import LOOPBACK
 from cli.supervisor import Child, stop
 from shared import names
 from shared import settings as settings_module
@@ -32,7 +32,6 @@ from shared.settings import Settings
 _READY_MARGIN_S = 60.0
 """Beyond `load_timeout_s`."""
 _POLL_S = 0.1
-_LOOPBACK = "127.0.0.1"
 # What is asked here runs on this machine: a proxy in the environment has no business with it.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -105,24 +104,20 @@ class _Service:
         self._prepare_folders()
         _check_port(settings.host, settings.port, "port", "LLMIS_PORT")
         if settings.flower_port:
-            _check_port(_LOOPBACK, settings.flower_port, "flower_port", "LLMIS_FLOWER_PORT")
+            _check_port(LOOPBACK, settings.flower_port, "flower_port", "LLMIS_FLOWER_PORT")
         self._start_redis()
-        python = sys.executable
-        self._agent = self._spawn("agent", [python, "-m", "worker.agent"])
-        web = [python, "-m", "gunicorn", "-c", "python:app.gunicorn_conf", "app.wsgi:app"]
-        # Flower has metrics of its own, which do not belong among the web tier's.
-        shared_counters = {"PROMETHEUS_MULTIPROC_DIR": str(settings.metrics_path)}
-        self._front.append(self._spawn("web", web, shared_counters))
+        self._agent = self._spawn("agent", processes.agent())
+        self._front.append(self._spawn("web", processes.web()))
         self._wait(lambda: _get(self._url("/healthz")) == 200, "web", "the web tier answers")
         for model in settings.models:
             if model.preload:
                 self._wait_for_model(model.name)
         if settings.flower_port:
             # Last: it asks the workers for their queues once, when it starts.
-            self._front.append(self._spawn("flower", _flower_command(settings)))
+            self._front.append(self._spawn("flower", processes.flower(settings)))
         _say(f"llmis is ready: {self._url('/')}")
         if settings.flower_port:
-            _say(f"  Flower: http://{_LOOPBACK}:{settings.flower_port}/")
+            _say(f"  Flower: http://{LOOPBACK}:{settings.flower_port}/")
         _say(f"  logs: {self._log_folder}    Ctrl-C stops everything")
 
     def _prepare_folders(self) -> None:
@@ -143,8 +138,6 @@ class _Service:
                 f"another llmis runs on the data folder {settings.data_path}. "
                 "Stop it, or set LLMIS_DATA_DIR to another folder."
             ) from exc
-        shutil.rmtree(settings.metrics_path, ignore_errors=True)
-        settings.metrics_path.mkdir(parents=True)
 
     def _start_redis(self) -> None:
         if not self._settings.redis_url:
@@ -167,9 +160,9 @@ class _Service:
         if self._redis is None:
             _say("  Redis answers")
 
-    def _spawn(self, name: str, command: list[str], env: dict[str, str] | None = None) -> Child:
+    def _spawn(self, name: str, command: list[str]) -> Child:
         log_path = self._log_folder / f"{name}.log"
-        child = Child(name, command, log_path, self._env | (env or {}))
+        child = Child(name, command, log_path, self._env)
         child.log_path.unlink(missing_ok=True)
         child.start()
         return child
@@ -218,7 +211,7 @@ class _Service:
 
     def _url(self, path: str) -> str:
         host = self._settings.host
-        host = _LOOPBACK if host == "0.0.0.0" else host
+        host = LOOPBACK if host == "0.0.0.0" else host
         return f"http://{host}:{self._settings.port}{path}"
 
     @property
@@ -248,15 +241,6 @@ class _Service:
         if self._redis is not None:
             stop([self._redis], 10)
             embedded_redis.url_path(self._settings).unlink(missing_ok=True)
-
-
-def _flower_command(settings: Settings) -> list[str]:
-    return [
-        *(sys.executable, "-m", "celery", "-A", "shared.celery_app", "flower"),
-        f"--address={_LOOPBACK}",
-        f"--port={settings.flower_port}",
-        "--max-tasks=5000",
-    ]
 
 
 def _check_port(host: str, port: int, setting: str, variable: str) -> None:

@@ -29,50 +29,64 @@ class SamplingDefaults(Struct, frozen=True, forbid_unknown_fields=True):
     """What holds where a request says nothing. None = OpenAI's default."""
 
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    """0 = always the likeliest token."""
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """Draw among the likeliest tokens that have this probability together."""
     top_k: Annotated[int, Meta(ge=0)] | None = None
+    """Draw among so many of the likeliest tokens; 0 = all."""
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """Draw among tokens that have at least this part of the likeliest one's probability."""
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    """Against tokens that have come."""
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    """Against tokens by how often they have come."""
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    """The factor against tokens that stand in prompt or completion; 1 = nothing."""
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One `[[models]]` table: a model that the service offers."""
+    """A model that the service offers."""
 
     name: Annotated[str, Meta(pattern=names.MODEL_NAME_PATTERN)]
+    """What clients ask for: letters, digits, `.`, `_`, `:`, `-`, at most 96."""
     path: str
-    """The weights, relative to `models_dir`. A path outside of it is refused."""
+    """The weights, relative to `models_dir`; neither path nor symbolic links lead out of it."""
     engine: str = "auto"
-    """llamacpp, exllamav2, or auto: the one for the files at `path`."""
+    """`llamacpp` for GGUF files on the CPU, `exllamav2` for Hugging Face folders (EXL2, GPTQ, fp16)
+    on GPUs; auto = the one for the files."""
     task: Task = "auto"
-    """What its replicas do: generate text, embed it, or auto: what the files are made for."""
+    """What its replicas do: `generate` text or `embed` it; auto = embed if the GGUF file declares a
+    pooling or holds an encoder alone (BERT and its kin)."""
     device: str = "auto"
-    """The device of a node that holds the model; auto = the engine's first choice."""
+    """The device of a node that holds the model; auto = the engine's first choice; with exllamav2
+    `cuda:1`, or several: `cuda:0,cuda:1` (auto = all that are visible)."""
     quant: str = "f16"
-    """Precision of the KV cache: f16, q8_0, q4_0 with llamacpp; f16, q8, q6, q4 with exllamav2."""
+    """Precision of the KV cache: f16, q8_0 or q4_0 with llamacpp; f16, q8, q6 or q4 with
+    exllamav2."""
     package: str | None = None
-    """Python package that carries the weights and assembles them under `path` when missing."""
+    """Python package that carries the weights and puts them at `path`."""
     context_length: Annotated[int, Meta(ge=64, le=4_194_304)] = 4096
-    """Tokens per slot, prompt and completion together."""
+    """Tokens a slot, prompt and completion together; of one input, where the model embeds."""
     slots: Annotated[int, Meta(ge=1, le=256)] = 4
-    """Sequences that are generated at the same time."""
+    """Sequences generated at the same time; inputs of one batch, where the model embeds."""
     cache_tokens: Annotated[int, Meta(ge=0)] = 0
-    """exllamav2: tokens of the KV cache, all slots together; 0 = slots × context_length."""
+    """exllamav2: tokens of the KV cache, all slots together; 0 = `slots` × `context_length`; with
+    less, jobs wait for pages."""
     draft: str = ""
     """exllamav2: what guesses tokens ahead: `ngram`, or the folder of a small model with the same
     vocabulary, relative to `models_dir`; empty = nothing."""
     draft_tokens: Annotated[int, Meta(ge=1, le=15)] = 4
-    """Guesses a step."""
+    """Guesses a step; the context of a request is shorter by them."""
     threads: Annotated[int, Meta(ge=0)] = 0
     """Compute threads; 0 = one less than the cores, so that web and Redis keep one."""
     chat_template: str | None = None
-    """A Jinja file, relative to the configuration file; None = the model's own."""
+    """A Jinja file, relative to the configuration file; none = the model's own."""
     stop: list[str] = []
-    """Stop strings of the template, added to those of every chat request."""
+    """Stop strings added to those of every chat request."""
     strip_leading_space: bool = False
     """Drop one space at the start of chat answers, for templates that leave it to the model."""
     sampling: SamplingDefaults = SamplingDefaults()
+    """What holds for requests that say nothing."""
     preload: bool = True
     """Load it when the service starts; otherwise the first request does."""
     pin: bool = False
@@ -97,8 +111,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     """Address of the web tier."""
     port: Port = 8000
+    """Port of the web tier."""
     flower_port: PortOrNone = 5555
-    """On 127.0.0.1, whatever `host` is; 0 = no Flower."""
+    """Port of Flower, on 127.0.0.1 whatever `host` is; 0 = no Flower."""
     data_dir: str = "./var"
     """Embedded Redis, models, logs. Relative to the configuration file."""
     models_dir: str = ""
@@ -106,30 +121,35 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     redis_url: str = ""
     """Empty = `llmis up` starts an embedded server."""
     redis_timeout_s: Seconds = 5.0
+    """Longest wait for Redis."""
     web_workers: Count = 1
+    """Web processes."""
     web_connections: Count = 4000
     """Clients that one web process serves at the same time."""
     log_level: str = "info"
+    """debug, info, warning, error."""
     keepalive_s: Seconds = 10.0
     """A silent stream gets an SSE comment this often."""
     write_timeout_s: Seconds = 30.0
-    """A client that takes nothing of its answer for so long is cut off."""
+    """A client that takes nothing of its answer for so long is cut off, as if it had left."""
     request_timeout_s: Seconds = 600.0
-    """What nobody waited for any longer than this never reaches an engine."""
+    """Longest life of a request, in the queue and running."""
     max_queue_s: Annotated[float, Meta(ge=0)] = 0.0
-    """A request that has not begun so long after it came fails; 0 = `request_timeout_s` alone."""
+    """A request that has not begun so long after it came fails with 503; 0 = `request_timeout_s`
+    alone."""
     max_step_gap_s: Annotated[float, Meta(ge=0)] = 60.0
-    """A request fails that gets no token for so long after one, while others go on; 0 = never."""
+    """A request fails that gets no token for so long after one, while its replica goes on;
+    0 = never."""
     replica_wait_s: Seconds = 15.0
-    """How long a request waits for a replica that has gone before it fails with 503."""
+    """How long a request waits for a replica that has gone, before it fails with 503."""
     orphan_grace_s: Seconds = 10.0
-    """A running job whose events reach nobody is cancelled after this."""
+    """A job whose events reach nobody stops after this, until somebody reads it again."""
     drain_grace_s: Seconds = 10.0
-    """Time that running work gets to end when its process is told to stop."""
+    """Time that running work gets when its process is told to stop."""
     web_drain_s: Seconds = 120.0
     """The same for the requests of a web process that is replaced by a new one."""
     node_name: Annotated[str, Meta(pattern=names.NODE_NAME_PATTERN + "|^$")] = ""
-    """Name of this host among the service's; empty = its host name."""
+    """Name of this host among the service's nodes; empty = its host name."""
     max_loaded_models: Annotated[int, Meta(ge=0)] = 0
     """Replicas on this node; 0 = as many as fit."""
     memory_limit_bytes: Annotated[int, Meta(ge=0)] = 0
@@ -141,40 +161,51 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     load_timeout_s: Seconds = 600.0
     """A replica that is not ready after this has failed."""
     stall_timeout_s: Seconds = 30.0
-    """A replica that has jobs and makes no progress for so long is not ready, and is killed."""
+    """A replica that has jobs and makes no engine step, or publishes nothing of what its engine
+    made, for so long is not ready, and is killed; more than the longest step takes, and than
+    4 × `redis_timeout_s`."""
     job_ttl_s: Annotated[int, Meta(ge=1)] = 600
-    """How long a finished job's log stays in Redis."""
+    """How long a finished job's log stays in Redis, in seconds."""
     requests_per_minute: Annotated[int, Meta(ge=0)] = 0
-    """Of one key; 0 = no limit. So are the next three."""
+    """Requests of one API key; 0 = no limit."""
     tokens_per_minute: Annotated[int, Meta(ge=0)] = 0
-    """Prompt and completion together."""
+    """Tokens of one API key, prompt and completion together; 0 = no limit."""
     max_open_requests: Annotated[int, Meta(ge=0)] = 0
-    """Waiting and running at the same time."""
+    """Requests of one API key that wait or run at the same time; 0 = no limit."""
     max_waiting_requests: Annotated[int, Meta(ge=0)] = 0
+    """Requests of one API key in the queue; 0 = no limit."""
     max_queue_length: Count = 1000
     """Requests that wait for one model, of all keys together."""
     lower_class_turn_s: Seconds = 5.0
     """While background or batch requests wait, one of each goes ahead of all others this often."""
     max_prompt_tokens: Annotated[int, Meta(ge=0)] = 0
-    """Of one prompt; 0 = as many as the context holds."""
+    """Tokens of one prompt; 0 = as many as the context holds."""
     max_completion_tokens: Annotated[int, Meta(ge=0)] = 0
-    """Of one choice: what `max_tokens` may ask for, and where it is absent; 0 = no limit."""
+    """Tokens of one choice: the most that `max_tokens` may ask for, and what holds where it is
+    absent; 0 = no limit."""
     max_body_bytes: Count = 8 * 1024 * 1024
+    """Larger request bodies get 413."""
     max_messages: Count = 4096
+    """Messages in a chat request."""
     max_choices: Count = 128
+    """Choices of one request, all prompts together."""
     max_tools: Count = 128
+    """Tools of one request."""
     max_tools_bytes: Count = 262144
-    """Of all tools together, and of what a chat template is told."""
+    """Size of all tools of a request together, and of `chat_template_kwargs`."""
     max_schema_bytes: Count = 65536
-    """Of a JSON schema or grammar."""
+    """Size of a JSON schema or grammar."""
     max_schema_parts: Count = 1000
     """Properties and references of a JSON schema, or rules of a grammar."""
     max_schema_depth: Count = 64
+    """Levels of nesting of a JSON schema."""
     max_inputs: Count = 2048
-    """Of one embedding request."""
+    """Inputs of one embedding request."""
     max_prompt_logprobs: Count = 200_000
-    """Of one request with `echo` and `logprobs`: choices × prompt tokens × (`logprobs` + 1)."""
+    """What one request with `echo` and `logprobs` gets: choices × prompt tokens × (`logprobs` +
+    1)."""
     models: list[ModelSettings] = msgspec.field(default_factory=lambda: [DEMO_MODEL])
+    """The models that the service offers; none in the file = a small demo model."""
 
     base_dir: str = "."
     """Folder of the configuration file; relative paths start here. Not a setting of its own."""
@@ -229,7 +260,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 _ENV_ALIASES = {"redis_url": "REDIS_URL"}
-_NOT_SETTINGS = {"models", "base_dir"}
+NOT_IN_ENVIRONMENT = {"models", "base_dir"}
+"""Fields that no environment variable overrides."""
 
 
 def env_name(field: str) -> str:
@@ -252,7 +284,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     sources = dict.fromkeys(values, str(path))
     for field in msgspec.structs.fields(Settings):
         variable = env_name(field.name)
-        if field.name not in _NOT_SETTINGS and variable in environ:
+        if field.name not in NOT_IN_ENVIRONMENT and variable in environ:
             values[field.name] = environ[variable]
             sources[field.name] = f"environment variable {variable}"
     try:

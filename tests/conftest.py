@@ -143,6 +143,17 @@ class Service:
             self.process.stdout.close()
 
 
+def models_folder() -> Path:
+    """The folder with the file of the counter models."""
+    models = TEST_FILES / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    if not (models / "counter.gguf").exists():
+        partial = models / f"counter.{os.getpid()}.gguf"
+        counter_model.write(partial)
+        partial.rename(models / "counter.gguf")
+    return models
+
+
 @contextmanager
 def running_service(data_dir: Path, **options: Any) -> Iterator[Service]:
     """`start_service`, and stop it whatever happens."""
@@ -167,12 +178,7 @@ def start_service(
     `extra` are more settings, and after them more models; `counters_more` settings of the two
     counter models.
     """
-    models = TEST_FILES / "models"
-    models.mkdir(parents=True, exist_ok=True)
-    if not (models / "counter.gguf").exists():
-        partial = models / f"counter.{os.getpid()}.gguf"
-        counter_model.write(partial)
-        partial.rename(models / "counter.gguf")
+    models = models_folder()
     port, flower_port = free_port(), free_port() if flower else 0
     config = data_dir / "llmis.toml"
     text = _CONFIG.format(

@@ -17,6 +17,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 from app import factory
 from app.parameters import IGNORED, REFUSED
 from shared.settings import Settings
+from tools.marked_tables import filled, markdown
 from tools.openai_endpoints import GROUPS
 
 ROOT = Path(__file__).parent.parent
@@ -43,16 +44,6 @@ def tables(api: dict[str, Any]) -> dict[str, str]:
     return {"endpoints": _endpoint_table(api), **found}
 
 
-def filled(text: str, found: dict[str, str]) -> str:
-    """A document with the tables in their places."""
-    for name, table in found.items():
-        before, begin, rest = text.partition(f"<!-- table {name} -->\n")
-        _, end, after = rest.partition("<!-- end -->\n")
-        assert end, f"the document has a place for the table {name}"
-        text = f"{before}{begin}\n{table}\n\n{end}{after}"
-    return text
-
-
 def _parameter_table(api: dict[str, Any], path: str) -> str:
     ours = _properties(api, path)
     theirs = get_type_hints(PARAMETERS[path])
@@ -61,7 +52,7 @@ def _parameter_table(api: dict[str, Any], path: str) -> str:
         rows.append([f"`{name}`", *_verdict(api, path, name, ours)])
     for name in sorted(ours.keys() - theirs.keys()):
         rows.append([f"`{name}`", "llmis's own", _words(api, ours[name])])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _verdict(api: dict[str, Any], path: str, name: str, ours: dict[str, Any]) -> list[str]:
@@ -93,7 +84,7 @@ def _endpoint_table(api: dict[str, Any]) -> str:
         are_served = [path for path in served if path in api["paths"]]
         paths = ", ".join(f"`{path}`" for path in are_served)
         rows.append([f"`{name}`", "supported" if are_served else "not served", paths or words])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _properties(api: dict[str, Any], path: str) -> dict[str, Any]:
@@ -155,12 +146,6 @@ def _range(schema: dict[str, Any]) -> str:
     if "maxProperties" in schema:
         return f"of up to {schema['maxProperties']} entries"
     return f"from {low}" if low is not None else f"to {high}" if high is not None else ""
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows
-    )
 
 
 def main() -> None:

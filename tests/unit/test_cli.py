@@ -199,7 +199,19 @@ def test_wrong_usage_is_exit_status_2(arguments: list[str]) -> None:
 
 def test_version_and_help() -> None:
     assert VERSION in run("--version").stdout
-    for command in ("up", "agent", "ps", "models", "nodes", "chat", "complete", "status", "doctor"):
+    for command in (
+        "up",
+        "web",
+        "agent",
+        "flower",
+        "ps",
+        "models",
+        "nodes",
+        "chat",
+        "complete",
+        "status",
+        "doctor",
+    ):
         assert run(command, "--help").exit_code == 0
         assert command in run("-h").stdout
 
@@ -346,10 +358,36 @@ def test_up_reports_a_bad_setting_and_exits_with_1(tmp_path: Path) -> None:
     assert result.stderr.startswith("llmis: keepalive_s = 'often'")
 
 
-def test_the_agent_takes_the_place_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("command", "program"),
+    [("web", "gunicorn"), ("agent", "worker.agent"), ("flower", "celery")],
+)
+def test_a_process_takes_the_place_of_its_command(
+    command: str, program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(start.os, "execve", lambda *call: calls.append(call))
-    run("agent")
+    monkeypatch.setenv("REDIS_URL", "redis://there/0")
+    assert run(command).exit_code == 0
     path, arguments, _environment = calls[0]
     assert path == sys.executable
-    assert arguments == [sys.executable, "-m", "worker.agent"]
+    assert arguments[:3] == [sys.executable, "-m", program]
+
+
+@pytest.mark.parametrize("command", ["web", "agent", "flower"])
+def test_a_process_alone_wants_to_know_its_redis(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start.os, "execve", lambda *_call: pytest.fail("it was started"))
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    result = run(command)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("llmis: redis_url is empty: set REDIS_URL")
+    monkeypatch.setenv("LLMIS_KEEPALIVE_S", "often")
+    assert run(command).stderr.startswith("llmis: keepalive_s = 'often'")
+
+
+def test_flower_without_a_port_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://there/0")
+    monkeypatch.setenv("LLMIS_FLOWER_PORT", "0")
+    assert "LLMIS_FLOWER_PORT" in run("flower").stderr

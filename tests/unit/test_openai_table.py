@@ -13,7 +13,8 @@ from app.schemas import ChatRequest
 from shared.errors import InvalidRequest
 from tests.unit import web_app
 from tools import openai_table
-from tools.openai_table import DOCUMENT, UndecidedError, filled, tables
+from tools.marked_tables import filled
+from tools.openai_table import DOCUMENT, UndecidedError, tables
 
 _CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 

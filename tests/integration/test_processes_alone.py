@@ -1,0 +1,73 @@
+"""Processes that are started one by one need nothing that `llmis up` would do for them."""
+
+import http.client
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from tests import alone
+from tests.admin_client import Completion, readiness
+from tests.conftest import Service, wait_for
+from tests.counter_model import expected_text
+
+
+def _status(port: int, path: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    except OSError:
+        return 0
+    finally:
+        connection.close()
+
+
+def _is_ready(service: Service) -> bool:
+    try:
+        return readiness(service)[0] == 200
+    except OSError:
+        return False
+
+
+def test_the_procfile_runs_the_service_and_stops_it(tmp_path: Path) -> None:
+    honcho = [sys.executable, "-m", "honcho", "start", "-f", "Procfile", "-e", "/dev/null"]
+    with alone.environment(tmp_path) as environment, environment.started(honcho) as service:
+        wait_for(lambda: _is_ready(service), "the model is ready", 90)
+        assert Completion(service, "counter", 20).read().text == expected_text(5, 20)
+        wait_for(lambda: _status(service.flower_port, "/") == 200, "Flower answers", 60)
+        assert _status(service.port, "/metrics") == 200
+        assert list((service.data_dir / "metrics").glob("*.db"))
+        assert service.pids("worker.replica")
+        service.process.send_signal(signal.SIGTERM)
+        service.process.wait(60)
+        assert not service.pids(), environment.output()
+
+
+def test_web_processes_begin_with_empty_counters_and_tell_systemd(tmp_path: Path) -> None:
+    web = [sys.executable, "-m", "cli", "web"]
+    with (
+        alone.environment(tmp_path) as environment,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices,
+    ):
+        notices.bind(str(tmp_path / "notify"))
+        notices.settimeout(60)
+        metrics = environment.data_dir / "metrics"
+        metrics.mkdir()
+        (metrics / "counter_1.db").write_bytes(b"of an earlier start")
+        with environment.started(web, NOTIFY_SOCKET=str(tmp_path / "notify")) as service:
+            assert b"READY=1" in notices.recv(4096)
+            wait_for(lambda: _status(service.port, "/healthz") == 200, "it answers", 60)
+            assert _status(service.port, "/metrics") == 200
+            assert not (metrics / "counter_1.db").exists()
+
+
+def test_a_second_web_tier_leaves_the_counters_of_the_first(tmp_path: Path) -> None:
+    web = [sys.executable, "-m", "cli", "web"]
+    with alone.environment(tmp_path) as environment, environment.started(web) as service:
+        wait_for(lambda: _status(service.port, "/metrics") == 200, "it answers", 60)
+        files = set((service.data_dir / "metrics").glob("*.db"))
+        assert files
+        with environment.started(web) as second:
+            assert second.process.wait(60) != 0
+        assert files <= set((service.data_dir / "metrics").glob("*.db"))
