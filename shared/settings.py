@@ -110,6 +110,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     web_connections: Count = 4000
     """Clients that one web process serves at the same time."""
     log_level: str = "info"
+    log_prompts: bool = False
+    """Write the texts of prompts and answers into the log of the web tier."""
     keepalive_s: Seconds = 10.0
     """A silent stream gets an SSE comment this often."""
     write_timeout_s: Seconds = 30.0
