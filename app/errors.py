@@ -4,7 +4,7 @@ import logging
 
 import msgspec
 import redis
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from kombu.exceptions import OperationalError
 from werkzeug.exceptions import HTTPException
 
@@ -32,6 +32,7 @@ def register(app: Flask) -> None:
 
 def respond(error: LlmisError) -> Response:
     """Shape an error as an HTTP response."""
+    g.line.fail(error)
     response = Response(
         msgspec.json.encode(error.body()), status=error.status, content_type="application/json"
     )

@@ -23,6 +23,7 @@ from app import (
     metrics,
     models,
     openapi,
+    request_log,
     requests,
     restarts,
     tokenization,
@@ -75,7 +76,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """Build the application and connect it, once Redis answers. Raises SettingsError,
     redis.RedisError when Redis refuses."""
     settings = settings or settings_module.load()
-    logs.configure("web", settings.log_level)
+    logs.configure("web", settings.log_level, with_prompts=settings.log_prompts)
     app = bare_app()
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.extensions["llmis"] = _services(settings)
@@ -91,6 +92,7 @@ def bare_app() -> Flask:
 def register_routes(app: Flask) -> None:
     """Add all that answers requests. The document of the routes comes last: it lists them."""
     app.before_request(_take_request_id)
+    request_log.register(app)
     callers.register(app)
     idempotency.register(app)
     limit_headers.register(app)
@@ -157,7 +159,7 @@ def _refresh_forever(services: Services) -> None:
 
 
 def _take_request_id() -> None:
-    g.request_id = request_id_from(request.headers.get("x-request-id"))
+    request_log.name_request(request_id_from(request.headers.get("x-request-id")))
 
 
 def _send_request_id(response: Response) -> Response:

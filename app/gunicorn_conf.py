@@ -44,7 +44,7 @@ _is_stopping = RawValue("b", 0)
 
 
 def on_starting(server: Any) -> None:
-    logs.configure("web", _settings.log_level)
+    logs.configure("web", _settings.log_level, with_prompts=_settings.log_prompts)
     for name in ("gunicorn.error", "gunicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers[:] = []

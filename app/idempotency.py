@@ -5,7 +5,7 @@ import re
 
 from flask import Flask, Response, g, request
 
-from app import limit_headers
+from app import limit_headers, request_log
 from app.dispatch import Once, Reading
 from app.services import services
 from shared import names
@@ -32,7 +32,7 @@ def admit(job: Job) -> Reading:
     """
     key = request.headers.get("Idempotency-Key")
     reading = services().dispatcher.submit(job, None if key is None else once(key, g.fingerprint))
-    g.request_id = reading.job.id
+    request_log.name_request(reading.job.id)
     g.is_replay = not reading.is_first
     if reading.is_first:
         limit_headers.note(reading.allowances, reading.ahead)

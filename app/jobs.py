@@ -119,7 +119,7 @@ def _job(
     grammar = body.grammar(shared.settings)
     _check_grammar(body, grammar is not None or fields.get("tool_choice") is ToolChoice.REQUIRED)
     shared.usage.note(body.model)
-    return Job(
+    job = Job(
         id=request_id,
         model=body.model,
         kind=kind,
@@ -142,6 +142,8 @@ def _job(
         deadline_at=shared.dispatcher.deadline(body.timeout_s),
         **fields,
     )
+    g.line.ask(job)
+    return job
 
 
 def _check_max_tokens(body: GenerationRequest, max_tokens: int | None, limit: int) -> None:

@@ -19,6 +19,7 @@ from app.metrics import StreamMetrics
 from app.positions import Place, Positions
 from app.queues import QueueLengths
 from app.refusals import expected_wait_s, retry_after_s
+from app.request_log import RequestLine
 from shared.errors import DeadlineExceeded, QueueTimeout, ReplicaLost, RequestCancelled
 from shared.lifecycle import Progress
 from shared.messages import Delta, Echo, Event, Failed
@@ -49,7 +50,7 @@ class RelayParts:
 class Relay:
     """Reads one job for one client."""
 
-    def __init__(self, parts: RelayParts, reading: Reading) -> None:
+    def __init__(self, parts: RelayParts, reading: Reading, line: RequestLine) -> None:
         self._parts = parts
         self._settings = parts.settings
         # What it asks for is in Redis; a long queue of long prompts would be held here, too.
@@ -57,6 +58,8 @@ class Relay:
             reading.job, messages=[], prompts=[], tools=[], suffix=None, grammar=None
         )
         self._reading = replace(reading, job=job)
+        self._line = line
+        line.read(job)
         self._stream = reading.stream
         # A request is measured once, where it came in.
         self.metrics = (
@@ -155,6 +158,7 @@ class Relay:
         if events:
             if self.metrics is not None:
                 self.metrics.observe(events)
+            self._line.observe(events)
             self._unserved_since = self.load = None
             self._has_begun()
             self._num_requeues, self._requeue_wait_s = 0, TICK_S
@@ -292,3 +296,4 @@ class Relay:
         self._parts.dispatcher.release(self._reading)
         if self.metrics is not None:
             self.metrics.close(error)
+        self._line.fail(error)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from flask import Response, g, request
 
-from app import sse
+from app import request_log, sse
 from app.disconnect import DisconnectWatcher
 from app.dispatch import Reading
 from app.errors import from_exception
@@ -30,7 +30,7 @@ def last_event_id() -> EventId | None:
 def resume(at: EventId, kind: JobKind | None = None) -> Response:
     """Go on with an answer behind an event that its reader has. Raises LlmisError."""
     reading = followed(at, kind)
-    g.request_id = reading.job.id
+    request_log.name_request(reading.job.id)
     return respond(reading, at)
 
 
@@ -49,7 +49,7 @@ def followed(at: EventId, kind: JobKind | None = None) -> Reading:
 def respond(reading: Reading, at: EventId | None = None) -> Response:
     """Raises LlmisError: before the first byte an error is an HTTP status."""
     watcher = DisconnectWatcher(request.environ, reading.stream.close)
-    relay = Relay(services().relay, reading)
+    relay = Relay(services().relay, reading, g.line)
     wording = Wording(reading.job)
     try:
         pieces = wording.begin(reading.stream, at)
@@ -99,8 +99,8 @@ def _events(
         # A body without its last chunk is seen to be cut off by every client, which may come back.
         raise ConnectionResetError(errno.ECONNRESET, "the web process ends") from exc
     except Exception as exc:
-        error = exc
-        yield sse.event(from_exception(exc).body(), wording.at)
+        error = from_exception(exc)
+        yield sse.event(error.body(), wording.at)
     finally:
         on_close()
         relay.close(error)

@@ -19,8 +19,9 @@ from kombu.exceptions import OperationalError
 from simple_websocket import ConnectionClosed, Server
 from wsproto.utilities import LocalProtocolError
 
+from app import request_log
 from app.answers import timings_ms
-from app.dispatch import Reading, request_id_from
+from app.dispatch import Reading, new_request_id, request_id_from
 from app.errors import from_exception
 from app.event_id import EventId, parse_event_id
 from app.idempotency import digest, once
@@ -32,7 +33,7 @@ from app.schemas import ChatRequest, CompletionRequest
 from app.services import services
 from app.streamed import followed
 from app.wording import Piece, Wording
-from shared.errors import GoingAway, InvalidRequest, LlmisError
+from shared.errors import GoingAway, InvalidRequest, LlmisError, RequestCancelled
 from shared.lifecycle import Progress
 from shared.messages import Job
 
@@ -40,6 +41,8 @@ _log = logging.getLogger(__name__)
 _PATH = "/v1/ws"
 _MAX_REQUESTS = 32
 """Open requests on one connection."""
+_ASKING = ("request", "resume")
+"""Types of frames that are requests: each has a line in the log."""
 
 
 def register(app: Flask) -> None:
@@ -124,12 +127,12 @@ class _Connection:
 
     def take(self, frame: str | bytes) -> None:
         """Act on one frame. A bad one is answered with an error frame."""
-        frame_id = None
+        frame_id = kind = None
         try:
             message = _decode(frame)
             frame_id = message.get("id")
             kind = message.get("type")
-            if kind in ("request", "resume"):
+            if kind in _ASKING:
                 self._open(message)
             elif kind == "cancel":
                 self._cancel(_frame_id(message))
@@ -138,7 +141,12 @@ class _Connection:
             else:
                 raise InvalidRequest("type must be request, resume, cancel or ping.", param="type")
         except (LlmisError, redis.RedisError, OperationalError) as exc:
-            self._send({"type": "error", "id": frame_id, **from_exception(exc).body()})
+            error = from_exception(exc)
+            if kind in _ASKING:
+                line = request_log.new_line(f"WS {_PATH}")
+                line.fail(error)
+                line.write(new_request_id(), self._owner, error.status)
+            self._send({"type": "error", "id": frame_id, **error.body()})
 
     def go_away(self) -> None:
         """Close the connection from this side: the process ends."""
@@ -182,18 +190,27 @@ class _Connection:
     def _answer(self, frame_id: str, message: dict[str, Any]) -> None:
         with self._app.app_context():
             g.owner = self._owner
+            g.line = request_log.new_line(f"WS {_PATH}")
+            request_log.name_request(new_request_id())
+            status = 200
             try:
                 self._relay(frame_id, message)
             except ClientGone:
+                if frame_id in self._cancelled:
+                    g.line.fail(RequestCancelled("The client cancelled the request."))
+                status = RequestCancelled.status
                 self._report(frame_id, {"type": "cancelled", "id": frame_id})
-            except GoingAway:
-                pass  # the connection is closed next, and the client may come back
+            except GoingAway as exc:
+                status = exc.status  # the connection is closed next, and the client may come back
             except Exception as exc:
-                body = from_exception(exc).body()
-                self._report(frame_id, {"type": "error", "id": frame_id, **body})
+                error = from_exception(exc)
+                g.line.fail(error)
+                status = error.status
+                self._report(frame_id, {"type": "error", "id": frame_id, **error.body()})
             finally:
                 self._readings.pop(frame_id, None)
                 self._cancelled.discard(frame_id)
+                g.line.write(g.request_id, self._owner, status)
 
     def _report(self, frame_id: str, frame: dict[str, Any]) -> None:
         """Tell how a request ended, if there is still somebody to tell."""
@@ -204,7 +221,8 @@ class _Connection:
         at = _event_id(message) if message["type"] == "resume" else None
         reading = followed(at) if at else _submit(message)
         self._readings[frame_id] = reading
-        relay = Relay(services().relay, reading)
+        request_log.name_request(reading.job.id)
+        relay = Relay(services().relay, reading, g.line)
         error: BaseException | None = None
         try:
             if frame_id in self._cancelled:
@@ -298,6 +316,7 @@ def _job(message: dict[str, Any]) -> Job:
     endpoint = message.get("endpoint", "chat.completions")
     body = message.get("body")
     request_id = request_id_from(_text(message, "request_id"))
+    request_log.name_request(request_id)
     if endpoint == "chat.completions":
         return chat_job(convert(body, ChatRequest), request_id)
     if endpoint == "completions":

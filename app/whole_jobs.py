@@ -33,7 +33,7 @@ def new_job(model: str, kind: JobKind, prompts: list[str | list[int]], **fields:
     check_model(model)
     shared = services()
     shared.usage.note(model)
-    return Job(
+    job = Job(
         id=g.request_id,
         model=model,
         kind=kind,
@@ -43,12 +43,14 @@ def new_job(model: str, kind: JobKind, prompts: list[str | list[int]], **fields:
         deadline_at=shared.dispatcher.deadline(),
         **fields,
     )
+    g.line.ask(job)
+    return job
 
 
 def respond(reading: Reading, answer: Answer) -> Response:
     """Read a job to its end and respond with its answer. Raises LlmisError."""
     watcher = DisconnectWatcher(request.environ, reading.stream.close)
-    relay = Relay(services().relay, reading)
+    relay = Relay(services().relay, reading, g.line)
     error: BaseException | None = None
     try:
         body = body_of(relay.events([]), answer)

@@ -15,10 +15,11 @@ VERSION = 5
 
 
 class DecodeError(ValueError):
-    """Bytes that are not the message they should be. `payload` holds the first 200 of them."""
+    """Bytes that are not the message they should be. They may hold a prompt: the text of the
+    error, which is logged, does not quote them."""
 
     def __init__(self, reason: str, payload: bytes) -> None:
-        super().__init__(f"{reason}: {payload[:200]!r}")
+        super().__init__(f"{reason} ({len(payload)} bytes)")
         self.payload = payload[:200]
 
 

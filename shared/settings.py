@@ -128,6 +128,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Clients that one web process serves at the same time."""
     log_level: str = "info"
     """debug, info, warning, error."""
+    log_prompts: bool = False
+    """Write the texts of prompts and answers into the log, cut at 4,000 characters each
+    ([logs.md](logs.md))."""
     keepalive_s: Seconds = 10.0
     """A silent stream gets an SSE comment this often."""
     write_timeout_s: Seconds = 30.0

@@ -248,7 +248,7 @@ def main(arguments: list[str]) -> int:
     assignment_id, replica_id = arguments
     try:
         settings = settings_module.load()
-        logs.configure("replica", settings.log_level)
+        logs.configure("replica", settings.log_level, with_prompts=settings.log_prompts)
         client = connect(settings, max_connections=1)
         payload = client.hget(names.assignments_key(settings.node), assignment_id)
         assignment = lifecycle.decode(payload, Assignment)

@@ -17,7 +17,7 @@ from celery.worker import state as worker_state
 from celery.worker.control import control_command, ok
 from celery.worker.request import Request
 
-from shared import claims, essential, messages, names, registry
+from shared import claims, essential, logs, messages, names, registry
 from shared.celery_app import app
 from shared.claims import Claim
 from shared.connections import payload_bytes
@@ -133,13 +133,17 @@ def generate(self: Any, job_id: str) -> None:
 
 def _run(replica: Replica, job_id: str) -> str:
     """Run a job and return its outcome. Should the process die, what it holds is rescued."""
-    if not replica.at_work.begin(job_id):
-        _log.info("second delivery of a job dropped", extra={"request_id": job_id})
-        return "duplicate"
+    logs.set_request_id(job_id)
     try:
-        return _run_once(replica, job_id)
+        if not replica.at_work.begin(job_id):
+            _log.info("second delivery of a job dropped")
+            return "duplicate"
+        try:
+            return _run_once(replica, job_id)
+        finally:
+            replica.at_work.end(job_id)
     finally:
-        replica.at_work.end(job_id)
+        logs.set_request_id("")
 
 
 def _run_once(replica: Replica, job_id: str) -> str:
@@ -147,7 +151,7 @@ def _run_once(replica: Replica, job_id: str) -> str:
     would send it again."""
     payload, readers = outlast(lambda: _take(replica, job_id), "a job")
     if not payload:
-        _log.warning("job is gone, nobody waits for it", extra={"request_id": job_id})
+        _log.warning("job is gone, nobody waits for it")
         outcome = "expired"
     else:
         try:
@@ -170,7 +174,7 @@ def _run_job(replica: Replica, job: Job, readers: set[bytes]) -> str:
         return "duplicate"
     claimed = outlast(lambda: _claim(replica, job), "a claim")
     if claimed is None:
-        _log.info("second delivery of a job dropped", extra={"request_id": job.id})
+        _log.info("second delivery of a job dropped")
         outlast(lambda: _count_once(replica, job), "a second delivery")
         return "duplicate"
     claim, past = claimed
@@ -182,7 +186,7 @@ def _run_job(replica: Replica, job: Job, readers: set[bytes]) -> str:
     except LlmisError as error:
         _fail(replica, run, error)
     except Exception:
-        _log.exception("job failed outside of the engine", extra={"request_id": job.id})
+        _log.exception("job failed outside of the engine")
         _fail(replica, run, InternalError("The replica had an error while preparing the request."))
     else:
         # The flag is set before the revocation is sent: one of the two is seen.
@@ -278,7 +282,7 @@ def _start(replica: Replica, run: JobRun, claim: Claim, past: Past) -> None:
         _log.warning(
             "job goes on after %d tokens",
             past.num_tokens,
-            extra={"request_id": run.id, "attempt": claim.attempt},
+            extra={"attempt": claim.attempt},
         )
         go_on(run, past, replica.vocabulary)
     if run.sequences and len(run.ended) == len(run.sequences):
@@ -389,6 +393,7 @@ def _log_end(replica: Replica, run: JobRun) -> None:
             "request_id": run.id,
             "model": run.job.model,
             "replica": replica.id,
+            "attempt": run.attempt,
             "outcome": run.outcome,
             "prompt_tokens": usage.prompt_tokens,
             "cached_tokens": usage.cached_tokens,
@@ -396,5 +401,6 @@ def _log_end(replica: Replica, run: JobRun) -> None:
             "queue_time_ms": round(1000 * timings.queue_s, 1),
             "prefill_ms": round(1000 * timings.prefill_s, 1),
             "decode_ms": round(1000 * timings.decode_s, 1),
+            "slot_ms": round(1000 * (timings.prefill_s + timings.decode_s), 1),
         },
     )

@@ -28,7 +28,7 @@ stands behind loads that wait for the room it would make."""
 def main() -> int:
     try:
         settings = settings_module.load()
-        logs.configure("agent", settings.log_level)
+        logs.configure("agent", settings.log_level, with_prompts=settings.log_prompts)
         _run(settings)
     except SettingsError as exc:
         print(f"llmis agent: {exc}", file=sys.stderr)
