@@ -96,7 +96,7 @@ def test_a_requests_traceback_has_classes_and_places_and_no_foreign_message() ->
 
 
 def test_bytes_that_are_no_job_are_not_quoted() -> None:
-    job = Job(id="r", model="m", kind=JobKind.CHAT, reply_channel="c", created_at=0, deadline_at=0,
+    job = Job(id="r", model="m", kind=JobKind.CHAT, created_at=0, deadline_at=0,
               messages=[ChatMessage("user", _SECRET)])  # fmt: skip
     for payload in (messages.encode_job(job)[:-1], messages.encode_job(job) + b"\xc1"):
         with pytest.raises(messages.DecodeError) as caught:
