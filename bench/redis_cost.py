@@ -51,6 +51,7 @@ def main() -> int:
             "machine": machine_facts(),
             "life_us": clock.us_a_call(_life(client)),
             "token_us": _tokens(client, path, clock),
+            "role_us": _roles(client, path, clock),
             "beat_us": _beats(client, clock),
         }
     _print(content)
@@ -131,6 +132,28 @@ def _step(client: "redis.Redis", num_jobs: int, num_webs: int) -> Callable[[], o
     return call
 
 
+def _roles(client: "redis.Redis", path: str, clock: _Clock) -> dict[str, float]:
+    """Microseconds a token of a step with 64 jobs, if one server had the logs, another the
+    channels: what a division by role would take off either."""
+    number = 64
+    runs = [JobRun(sample_job(f"role-{i}"), 0, []) for i in range(number)]
+    events = events_of([(run, StepResult((run.id, 0), " word", [1234])) for run in runs])
+    payloads = [(run.id, messages.encode_event(event)) for run, event in events]
+    message = messages.encode_hub_message(payloads)
+
+    def append() -> None:
+        pipe = client.pipeline(transaction=False)
+        for job_id, payload in payloads:
+            pipe.rpush(names.log_key(job_id), payload)
+        pipe.execute()
+
+    client.flushall()
+    found = {"logs alone": clock.us_a_call(append)}
+    with _subscribers(path, 1):
+        found["channels alone"] = clock.us_a_call(lambda: client.publish("web-0", message))
+    return {name: round(us / number, 2) for name, us in found.items()}
+
+
 class _subscribers:
     """Web processes that listen, each on its channel."""
 
@@ -197,6 +220,7 @@ def _print(content: dict[str, Any]) -> None:
     rows = [["what", "", "CPU us", "a second of one core"]]
     rows.append(["request", "its life without tokens", *_cells(content["life_us"])])
     rows += [["token", name, *_cells(us)] for name, us in content["token_us"].items()]
+    rows += [["token, 64 jobs", name, *_cells(us)] for name, us in content["role_us"].items()]
     rows += [["beat", name, *_cells(us)] for name, us in content["beat_us"].items()]
     print(report.table(rows))
 
