@@ -20,7 +20,7 @@ from shared import claims, messages, names
 from shared.connections import payload_bytes
 from shared.errors import IdempotencyKeyReused, NotFound, RequestCancelled
 from shared.job_queue import Admission, Departure, JobQueue, Order, Refusal
-from shared.limits import Allowances, Limits, charge_of, limits_of
+from shared.limits import Allowances, Limits, charge_of
 from shared.messages import Event, Failed, Finished, Job, Priority
 from shared.registry import Directory
 from shared.settings import Settings
@@ -91,14 +91,13 @@ class Dispatcher:
         longest_s = self._settings.request_timeout_s
         return time.time() + min(timeout_s or longest_s, longest_s)
 
-    def submit(self, job: Job, once: Once | None = None) -> Reading:
+    def submit(self, job: Job, limits: Limits, once: Once | None = None) -> Reading:
         """Queue a job and read it; or read the earlier one of the same request.
 
-        The job gets another id when its own is taken: ids that clients send are not always
-        unique. A short outage of Redis is waited for. Raises TooManyRequests,
+        `limits` are its owner's. The job gets another id when its own is taken: ids that clients
+        send are not always unique. A short outage of Redis is waited for. Raises TooManyRequests,
         IdempotencyKeyReused, redis.RedisError.
         """
-        limits = limits_of(self._settings)
         job = msgspec.structs.replace(job, charged_tokens=charge_of(job, limits))
         deadline = self._bridge.deadline()
         while True:
@@ -125,12 +124,13 @@ class Dispatcher:
                 raise refusal_error(admission, limits, job.model, replicas)
             job = msgspec.structs.replace(job, id=f"{job.id[:96]}-{uuid.uuid4().hex[:8]}")
 
-    def find(self, job_id: str, owner: str) -> Job:
-        """A job by its id, for its owner: the request itself may be gone. Raises NotFound."""
+    def find(self, job_id: str, owner: str | None) -> Job:
+        """A job by its id, for its owner, or for None who may see all: the request itself may be
+        gone. Raises NotFound."""
         job = self._stored(job_id) if names.is_request_id(job_id) else None
         if job is not None and job.is_over and not self._client.exists(names.log_key(job.id)):
             job = None  # a large answer goes sooner than the rest
-        if job is None or job.owner != owner:
+        if job is None or owner not in (None, job.owner):
             raise NotFound(f"There is no request {job_id!r}, or it ended long ago.", param="id")
         return job
 
@@ -244,8 +244,11 @@ class Dispatcher:
         elif departure is Departure.OUT_OF_QUEUE:
             self._client.expire(names.job_key(job.id), self._settings.job_ttl_s)
 
-    def cancel(self, job_id: str, owner: str) -> None:
-        """Cancel a job for good, whoever reads it. Raises NotFound, redis.RedisError."""
+    def cancel(self, job_id: str, owner: str | None) -> None:
+        """Cancel a job of this owner, or of anybody for None, for good and whoever reads it.
+
+        Raises NotFound, redis.RedisError.
+        """
         self.find(job_id, owner)
         # The flag first: a replica that misses the revocation finds it.
         claims.flag_cancelled(self._client, job_id, self._job_ttl_s)

@@ -10,8 +10,8 @@ import redis
 from flask import Flask, Response, g, request
 
 from app import (
+    access,
     admin,
-    callers,
     chat_page,
     docs_page,
     embeddings,
@@ -29,6 +29,7 @@ from app import (
     tokenization,
     websocket,
 )
+from app.auth import Authenticator
 from app.catalog import Catalog
 from app.dispatch import Dispatcher, request_id_from
 from app.hub import Hub
@@ -63,6 +64,7 @@ class Services:
     loader: Loader
     usage: Usage
     relay: RelayParts
+    authenticator: Authenticator
     is_stopping: bool = False
     started_at: float = field(default_factory=time.time)
     """Unix time in seconds."""
@@ -93,7 +95,7 @@ def register_routes(app: Flask) -> None:
     """Add all that answers requests. The document of the routes comes last: it lists them."""
     app.before_request(_take_request_id)
     request_log.register(app)
-    callers.register(app)
+    access.register(app)
     idempotency.register(app)
     limit_headers.register(app)
     app.after_request(_send_request_id)
@@ -133,16 +135,21 @@ def _services(settings: Settings) -> Services:
     lookout.start()
     positions = Positions(dispatcher.queue)
     relay = RelayParts(settings, dispatcher, directory, queues, loader, lookout, positions)
-    services = Services(settings, client, hub, dispatcher, directory, catalog, loader, usage, relay)
+    authenticator = Authenticator(settings, client)
+    outlast(authenticator.refresh, "the start")
+    services = Services(
+        settings, client, hub, dispatcher, directory, catalog, loader, usage, relay, authenticator
+    )
     gevent.spawn(_refresh_forever, services)
     return services
 
 
 def _refresh_forever(services: Services) -> None:
-    """With every beat: the registry, the queues and who waits where into memory, the gauges."""
+    """With every beat: keys, the registry, queues and who waits where into memory, the gauges."""
     rescuer = Rescuer(services.client, services.dispatcher.queue)
     while True:
         try:
+            services.authenticator.refresh()
             services.directory.refresh()
             records = services.directory.replicas()
             services.relay.queues.refresh(services.catalog.names())

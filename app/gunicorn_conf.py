@@ -24,7 +24,8 @@ _GOING_AWAY = (
     "Idempotency-Key it goes on where it was."
 )
 
-bind = f"{_settings.host}:{_settings.port}"
+_host = f"[{_settings.host}]" if ":" in _settings.host else _settings.host
+bind = f"{_host}:{_settings.port}"
 worker_class = "app.web_worker.WebWorker"
 workers = _settings.web_workers
 worker_connections = _settings.web_connections

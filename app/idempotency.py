@@ -31,7 +31,8 @@ def admit(job: Job) -> Reading:
     Raises InvalidRequest, IdempotencyKeyReused, TooManyRequests, redis.RedisError.
     """
     key = request.headers.get("Idempotency-Key")
-    reading = services().dispatcher.submit(job, None if key is None else once(key, g.fingerprint))
+    same = None if key is None else once(key, g.fingerprint)
+    reading = services().dispatcher.submit(job, g.principal.limits, same)
     request_log.name_request(reading.job.id)
     g.is_replay = not reading.is_first
     if reading.is_first:
@@ -45,7 +46,7 @@ def once(key: str, fingerprint: str) -> Once:
         raise InvalidRequest(
             "Idempotency-Key must be 1 to 255 visible ASCII characters.", param="Idempotency-Key"
         )
-    return Once(names.idempotency_key(g.owner, digest(key.encode())), fingerprint)
+    return Once(names.idempotency_key(g.principal.owner, digest(key.encode())), fingerprint)
 
 
 def digest(payload: bytes) -> str:

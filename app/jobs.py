@@ -130,7 +130,7 @@ def _job(
         ignore_eos=bool(body.ignore_eos),
         priority=Priority(body.priority or Priority.INTERACTIVE),
         grammar=grammar,
-        owner=g.owner,
+        owner=g.principal.owner,
         answer=AnswerOptions(
             wants_usage=body.wants_usage,
             wants_logprobs=wants_logprobs,

@@ -1,7 +1,7 @@
 """`GET /openapi.json`: the OpenAPI 3.1 document of the routes, as `app.documented` declares them.
 
 Built once, when the application is made, from the types that check the requests and shape the
-answers. It says nothing about the machine or its settings.
+answers. Of the machine and its settings it tells one thing: whether a key is needed.
 """
 
 import inspect
@@ -13,11 +13,19 @@ import msgspec
 from flask import Blueprint, Flask, Response, current_app, request
 from werkzeug.routing import Rule
 
+from app.access import scope_of
 from app.documented import JSON, RouteDocument, document_of
 from app.error_answer import ErrorAnswer
 from app.parameters import IGNORED, REFUSED
 from app.schema_components import Components
-from shared.errors import LlmisError, TooManyRequests
+from shared.api_keys import Scope
+from shared.errors import (
+    Forbidden,
+    LlmisError,
+    QueueUnavailable,
+    TooManyRequests,
+    Unauthorized,
+)
 from shared.version import VERSION
 
 blueprint = Blueprint("openapi", __name__)
@@ -29,6 +37,17 @@ _RETRY_STATUSES = (429, 503, 507)
 _DESCRIPTION = """\
 An OpenAI-compatible service for large language models. Any request may carry `x-request-id`; every
 answer has it. `WS /v1/ws` carries the same requests over one connection: see docs/protocol.md."""
+_SECURITY_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An API key, or a token of the issuer that the service trusts.",
+}
+_KEY_ERRORS: dict[Scope | None, frozenset[type[LlmisError]]] = {
+    None: frozenset(),
+    Scope.USER: frozenset({Unauthorized, TooManyRequests, QueueUnavailable}),
+    Scope.ADMIN: frozenset({Unauthorized, TooManyRequests, QueueUnavailable, Forbidden}),
+}
+"""Of routes by the scope that they need."""
 _HEADERS = {
     "x-request-id": {
         "description": "Names the request in logs and for cancelling: the client's own, if it "
@@ -39,6 +58,10 @@ _HEADERS = {
     "Retry-After": {
         "description": "Seconds after which to try again.",
         "schema": {"type": "integer", "minimum": 0},
+    },
+    "WWW-Authenticate": {
+        "description": "How to bring an API key.",
+        "schema": {"type": "string"},
     },
 }
 _LIMIT_HEADERS: dict[str, Any] = {
@@ -75,6 +98,7 @@ def show() -> Response:
 
 def build(app: Flask) -> dict[str, Any]:
     """Make the document of the routes that are documented."""
+    asks_for_keys = app.extensions["llmis"].settings.auth
     routes = list(_documented_routes(app))
     types = [ErrorAnswer]
     for _, _, document in routes:
@@ -86,15 +110,21 @@ def build(app: Flask) -> dict[str, Any]:
     for rule, view, document in routes:
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
-            operation = _operation(rule, view, document, components)
+            scope = scope_of(rule.rule) if asks_for_keys else None
+            operation = _operation(rule, view, document, components, scope)
             paths.setdefault(path, {})[method.lower()] = operation
+    security = {"securitySchemes": {"key": _SECURITY_SCHEME}} if asks_for_keys else {}
     return {
         "openapi": "3.1.0",
         "info": {"title": "llmis", "version": VERSION, "description": _DESCRIPTION},
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in ("Inference", "Administration", "Service")],
         "paths": dict(sorted(paths.items())),
-        "components": {"schemas": components.schemas, "headers": _HEADERS | _LIMIT_HEADERS},
+        "components": {
+            "schemas": components.schemas,
+            "headers": _HEADERS | _LIMIT_HEADERS,
+            **security,
+        },
     }
 
 
@@ -121,15 +151,21 @@ def _documented_routes(
 
 
 def _operation(
-    rule: Rule, view: Callable[..., Any], document: RouteDocument, components: Components
+    rule: Rule,
+    view: Callable[..., Any],
+    document: RouteDocument,
+    components: Components,
+    scope: Scope | None,
 ) -> dict[str, Any]:
     summary, _, description = (inspect.getdoc(view) or "").partition("\n\n")
     operation: dict[str, Any] = {
         "operationId": rule.endpoint.replace(".", "_"),
         "summary": summary.rstrip("."),
         "tags": [_TAGS.get(rule.endpoint.partition(".")[0], "Inference")],
-        "responses": _responses(document, components),
+        "responses": _responses(document, components, document.errors | _KEY_ERRORS[scope]),
     }
+    if scope is not None:
+        operation["security"] = [{"key": []}]
     if description:
         operation["description"] = description
     parameters = [_path_parameter(n, document.parameters[n]) for n in sorted(rule.arguments)]
@@ -159,11 +195,13 @@ def _header(name: str, description: str) -> dict[str, Any]:
     return {"name": name, "in": "header", "description": description, "schema": schema}
 
 
-def _responses(document: RouteDocument, components: Components) -> dict[str, Any]:
+def _responses(
+    document: RouteDocument, components: Components, errors: frozenset[type[LlmisError]]
+) -> dict[str, Any]:
     """Status → response. A status can have an answer of its own and be an error as well."""
     shapes: dict[int, list[Any]] = {s: [answer] for s, answer in document.answers.items()}
     words = {status: ["The answer."] for status in document.answers}
-    for error in sorted(document.errors, key=lambda error: (error.status, error.code or "")):
+    for error in sorted(errors, key=lambda error: (error.status, error.code or "")):
         if ErrorAnswer not in shapes.setdefault(error.status, []):
             shapes[error.status].append(ErrorAnswer)
         words.setdefault(error.status, []).append(_words(error))
@@ -175,6 +213,7 @@ def _responses(document: RouteDocument, components: Components) -> dict[str, Any
         if status == 200 and document.stream is not None:
             content[_EVENT_STREAM] = {"schema": _event(document.stream, components)}
         headers = ["x-request-id"] + ["Retry-After"] * (status in _RETRY_STATUSES)
+        headers += ["WWW-Authenticate"] * (status == 401)
         headers += list(_LIMIT_HEADERS) if TooManyRequests in document.errors else []
         responses[str(status)] = {
             "description": "\n".join(words[status]),

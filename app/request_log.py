@@ -10,6 +10,7 @@ from typing import Any
 
 from flask import Flask, Response, g, request
 
+from app.auth import ANONYMOUS, Principal
 from app.job_stream import ClientGone
 from app.services import services
 from shared import logs
@@ -169,7 +170,9 @@ def _begin() -> None:
 
 def _write_at_the_end(response: Response) -> Response:
     """The end of a stream, not its headers."""
-    line, request_id, owner = g.line, g.request_id, g.get("owner", "anonymous")
+    principal: Principal | None = g.get("principal")
+    owner = principal.owner if principal else ANONYMOUS
+    line, request_id = g.line, g.request_id
     response.call_on_close(lambda: line.write(request_id, owner, response.status_code))
     return response
 

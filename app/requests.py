@@ -17,6 +17,7 @@ from app.generation import LAST_EVENT_ID, RUN_ERRORS
 from app.jobs import is_chat_or_completion
 from app.services import services
 from shared import errors
+from shared.api_keys import Scope
 from shared.errors import (
     InvalidRequest,
     MethodNotAllowed,
@@ -38,7 +39,7 @@ def register(app: Flask) -> None:
 @documented(RequestState, errors=(NotFound, QueueUnavailable), parameters=_REQUEST_ID)
 def show(request_id: str) -> Response:
     """Show where a request is, and its answer when it is finished."""
-    job = services().dispatcher.find(request_id, g.owner)
+    job = services().dispatcher.find(request_id, g.principal.owner)
     return Response(msgspec.json.encode(_state(job)), content_type="application/json")
 
 
@@ -67,8 +68,12 @@ def events(request_id: str) -> Response:
 @blueprint.post("/v1/requests/<request_id>/cancel")
 @documented(CancelAnswer, errors=(NotFound, QueueUnavailable), parameters=_REQUEST_ID)
 def cancel(request_id: str) -> Response:
-    """Cancel a request, wherever it is: in the queue, in the prefill, in mid-stream."""
-    services().dispatcher.cancel(request_id, g.owner)
+    """Cancel a request, wherever it is: in the queue, in the prefill, in mid-stream.
+
+    With the scope admin anybody's.
+    """
+    is_admin = g.principal.scope is Scope.ADMIN
+    services().dispatcher.cancel(request_id, None if is_admin else g.principal.owner)
     body = CancelAnswer(request_id)
     return Response(msgspec.json.encode(body), content_type="application/json")
 

@@ -36,7 +36,7 @@ def resume(at: EventId, kind: JobKind | None = None) -> Response:
 
 def followed(at: EventId, kind: JobKind | None = None) -> Reading:
     """Read the job, of that kind, that an event belongs to. Raises LlmisError."""
-    job = services().dispatcher.find(at.job_id, g.owner)
+    job = services().dispatcher.find(at.job_id, g.principal.owner)
     if kind not in (None, job.kind):
         raise InvalidRequest(
             f"The request {job.id!r} was sent to another endpoint.", param="Last-Event-ID"

@@ -20,7 +20,9 @@ from simple_websocket import ConnectionClosed, Server
 from wsproto.utilities import LocalProtocolError
 
 from app import request_log
+from app.access import WEBSOCKET
 from app.answers import timings_ms
+from app.auth import ANONYMOUS, Principal, Reason, refusal
 from app.dispatch import Reading, new_request_id, request_id_from
 from app.errors import from_exception
 from app.event_id import EventId, parse_event_id
@@ -38,11 +40,12 @@ from shared.lifecycle import Progress
 from shared.messages import Job
 
 _log = logging.getLogger(__name__)
-_PATH = "/v1/ws"
 _MAX_REQUESTS = 32
 """Open requests on one connection."""
 _ASKING = ("request", "resume")
 """Types of frames that are requests: each has a line in the log."""
+_AUTH_TIMEOUT_S = 10.0
+"""For the first frame of a connection that has to bring an API key."""
 
 
 def register(app: Flask) -> None:
@@ -52,12 +55,12 @@ def register(app: Flask) -> None:
         "max_message_size": settings.max_body_bytes,
     }
     app.before_request(_check_handshake)
-    Sock(app).route(_PATH)(_serve)
+    Sock(app).route(WEBSOCKET)(_serve)
 
 
 def _check_handshake() -> None:
     """Refuse what the library would stumble over. Raises InvalidRequest."""
-    if request.path != _PATH:
+    if request.path != WEBSOCKET:
         return
     # Compressed frames depend on their order, and the library compresses before it locks.
     request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
@@ -100,9 +103,10 @@ def _serve(ws: Server) -> None:
         ws.close(1008, "cross-origin connections are not allowed")
         return
     ws.sock = _WholeSendSocket(ws.sock)
-    connection = _Connection(ws, current_app._get_current_object(), g.owner)  # type: ignore[attr-defined]
+    connection = _Connection(ws, current_app._get_current_object())  # type: ignore[attr-defined]
     services().close_sockets.add(connection.go_away)
     try:
+        connection.authenticate()
         while True:
             connection.take(ws.receive())
     except (ConnectionClosed, ClientGone):
@@ -117,13 +121,27 @@ def _serve(ws: Server) -> None:
 
 
 class _Connection:
-    def __init__(self, ws: Server, app: Flask, owner: str) -> None:
+    def __init__(self, ws: Server, app: Flask) -> None:
         self._ws = ws
         self._app = app
-        self._owner = owner
+        self._address = request.remote_addr or ""
+        self._principal: Principal | None = g.principal
+        """None until a frame has brought the API key."""
         self._readings: dict[str, Reading | None] = {}
         """Open requests by the client's id; None until the job is enqueued."""
         self._cancelled: set[str] = set()
+
+    def authenticate(self) -> None:
+        """Wait for the frame that brings the API key, if the handshake has not: for one, and not
+        for long. Raises ConnectionClosed."""
+        if self._principal is not None:
+            return
+        frame = self._ws.receive(_AUTH_TIMEOUT_S)
+        if frame is not None:
+            self.take(frame)
+        if self._principal is None:
+            self.close_with(1008, "an API key is needed")
+            raise ConnectionClosed(1008)
 
     def take(self, frame: str | bytes) -> None:
         """Act on one frame. A bad one is answered with an error frame."""
@@ -132,20 +150,28 @@ class _Connection:
             message = _decode(frame)
             frame_id = message.get("id")
             kind = message.get("type")
-            if kind in _ASKING:
+            if kind == "auth":
+                self._identify(message)
+                self._send({"type": "authenticated"})
+            elif self._principal is None:
+                raise refusal(Reason.MISSING, "An API key is needed: the first frame is auth.")
+            elif kind in _ASKING:
                 self._open(message)
             elif kind == "cancel":
                 self._cancel(_frame_id(message))
             elif kind == "ping":
                 self._send({"type": "pong", "id": frame_id})
             else:
-                raise InvalidRequest("type must be request, resume, cancel or ping.", param="type")
+                raise InvalidRequest(
+                    "type must be auth, request, resume, cancel or ping.", param="type"
+                )
         except (LlmisError, redis.RedisError, OperationalError) as exc:
             error = from_exception(exc)
             if kind in _ASKING:
-                line = request_log.new_line(f"WS {_PATH}")
+                line = request_log.new_line(f"WS {WEBSOCKET}")
                 line.fail(error)
-                line.write(new_request_id(), self._owner, error.status)
+                owner = self._principal.owner if self._principal else ANONYMOUS
+                line.write(new_request_id(), owner, error.status)
             self._send({"type": "error", "id": frame_id, **error.body()})
 
     def go_away(self) -> None:
@@ -169,14 +195,27 @@ class _Connection:
         except (ConnectionClosed, LocalProtocolError, OSError) as exc:
             raise ClientGone from exc
 
+    def _identify(self, message: dict[str, Any]) -> None:
+        """Take the API key of a frame. Raises LlmisError, redis.RedisError."""
+        key = _text(message, "key")
+        if not key:
+            raise refusal(Reason.MISSING, "key must be an API key.")
+        principal = services().authenticator.identify(key, self._address)
+        before = self._principal
+        if self._readings and before is not None and before.owner != principal.owner:
+            raise InvalidRequest("The key of open requests cannot be changed.", param="key")
+        self._principal = principal
+
     def _open(self, message: dict[str, Any]) -> None:
+        assert self._principal is not None, "take() lets nobody else here"
+        self._principal = services().authenticator.renewed(self._principal)
         frame_id = _frame_id(message)
         if frame_id in self._readings:
             raise InvalidRequest(f"There is an open request {frame_id!r} already.", param="id")
         if len(self._readings) >= _MAX_REQUESTS:
             raise InvalidRequest(f"At most {_MAX_REQUESTS} requests may be open on a connection.")
         self._readings[frame_id] = None
-        gevent.spawn(self._answer, frame_id, message)
+        gevent.spawn(self._answer, frame_id, message, self._principal)
 
     def _cancel(self, frame_id: str) -> None:
         if frame_id not in self._readings:
@@ -184,13 +223,13 @@ class _Connection:
         self._cancelled.add(frame_id)
         reading = self._readings[frame_id]
         if reading is not None:
-            services().dispatcher.cancel(reading.job.id, self._owner)
+            services().dispatcher.cancel(reading.job.id, reading.job.owner)
             reading.stream.close()
 
-    def _answer(self, frame_id: str, message: dict[str, Any]) -> None:
+    def _answer(self, frame_id: str, message: dict[str, Any], principal: Principal) -> None:
         with self._app.app_context():
-            g.owner = self._owner
-            g.line = request_log.new_line(f"WS {_PATH}")
+            g.principal = principal
+            g.line = request_log.new_line(f"WS {WEBSOCKET}")
             request_log.name_request(new_request_id())
             status = 200
             try:
@@ -210,7 +249,7 @@ class _Connection:
             finally:
                 self._readings.pop(frame_id, None)
                 self._cancelled.discard(frame_id)
-                g.line.write(g.request_id, self._owner, status)
+                g.line.write(g.request_id, principal.owner, status)
 
     def _report(self, frame_id: str, frame: dict[str, Any]) -> None:
         """Tell how a request ended, if there is still somebody to tell."""
@@ -226,7 +265,7 @@ class _Connection:
         error: BaseException | None = None
         try:
             if frame_id in self._cancelled:
-                services().dispatcher.cancel(reading.job.id, self._owner)
+                services().dispatcher.cancel(reading.job.id, reading.job.owner)
                 raise ClientGone
             if not self._ws.connected:
                 raise ClientGone
@@ -300,9 +339,10 @@ def _submit(message: dict[str, Any]) -> Reading:
     """Queue a request, or read the job of its first sending."""
     key = _text(message, "idempotency_key")
     if key is None:
-        return services().dispatcher.submit(_job(message))
-    asked = msgspec.json.encode([_PATH, message.get("endpoint"), message.get("body")])
-    return services().dispatcher.submit(_job(message), once(key, digest(asked)))
+        return services().dispatcher.submit(_job(message), g.principal.limits)
+    asked = msgspec.json.encode([WEBSOCKET, message.get("endpoint"), message.get("body")])
+    same = once(key, digest(asked))
+    return services().dispatcher.submit(_job(message), g.principal.limits, same)
 
 
 def _text(message: dict[str, Any], name: str) -> str | None:

@@ -38,7 +38,7 @@ def new_job(model: str, kind: JobKind, prompts: list[str | list[int]], **fields:
         model=model,
         kind=kind,
         prompts=prompts,
-        owner=g.owner,
+        owner=g.principal.owner,
         created_at=time.time(),
         deadline_at=shared.dispatcher.deadline(),
         **fields,

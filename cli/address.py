@@ -1,7 +1,6 @@
-"""Where the service is, and which settings file holds."""
+"""Where the service is, which settings file holds, and which API key."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from cli.errors import CliError
@@ -10,7 +9,8 @@ from shared.errors import SettingsError
 from shared.settings import Settings
 
 SOURCE_TREE = Path(__file__).resolve().parent.parent
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+KEY_VARIABLE = "LLMIS_API_KEY"
+_EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def environment() -> dict[str, str]:
@@ -25,14 +25,36 @@ def environment() -> dict[str, str]:
     return found
 
 
-def url_from_settings(environ: Mapping[str, str] | None = None) -> str:
-    """The address that a service with these settings has here. Raises CliError."""
+def settings_here() -> Settings:
+    """The settings of the service on this machine. Raises CliError."""
     try:
-        return url_of(settings_module.load(environ or environment()))
+        return settings_module.load(environment())
     except SettingsError as exc:
         raise CliError(f"{exc} (--url or LLMIS_URL names the service without settings)") from exc
 
 
 def url_of(settings: Settings) -> str:
-    host = _EVERYWHERE.get(settings.host, settings.host)
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    return url_at(settings.host, settings.port)
+
+
+def url_at(host: str, port: int) -> str:
+    """Where what listens on that address is found from here."""
+    host = _EVERYWHERE.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def key_for(settings: Settings) -> str:
+    """The API key for the service of the settings: the one of `llmis up` is for no other one.
+    Empty when there is none, or it may not be read."""
+    given = os.environ.get(KEY_VARIABLE)
+    if given:
+        return given
+    try:
+        return own_key_path(settings).read_text("utf-8").strip()
+    except OSError:
+        return ""
+
+
+def own_key_path(settings: Settings) -> Path:
+    """The file with the API key of `llmis up`, while that runs."""
+    return settings.data_path / "admin.key"

@@ -23,11 +23,17 @@ _DONE = "[DONE]"
 class Client:
     """A service at one address."""
 
-    def __init__(self, url: str, *, answer_timeout_s: float = _ANSWER_TIMEOUT_S) -> None:
-        """Raises ValueError when `url` is not http(s)://host[:port][/prefix]."""
+    def __init__(
+        self, url: str, key: str = "", *, answer_timeout_s: float = _ANSWER_TIMEOUT_S
+    ) -> None:
+        """`key`: the API key; empty = none. Raises ValueError when `url` is not
+        http(s)://host[:port][/prefix], or the key is no header's value."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is not like http://127.0.0.1:8000")
+        if not key.isascii() or not key.isprintable():
+            raise ValueError("LLMIS_API_KEY has characters that no API key has")
+        self._key = key
         self.url = url.rstrip("/")
         self._is_https = parts.scheme == "https"
         self._host = parts.hostname
@@ -104,6 +110,8 @@ class Client:
     ) -> http.client.HTTPResponse:
         payload = None if body is None else json.dumps(body)
         headers = {} if body is None else {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         try:
             connection.request(method, self._prefix + path, payload, headers)
             return connection.getresponse()

@@ -4,11 +4,11 @@ Bound to loopback, with a password made anew at every start, and with its append
 under the data folder, so that queued requests outlive a restart.
 """
 
-import os
 import secrets
 import socket
 from pathlib import Path
 
+from cli.private_file import write_private
 from shared.errors import SettingsError
 from shared.settings import Settings
 
@@ -32,10 +32,10 @@ def prepare(settings: Settings) -> tuple[list[str], str]:
     folder.mkdir(parents=True, exist_ok=True)
     port, password = _free_port(), secrets.token_urlsafe(32)
     config_path = folder / "valkey.conf"
-    _write_private(config_path, _CONFIG.format(port=port, password=password, dir=_escaped(folder)))
+    write_private(config_path, _CONFIG.format(port=port, password=password, dir=_escaped(folder)))
     url = f"redis://:{password}@127.0.0.1:{port}/0"
     # For operators: REDIS_URL=$(cat var/redis.url) celery -A shared.celery_app inspect active
-    _write_private(url_path(settings), url + "\n")
+    write_private(url_path(settings), url + "\n")
     return [_binary(), str(config_path)], url
 
 
@@ -64,10 +64,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)

@@ -22,6 +22,7 @@ _COMMANDS = {
     "ps": "cli.listings:ps",
     "nodes": "cli.listings:nodes",
     "models": "cli.models:models",
+    "keys": "cli.keys:keys",
     "restart": "cli.restart:restart",
     "chat": "cli.chat:chat",
     "complete": "cli.complete:complete",

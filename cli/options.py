@@ -1,20 +1,24 @@
 """Options that several commands have."""
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
-from cli.address import url_from_settings
+from cli.address import KEY_VARIABLE, key_for, settings_here, url_of
 from cli.client import Client
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def as_client(_context: click.Context, _param: click.Parameter, url: str | None) -> Client:
-    """The value of `--url`, or what the settings say. Raises CliError, click.BadParameter."""
+    """The service at `--url`, or the one of the settings. Raises CliError, click.BadParameter."""
     try:
-        return Client(url or url_from_settings())
+        if url:
+            return Client(url, os.environ.get(KEY_VARIABLE, ""))
+        settings = settings_here()
+        return Client(url_of(settings), key_for(settings))
     except ValueError as exc:
         raise click.BadParameter(str(exc)) from exc
 

@@ -4,7 +4,6 @@ import sys
 
 from shared.settings import Settings
 
-LOOPBACK = "127.0.0.1"
 _MAX_TASKS = 5000
 """Flower keeps so many; its own default takes hundreds of megabytes."""
 
@@ -20,7 +19,7 @@ def agent() -> list[str]:
 def flower(settings: Settings) -> list[str]:
     return [
         *(sys.executable, "-m", "celery", "-A", "shared.celery_app", "flower"),
-        f"--address={LOOPBACK}",
+        f"--address={settings.flower_host}",
         f"--port={settings.flower_port}",
         f"--max-tasks={_MAX_TASKS}",
     ]

@@ -2,12 +2,14 @@
 
 import os
 import sys
+from collections.abc import Mapping
 
 import click
 
 from cli import processes
 from cli.address import environment
 from cli.errors import CliError
+from cli.flower import credentials
 from shared import settings as settings_module
 from shared.errors import SettingsError
 from shared.settings import Settings
@@ -46,7 +48,7 @@ def flower() -> None:
     settings = _settings()
     if not settings.flower_port:
         raise CliError("flower_port = 0 means no Flower: set it, or LLMIS_FLOWER_PORT")
-    _become(processes.flower(settings))
+    _become(processes.flower(settings), credentials(settings))
 
 
 def _settings() -> Settings:
@@ -60,7 +62,7 @@ def _settings() -> Settings:
     return settings
 
 
-def _become(command: list[str]) -> None:
+def _become(command: list[str], more: Mapping[str, str] | None = None) -> None:
     """Run a command in place of this process: signals reach it, and its supervisor knows it."""
     sys.stdout.flush()
-    os.execve(command[0], command, environment())  # noqa: S606
+    os.execve(command[0], command, environment() | dict(more or {}))  # noqa: S606

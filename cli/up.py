@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -20,10 +20,10 @@ from typing import IO, Any
 import msgspec
 import redis
 
-from cli import embedded_redis, processes
-from cli.processes import LOOPBACK
+from cli import embedded_redis, flower, own_key, processes
+from cli.address import url_of
 from cli.supervisor import Child, stop
-from shared import names
+from shared import api_keys, names
 from shared import settings as settings_module
 from shared.connections import check_server, connect
 from shared.errors import InsufficientResources, SettingsError
@@ -91,6 +91,10 @@ class _Service:
         self._front: list[Child] = []
         """Web tier and Flower: stopped first."""
         self._lock: IO[str] | None = None
+        self._key = ""
+        """The service's own API key; empty = none is asked for."""
+        self._has_keys = True
+        """Others than that."""
 
     @property
     def _children(self) -> list[Child]:
@@ -104,20 +108,27 @@ class _Service:
         self._prepare_folders()
         _check_port(settings.host, settings.port, "port", "LLMIS_PORT")
         if settings.flower_port:
-            _check_port(LOOPBACK, settings.flower_port, "flower_port", "LLMIS_FLOWER_PORT")
+            _check_port(
+                settings.flower_host, settings.flower_port, "flower_port", "LLMIS_FLOWER_PORT"
+            )
         self._start_redis()
         self._agent = self._spawn("agent", processes.agent())
         self._front.append(self._spawn("web", processes.web()))
-        self._wait(lambda: _get(self._url("/healthz")) == 200, "web", "the web tier answers")
+        self._wait(lambda: self._get("/healthz") == 200, "web", "the web tier answers")
         for model in settings.models:
             if model.preload:
                 self._wait_for_model(model.name)
         if settings.flower_port:
             # Last: it asks the workers for their queues once, when it starts.
-            self._front.append(self._spawn("flower", processes.flower(settings)))
+            credentials = flower.credentials(settings)
+            self._front.append(self._spawn("flower", processes.flower(settings), credentials))
         _say(f"llmis is ready: {self._url('/')}")
         if settings.flower_port:
-            _say(f"  Flower: http://{LOOPBACK}:{settings.flower_port}/")
+            _say(f"  Flower: {flower.url_of(settings)}")
+            if settings.auth and not settings.flower_password:
+                _say(f"    user llmis, password in {flower.password_path(settings)}")
+        if settings.auth and not self._has_keys and not settings.jwt_jwks:
+            _say("  no API key yet: `llmis keys create NAME` makes one")
         _say(f"  logs: {self._log_folder}    Ctrl-C stops everything")
 
     def _prepare_folders(self) -> None:
@@ -152,6 +163,9 @@ class _Service:
             check_server(client)
             # What could not be loaded the last time may be mended by now.
             client.delete(names.FAILURES)
+            if self._settings.auth:
+                self._key = own_key.make(self._settings, client)
+                self._has_keys = len(api_keys.read(client)) > 1  # besides its own
         except (redis.RedisError, ValueError) as exc:
             raise StartError(
                 f"Redis does not answer at REDIS_URL: {exc}. Start it, correct REDIS_URL, "
@@ -160,9 +174,10 @@ class _Service:
         if self._redis is None:
             _say("  Redis answers")
 
-    def _spawn(self, name: str, command: list[str]) -> Child:
+    def _spawn(self, name: str, command: list[str], more: Mapping[str, str] | None = None) -> Child:
+        """`more`: environment variables for it alone."""
         log_path = self._log_folder / f"{name}.log"
-        child = Child(name, command, log_path, self._env)
+        child = Child(name, command, log_path, {**self._env, **(more or {})})
         child.log_path.unlink(missing_ok=True)
         child.start()
         return child
@@ -202,17 +217,38 @@ class _Service:
         self._wait(answers, "agent", f"{model} answers")
 
     def _admin_models(self) -> list[dict[str, Any]]:
-        return list(_get_json(self._url("/admin/models")).get("data", []))
+        return list(self._get_json("/admin/models").get("data", []))
 
     def _answers(self, model: str) -> bool:
         """Ask the model for one token."""
         body = {"model": model, "prompt": "1", "max_tokens": 1}
-        return _get(self._url("/v1/completions"), msgspec.json.encode(body)) == 200
+        return self._get("/v1/completions", msgspec.json.encode(body)) == 200
+
+    def _get(self, path: str, body: bytes | None = None) -> int:
+        """Status of a GET, or of a POST when there is a body; 0 when nobody answers."""
+        try:
+            with _opener.open(self._request(path, body), timeout=60) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as exc:
+            return exc.code
+        except OSError:
+            return 0
+
+    def _get_json(self, path: str) -> dict[str, Any]:
+        try:
+            with _opener.open(self._request(path), timeout=10) as response:
+                return dict(msgspec.json.decode(response.read()))
+        except OSError:
+            return {}
+
+    def _request(self, path: str, body: bytes | None = None) -> urllib.request.Request:
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        return urllib.request.Request(self._url(path), body, headers)
 
     def _url(self, path: str) -> str:
-        host = self._settings.host
-        host = LOOPBACK if host == "0.0.0.0" else host
-        return f"http://{host}:{self._settings.port}{path}"
+        return url_of(self._settings) + path
 
     @property
     def _log_folder(self) -> Path:
@@ -238,13 +274,21 @@ class _Service:
         if self._agent is not None:
             # Longer than it gives the replicas before it kills them.
             stop([self._agent], grace_s + 6)
+        if self._key:
+            self._revoke_key()
         if self._redis is not None:
             stop([self._redis], 10)
             embedded_redis.url_path(self._settings).unlink(missing_ok=True)
 
+    def _revoke_key(self) -> None:
+        try:
+            own_key.revoke(self._settings, connect(self._settings, max_connections=1))
+        except redis.RedisError as exc:
+            _say(f"  the service's own API key is not revoked before its next start: {exc}")
+
 
 def _check_port(host: str, port: int, setting: str, variable: str) -> None:
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -260,23 +304,3 @@ def _answers_ping(client: "redis.Redis") -> bool:
         return bool(client.ping())
     except redis.RedisError:
         return False
-
-
-def _get(url: str, body: bytes | None = None) -> int:
-    """Status of a GET, or of a POST when there is a body; 0 when nobody answers."""
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    try:
-        with _opener.open(request, timeout=60) as response:
-            return int(response.status)
-    except urllib.error.HTTPError as exc:
-        return exc.code
-    except OSError:
-        return 0
-
-
-def _get_json(url: str) -> dict[str, Any]:
-    try:
-        with _opener.open(url, timeout=10) as response:
-            return dict(msgspec.json.decode(response.read()))
-    except OSError:
-        return {}

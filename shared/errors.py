@@ -4,6 +4,8 @@
     ├── InvalidRequest            400 invalid_request_error
     │   ├── ContextLengthExceeded 400 … code context_length_exceeded
     │   ├── Quarantined           400 … code request_quarantined
+    │   ├── Unauthorized          401 … code invalid_api_key
+    │   ├── Forbidden             403 … code insufficient_scope
     │   ├── NotFound              404 … code not_found
     │   │   ├── ModelNotFound     404 … code model_not_found
     │   │   └── UnknownRoute      404 … code unknown_url
@@ -81,6 +83,24 @@ class Quarantined(InvalidRequest):
     """
 
     code = "request_quarantined"
+
+
+class Unauthorized(InvalidRequest):
+    """No API key or token has come, or none that holds."""
+
+    status = 401
+    code = "invalid_api_key"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.headers = {"WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(InvalidRequest):
+    """The API key holds, but not for this."""
+
+    status = 403
+    code = "insufficient_scope"
 
 
 class NotFound(InvalidRequest):

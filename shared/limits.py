@@ -1,8 +1,11 @@
 """What a key may ask for, what a request is charged, and what is left."""
 
 import math
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
 
 from shared.messages import Job, JobKind
 from shared.settings import Settings
@@ -13,25 +16,33 @@ _UNKNOWN_COMPLETION_TOKENS = 256
 _TAKES_NO_SLOT = (JobKind.TOKENIZE, JobKind.DETOKENIZE)
 
 
-class Limits(Struct, frozen=True, kw_only=True):
+MAX_LIMIT = 1_000_000_000_000
+Limit = Annotated[int, Meta(ge=0, le=MAX_LIMIT)]
+
+
+class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """0 = no limit."""
 
-    requests_per_minute: int = 0
-    tokens_per_minute: int = 0
+    requests_per_minute: Limit = 0
+    tokens_per_minute: Limit = 0
     """Prompt and completion together."""
-    max_open_requests: int = 0
+    max_open_requests: Limit = 0
     """Waiting and running at the same time."""
-    max_waiting_requests: int = 0
+    max_waiting_requests: Limit = 0
 
 
-def limits_of(settings: Settings) -> Limits:
-    """The limits of a key that has none of its own."""
-    return Limits(
+def limits_of(settings: Settings, own: Mapping[str, Any] | None = None) -> Limits:
+    """The limits of a key: those of the settings where it has none of its own.
+
+    Raises msgspec.ValidationError for what is no limit.
+    """
+    limits = Limits(
         requests_per_minute=settings.requests_per_minute,
         tokens_per_minute=settings.tokens_per_minute,
         max_open_requests=settings.max_open_requests,
         max_waiting_requests=settings.max_waiting_requests,
     )
+    return msgspec.convert({**msgspec.to_builtins(limits), **own}, Limits) if own else limits
 
 
 def charge_of(job: Job, limits: Limits) -> int:

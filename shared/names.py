@@ -38,6 +38,12 @@ MODELS = "llmis:models"
 FAILURES = "llmis:failures"
 """Hash: name → `Failure` of the models that could not be loaded or kept running."""
 
+API_KEYS = "llmis:keys"
+"""Hash: SHA-256 of an API key → its `ApiKey`."""
+
+API_KEYS_VERSION = "llmis:keys:version"
+"""Another text after each change of the keys."""
+
 LAST_USED = "llmis:used"
 """Sorted set: name → Unix time of the last request."""
 
@@ -109,6 +115,11 @@ def rates_key(owner: str) -> str:
 def idempotency_key(owner: str, digest: str) -> str:
     """Fingerprint and job id of the request that an owner sent with an `Idempotency-Key`."""
     return f"llmis:owner:{owner}:once:{digest}"
+
+
+def guesses_key(network: str) -> str:
+    """How many keys and tokens that do not hold have come from a network of late."""
+    return f"llmis:guesses:{network}"
 
 
 def turns_key(model: str) -> str:

@@ -5,6 +5,7 @@ The file's path is in `LLMIS_CONFIG` (default `./llmis.toml`; it may be absent).
 A bad value raises `SettingsError`, which names the setting and the value.
 """
 
+import ipaddress
 import os
 import re
 import socket
@@ -112,8 +113,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Address of the web tier."""
     port: Port = 8000
     """Port of the web tier."""
+    flower_host: str = "127.0.0.1"
+    """Address of Flower."""
     flower_port: PortOrNone = 5555
-    """Port of Flower, on 127.0.0.1 whatever `host` is; 0 = no Flower."""
+    """Port of Flower; 0 = no Flower."""
+    flower_password: Annotated[str, Meta(pattern=r"^[!-+\--~]*$")] = ""
+    """Of Flower's user `llmis`, when `auth` is on: visible ASCII characters without the comma.
+    Empty = one is made, in `flower.password` under `data_dir`."""
     data_dir: str = "./var"
     """Embedded Redis, models, logs. Relative to the configuration file."""
     models_dir: str = ""
@@ -169,6 +175,26 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     4 × `redis_timeout_s`."""
     job_ttl_s: Annotated[int, Meta(ge=1)] = 600
     """How long a finished job's log stays in Redis, in seconds."""
+    auth: bool = False
+    """Ask for API keys or tokens (docs/security.md). Without it, `host` and `flower_host` have to
+    be loopback addresses."""
+    open_access: bool = False
+    """Without `auth`, listen on other addresses all the same: whoever reaches them may do
+    everything."""
+    jwt_jwks: str = ""
+    """Public keys of a token issuer, as JWKS: a file, relative to the configuration file, or an
+    https URL. Empty = API keys alone."""
+    jwt_issuer: str = ""
+    """What `iss` of a token has to be."""
+    jwt_audience: str = ""
+    """What `aud` of a token has to name."""
+    jwt_scope_claim: str = "scope"
+    """The claim with the scopes: a text of words, or a list."""
+    jwt_admin_scope: str = "llmis:admin"
+    """The word in that claim that gives the scope admin."""
+    jwt_limits_claim: str = "llmis_limits"
+    """The claim with limits: an object like `{"requests_per_minute": 60}`. The rest is that of
+    the settings."""
     requests_per_minute: Annotated[int, Meta(ge=0)] = 0
     """Requests of one API key; 0 = no limit."""
     tokens_per_minute: Annotated[int, Meta(ge=0)] = 0
@@ -215,11 +241,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def data_path(self) -> Path:
-        return self._resolve(self.data_dir)
+        return self.resolve(self.data_dir)
 
     @property
     def models_path(self) -> Path:
-        return self._resolve(self.models_dir) if self.models_dir else self.data_path / "models"
+        return self.resolve(self.models_dir) if self.models_dir else self.data_path / "models"
 
     @property
     def node(self) -> str:
@@ -234,7 +260,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Folder in which the web processes share their counters."""
         return self.data_path / "metrics"
 
-    def _resolve(self, path: str) -> Path:
+    def resolve(self, path: str) -> Path:
+        """A path of the settings: they start at the folder of the configuration file."""
         return (Path(self.base_dir) / Path(path).expanduser()).resolve()
 
     def model(self, name: str) -> ModelSettings | None:
@@ -259,7 +286,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return path
 
     def template_path(self, model: ModelSettings) -> Path | None:
-        return self._resolve(model.chat_template) if model.chat_template else None
+        return self.resolve(model.chat_template) if model.chat_template else None
 
 
 _ENV_ALIASES = {"redis_url": "REDIS_URL"}
@@ -315,11 +342,40 @@ def _explain(message: str, values: dict[str, Any], sources: dict[str, str]) -> s
         except (KeyError, IndexError, TypeError):
             value = None
             break
+    if name.endswith("_password"):
+        value = "…"
     reason = message[: at.start()]
     return f"{name}{rest} = {value!r} ({sources.get(name, 'default')}): {reason}"
 
 
+def _check_tokens(settings: Settings) -> None:
+    if not settings.jwt_jwks:
+        return
+    if "://" in settings.jwt_jwks and not settings.jwt_jwks.startswith("https://"):
+        raise SettingsError(f"jwt_jwks = {settings.jwt_jwks!r}: must be a file or an https URL")
+    for name in ("jwt_issuer", "jwt_audience"):
+        if not getattr(settings, name):
+            raise SettingsError(f"{name} = '': jwt_jwks needs it, or tokens for others would do")
+
+
+def _is_loopback(host: str) -> bool:
+    """An empty one is all addresses."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _check(settings: Settings, sources: dict[str, str]) -> None:
+    for name in ("host", "flower_host"):
+        host = getattr(settings, name)
+        if not (_is_loopback(host) or settings.auth or settings.open_access):
+            raise SettingsError(
+                f"{name} = {host!r} ({sources.get(name)}): others can reach this address. Set "
+                "auth = true and make a key with `llmis keys create`, or, to let everybody do "
+                "everything, open_access = true."
+            )
+    _check_tokens(settings)
     if settings.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise SettingsError(
             f"log_level = {settings.log_level!r} ({sources.get('log_level')}): "

@@ -6,10 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Flask, g
-
-from app import callers
-from shared import names
+from shared import api_keys, names
 from tests.conftest import Service, wait_for
 
 
@@ -43,10 +40,8 @@ def complete(
 
 
 def owner_of(key: str) -> str:
-    """Whose requests those of an API key are."""
-    with Flask(__name__).test_request_context(headers={"Authorization": f"Bearer {key}"}):
-        callers.take_owner()
-        return str(g.owner)
+    """Whose requests those of an API key are, where keys are not checked."""
+    return f"key-{api_keys.digest(key)[:24]}"
 
 
 class Senders:

@@ -32,7 +32,7 @@ def check_ports(settings: Settings, *, is_running: bool) -> Iterator[Finding]:
     if settings.flower_port:
         port = settings.flower_port
         yield _check_port(
-            "Flower's port", "127.0.0.1", port, "LLMIS_FLOWER_PORT", is_ours=is_running
+            "Flower's port", settings.flower_host, port, "LLMIS_FLOWER_PORT", is_ours=is_running
         )
 
 

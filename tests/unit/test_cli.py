@@ -229,7 +229,9 @@ def test_the_address_is_that_of_the_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
-    (tmp_path / "llmis.toml").write_text(f'models = []\nhost = "0.0.0.0"\nport = {port}')
+    (tmp_path / "llmis.toml").write_text(
+        f'models = []\nauth = true\nhost = "0.0.0.0"\nport = {port}'
+    )
     monkeypatch.delenv("LLMIS_URL", raising=False)
     monkeypatch.chdir(tmp_path)
     assert f"http://127.0.0.1:{port}" in run("ps").stderr

@@ -3,16 +3,23 @@
 from functools import cache
 from types import SimpleNamespace
 
+import redis
 from flask import Flask
 
 from app import factory
+from app.auth import Authenticator
 from shared.settings import Settings
+
+
+def _services(settings: Settings) -> SimpleNamespace:
+    """What asks Redis fails."""
+    return SimpleNamespace(settings=settings, authenticator=Authenticator(settings, redis.Redis()))
 
 
 @cache
 def made() -> Flask:
-    """All routes; what asks Redis fails. Once a process: blueprints and metrics are global."""
+    """All routes. Once a process: blueprints and metrics are global."""
     app = factory.bare_app()
-    app.extensions["llmis"] = SimpleNamespace(settings=Settings())
+    app.extensions["llmis"] = _services(Settings())
     factory.register_routes(app)
     return app

@@ -1,0 +1,118 @@
+"""The API keys of the service, in Redis: made and revoked by `llmis keys`, known by their hashes.
+
+A key is 256 random bits, so one SHA-256 keeps it as safe as a slow hash keeps a password, and
+finding a key by its hash gives nothing away by the time it takes: nobody can choose how the hash
+of a guess begins. The key itself is shown once, when it is made, and stored nowhere.
+"""
+
+import hashlib
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import Mapping
+from enum import StrEnum
+
+import msgspec
+import redis
+from msgspec import Struct
+
+from shared import names
+from shared.limits import Limits
+
+_log = logging.getLogger(__name__)
+_PREFIX = "sk-llmis-"
+_NUM_SHOWN = len(_PREFIX) + 4
+
+
+class Scope(StrEnum):
+    USER = "user"
+    """Inference, and the requests that are one's own."""
+    ADMIN = "admin"
+    """That, the admin routes, metrics, and everybody's requests to cancel."""
+
+
+class ApiKey(Struct, frozen=True, kw_only=True):
+    """What is stored of a key."""
+
+    id: str
+    """Names the key where the key itself must not be seen: in logs, limits and `llmis keys`."""
+    name: str
+    """For people."""
+    scope: Scope
+    shown: str
+    """How it begins."""
+    created_at: float
+    """Unix time in seconds."""
+    expires_at: float = 0.0
+    """Unix time in seconds; 0 = never."""
+    limits: dict[str, int] = {}
+    """Fields of `Limits` in place of those of the settings."""
+
+    def is_expired(self, now: float) -> bool:
+        return bool(self.expires_at) and now >= self.expires_at
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def create(
+    client: "redis.Redis",
+    name: str,
+    scope: Scope,
+    *,
+    expires_at: float = 0.0,
+    limits: Mapping[str, int] | None = None,
+) -> tuple[str, ApiKey]:
+    """Make a key; return it, for the only time, and its record. Raises redis.RedisError."""
+    key = _PREFIX + secrets.token_urlsafe(32)
+    record = ApiKey(
+        id=f"key-{uuid.uuid4().hex[:12]}",
+        name=name,
+        scope=scope,
+        shown=key[:_NUM_SHOWN],
+        created_at=time.time(),
+        expires_at=expires_at,
+        limits=dict(limits or {}),
+    )
+    pipe = client.pipeline()
+    pipe.hset(names.API_KEYS, digest(key), msgspec.msgpack.encode(record))
+    pipe.set(names.API_KEYS_VERSION, uuid.uuid4().hex)
+    pipe.execute()
+    return key, record
+
+
+def read(client: "redis.Redis") -> dict[str, ApiKey]:
+    """All keys by their digests; one that cannot be read does not hold. Raises redis.RedisError."""
+    entries: dict[bytes, bytes] = client.hgetall(names.API_KEYS)  # type: ignore[assignment]
+    found = {}
+    for field, payload in entries.items():
+        try:
+            record = msgspec.msgpack.decode(payload, type=ApiKey)
+            msgspec.convert(record.limits, Limits)
+            found[field.decode()] = record
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            _log.error("an API key cannot be read: %s", exc)
+    return found
+
+
+def is_there(client: "redis.Redis", key_digest: str) -> bool:
+    """Raises redis.RedisError."""
+    return bool(client.hexists(names.API_KEYS, key_digest))
+
+
+def version(client: "redis.Redis") -> bytes:
+    """Another one after each change. Raises redis.RedisError."""
+    return client.get(names.API_KEYS_VERSION) or b""  # type: ignore[return-value]
+
+
+def revoke(client: "redis.Redis", id_or_name: str) -> list[ApiKey]:
+    """Delete the keys of that id or name and return what they were. Raises redis.RedisError."""
+    found = {d: k for d, k in read(client).items() if id_or_name in (k.id, k.name)}
+    if found:
+        pipe = client.pipeline()
+        pipe.hdel(names.API_KEYS, *found)
+        pipe.set(names.API_KEYS_VERSION, uuid.uuid4().hex)
+        pipe.execute()
+    return list(found.values())

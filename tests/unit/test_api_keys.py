@@ -1,0 +1,61 @@
+"""API keys: made, found by their hashes, revoked; never stored themselves."""
+
+import json
+import re
+import time
+
+import pytest
+import redis
+
+from shared import api_keys, names
+from shared.api_keys import Scope
+from tests.unit.cli_answers import run
+
+
+@pytest.fixture
+def client(redis_socket: str) -> redis.Redis:
+    return redis.Redis(unix_socket_path=redis_socket, protocol=2)
+
+
+def test_a_key_is_found_by_its_hash_and_stored_nowhere(client: redis.Redis) -> None:
+    limits = {"requests_per_minute": 3}
+    key, record = api_keys.create(client, "alice", Scope.USER, limits=limits)
+    assert api_keys.read(client) == {api_keys.digest(key): record}
+    stored = b"".join(k + v for k, v in client.hgetall(names.API_KEYS).items())
+    assert key.encode() not in stored
+    assert len(key) >= 43 and key.startswith(record.shown)
+
+
+def test_a_key_expires(client: redis.Redis) -> None:
+    now = time.time()
+    _, record = api_keys.create(client, "brief", Scope.USER, expires_at=now + 5)
+    assert not record.is_expired(now)
+    assert record.is_expired(now + 5)
+
+
+def test_keys_are_revoked_by_id_or_name(client: redis.Redis) -> None:
+    _, first = api_keys.create(client, "a", Scope.USER)
+    _, second = api_keys.create(client, "a", Scope.ADMIN)
+    _, third = api_keys.create(client, "b", Scope.USER)
+    assert api_keys.revoke(client, first.id) == [first]
+    assert api_keys.revoke(client, "a") == [second]
+    assert api_keys.revoke(client, "a") == []
+    assert list(api_keys.read(client).values()) == [third]
+
+
+def test_the_command_makes_lists_and_revokes(
+    redis_socket: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", f"unix://{redis_socket}")
+    made = run("keys", "create", "ci", "--scope", "admin", "--rpm", "60", "--expires", "30d")
+    assert made.exit_code == 0, made.output
+    key = made.stdout.strip()
+    record = api_keys.read(client)[api_keys.digest(key)]
+    assert (record.scope, record.limits) == (Scope.ADMIN, {"requests_per_minute": 60})
+    assert 29 * 86400 < record.expires_at - time.time() <= 30 * 86400
+    listed = run("keys", "list")
+    assert "ci" in listed.stdout and key not in listed.stdout
+    assert [r["id"] for r in json.loads(run("keys", "list", "--json").stdout)] == [record.id]
+    assert re.fullmatch(rf"revoked {record.id} \(ci\)", run("keys", "revoke", "ci").stdout.strip())
+    assert run("keys", "revoke", "ci").exit_code == 1
+    assert run("keys", "create", "x", "--expires", "soon").exit_code == 2

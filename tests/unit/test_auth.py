@@ -1,0 +1,163 @@
+"""Who is let in: by the copy of the keys, through outages, and beside somebody who guesses."""
+
+import time
+
+import msgspec
+import pytest
+import redis
+
+from app import guesses
+from app.auth import Authenticator
+from app.guesses import Guesses
+from shared import api_keys, names
+from shared.api_keys import Scope
+from shared.errors import TooManyRequests, Unauthorized
+from shared.limits import Limits
+from shared.settings import Settings
+
+_HERE = "192.0.2.1"
+_NOBODY = redis.Redis(port=1)
+"""Does not answer."""
+
+
+@pytest.fixture
+def client(redis_socket: str) -> redis.Redis:
+    return redis.Redis(unix_socket_path=redis_socket, protocol=2)
+
+
+def _authenticator(client: redis.Redis, **settings: object) -> Authenticator:
+    made = Authenticator(Settings(auth=True, **settings), client)
+    made.refresh()
+    return made
+
+
+def test_a_key_names_its_owner_scope_and_limits(client: redis.Redis) -> None:
+    own = {"requests_per_minute": 7}
+    key, record = api_keys.create(client, "a", Scope.ADMIN, limits=own)
+    found = _authenticator(client, tokens_per_minute=9).principal(f"bearer  {key} ", _HERE)
+    assert (found.owner, found.scope) == (record.id, Scope.ADMIN)
+    assert found.limits == Limits(requests_per_minute=7, tokens_per_minute=9)
+    assert key not in repr(found)
+
+
+def test_a_key_works_as_soon_as_it_is_made(client: redis.Redis) -> None:
+    authenticator = _authenticator(client)
+    key, record = api_keys.create(client, "a", Scope.USER)
+    principal = authenticator.identify(key, _HERE)
+    assert principal.owner == record.id
+    assert authenticator.renewed(principal) == principal
+
+
+def test_a_revoked_key_is_refused_from_the_next_beat_on(client: redis.Redis) -> None:
+    key, record = api_keys.create(client, "a", Scope.USER)
+    authenticator = _authenticator(client)
+    principal = authenticator.identify(key, _HERE)
+    api_keys.revoke(client, record.id)
+    authenticator.refresh()
+    for refused in (
+        lambda: authenticator.identify(key, _HERE),
+        lambda: authenticator.renewed(principal),
+    ):
+        with pytest.raises(Unauthorized, match="not known"):
+            refused()
+
+
+def test_an_expired_key_is_refused_without_any_beat(client: redis.Redis) -> None:
+    key, _ = api_keys.create(client, "a", Scope.USER, expires_at=time.time() + 0.05)
+    authenticator = _authenticator(client)
+    principal = authenticator.identify(key, _HERE)
+    time.sleep(0.06)
+    for refused in (
+        lambda: authenticator.identify(key, _HERE),
+        lambda: authenticator.renewed(principal),
+    ):
+        with pytest.raises(Unauthorized, match="expired"):
+            refused()
+
+
+def test_known_keys_outlive_an_outage_and_unknown_ones_are_not_let_in(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, record = api_keys.create(client, "a", Scope.USER)
+    authenticator = _authenticator(client)
+    monkeypatch.setattr(authenticator, "_client", _NOBODY)
+    with pytest.raises(redis.RedisError):
+        authenticator.refresh()
+    assert authenticator.identify(key, _HERE).owner == record.id
+    with pytest.raises(redis.RedisError):
+        authenticator.identify("sk-llmis-other", _HERE)
+
+
+def test_a_damaged_record_does_not_keep_others_from_being_revoked(client: redis.Redis) -> None:
+    key, record = api_keys.create(client, "a", Scope.USER)
+    bad = msgspec.structs.replace(record, limits={"requests_per_minute": -1})
+    client.hset(names.API_KEYS, "d1", b"\xff")
+    client.hset(names.API_KEYS, "d2", msgspec.msgpack.encode(bad))
+    authenticator = _authenticator(client)
+    assert authenticator.identify(key, _HERE).owner == record.id
+    api_keys.revoke(client, record.id)
+    authenticator.refresh()
+    with pytest.raises(Unauthorized):
+        authenticator.identify(key, _HERE)
+
+
+def test_keys_are_read_only_when_they_have_changed(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authenticator = _authenticator(client)
+    reads = []
+    monkeypatch.setattr(api_keys, "read", lambda client: reads.append(1) or {})
+    authenticator.refresh()
+    assert not reads
+    api_keys.create(client, "a", Scope.USER)
+    authenticator.refresh()
+    authenticator.refresh()
+    assert len(reads) == 1
+
+
+def test_without_auth_keys_tell_owners_apart_and_are_not_checked() -> None:
+    authenticator = Authenticator(Settings(), _NOBODY)
+    authenticator.refresh()
+    anybody = authenticator.principal("", _HERE)
+    alice, bob = (authenticator.principal(f"Bearer {key}", _HERE) for key in ("alice", "bob"))
+    assert len({anybody.owner, alice.owner, bob.owner}) == 3
+    assert anybody.owner == "anonymous"
+    assert "alice" not in alice.owner
+
+
+def test_who_guesses_is_told_to_wait_and_his_neighbour_is_not(client: redis.Redis) -> None:
+    key, record = api_keys.create(client, "a", Scope.USER)
+    web1, web2 = _authenticator(client), _authenticator(client)
+    for number in range(guesses._MAX_GUESSES):
+        with pytest.raises(Unauthorized):
+            (web1, web2)[number % 2].identify(f"guess-{number}", _HERE)
+    for web in (web1, web2, web1):
+        with pytest.raises(TooManyRequests) as refused:
+            web.identify("guess-more", _HERE)
+        assert 0 < refused.value.retry_after_s <= 60
+        assert web.identify(key, _HERE).owner == record.id
+    with pytest.raises(Unauthorized):
+        web1.identify("guess-elsewhere", "192.0.2.2")
+
+
+def test_who_goes_on_guessing_costs_redis_nothing(client: redis.Redis) -> None:
+    counted = Guesses(client)
+    while not counted.count(_HERE):
+        pass
+    client.delete(names.guesses_key(_HERE))
+    assert counted.count(_HERE) > 0
+    assert not client.exists(names.guesses_key(_HERE))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("", "/tmp/socket", True),
+    ],
+)
+def test_an_address_is_what_one_customer_has(one: str, other: str, is_same: bool) -> None:
+    assert (guesses._network(one) == guesses._network(other)) is is_same
