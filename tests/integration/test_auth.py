@@ -40,6 +40,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     (data_dir / "jwks.json").write_text(json.dumps({"keys": [{**public, "kid": "1"}]}))
     with running_service(data_dir, extra=_SETTINGS, flower=True) as running:
         yield running
+    assert not (data_dir / "admin.key").exists()
 
 
 def _token(**claims: Any) -> str:
@@ -85,6 +86,14 @@ def _ask(
     found = {name.lower(): value for name, value in response.getheaders()}
     is_json = "json" in found.get("content-type", "")
     return response.status, found, json.loads(payload) if is_json else payload.decode()
+
+
+def test_the_start_says_where_the_password_is(guarded: Service) -> None:
+    said = []
+    assert guarded.process.stdout is not None
+    while not said or "logs:" not in said[-1]:
+        said.append(guarded.process.stdout.readline())
+    assert f"password in {guarded.data_dir / 'flower.password'}" in "".join(said)
 
 
 @pytest.mark.parametrize(
