@@ -205,9 +205,15 @@ class _Service:
         return list(_get_json(self._url("/admin/models")).get("data", []))
 
     def _answers(self, model: str) -> bool:
-        """Ask the model for one token."""
-        body = {"model": model, "prompt": "1", "max_tokens": 1}
-        return _get(self._url("/v1/completions"), msgspec.json.encode(body)) == 200
+        """Ask the model for one token, or, as it may be one that embeds, for a vector."""
+        questions = {
+            "/v1/completions": {"model": model, "prompt": "1", "max_tokens": 1},
+            "/v1/embeddings": {"model": model, "input": "1"},
+        }
+        return any(
+            _get(self._url(path), msgspec.json.encode(body)) == 200
+            for path, body in questions.items()
+        )
 
     def _url(self, path: str) -> str:
         host = self._settings.host
