@@ -61,7 +61,7 @@ class Examples:
         environment |= {
             "LLMIS_URL": self.service.url,
             "OPENAI_BASE_URL": f"{self.service.url}/v1",
-            "OPENAI_API_KEY": f"key of {name}",
+            "OPENAI_API_KEY": f"example-{path.stem}",
         }
         environment |= {"MODEL": model} if model else {}
         if path.suffix == ".mjs":
@@ -242,14 +242,18 @@ def test_a_load_that_fails_is_an_exit_status_and_a_message(examples: Examples) -
     assert "nothing.gguf" in done.err
 
 
-def test_a_batch_lets_others_pass(examples: Examples) -> None:
-    first, *lines = examples.output(
-        "python/batch.py", "b", "100", model="counter-small"
-    ).splitlines()
+def test_a_batch_lets_others_pass_and_is_computed_once(examples: Examples) -> None:
+    runs = [
+        examples.output("python/batch.py", "b", "100", model="counter-small").splitlines()
+        for _ in range(2)
+    ]
+    for _, *lines in runs:
+        assert lines == [f"{number}:{expected_text(number, 200)}" for number in range(100)]
+    first = runs[0][0]
     found = re.fullmatch(rf"answered after (\d+) of 100 of the batch:{expected_text(17, 3)}", first)
     assert found and int(found[1]) < 40
-    for number, line in enumerate(lines):
-        assert line == f"{number}:{expected_text(number, 200)}"
+    log = examples.service.log("replica-counter-small")
+    assert log.count('"completion_tokens": 200') == 100
 
 
 # -- Node ------------------------------------------------------------------------------------
