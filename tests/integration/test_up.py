@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from shared import registry
-from tests.conftest import ENDLESS, ROOT, Service, free_port, running_service, wait_for
+from tests.conftest import ENDLESS, ROOT, TEST_FILES, Service, free_port, running_service, wait_for
+from tests.embedding_model import mean_file
 
 
 def _up(tmp_path: Path, text: str = "models = []", **environ: str) -> tuple[int, str]:
@@ -89,6 +90,14 @@ def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     status, said = _up(tmp_path, LLMIS_DATA_DIR=str(tmp_path / "file" / "var"))
     assert status == 1
     assert "LLMIS_DATA_DIR" in said
+
+
+def test_a_configured_model_that_embeds_is_waited_for_like_others(tmp_path: Path) -> None:
+    name = mean_file(TEST_FILES / "models")
+    more = f'[[models]]\nname = "mean"\npath = "{name}"\ncontext_length = 512'
+    with running_service(tmp_path, extra=more) as running:
+        vectors = running.openai().embeddings.create(model="mean", input="17").data
+    assert len(vectors) == 1
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

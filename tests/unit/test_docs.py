@@ -4,11 +4,17 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "examples" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def test_paths_named_in_the_documents_exist() -> None:
-    pattern = re.compile(r"`((?:app|worker|shared|cli|tests|bench|docs|templates)/[\w./-]+)`")
+    pattern = re.compile(
+        r"`((?:app|worker|shared|cli|tests|bench|docs|templates|examples)/[\w./-]+)`"
+    )
     for document in DOCUMENTS:
         for path in pattern.findall(document.read_text()):
             assert (ROOT / path).exists(), f"{document.name} names {path}"
@@ -30,6 +36,8 @@ def test_make_targets_named_in_the_documents_exist() -> None:
 def test_the_project_speaks_of_itself_alone() -> None:
     """No path of a developer's machine."""
     for path in ROOT.rglob("*"):
-        is_text = path.suffix in {".py", ".md", ".toml", ".txt", ".html", ".js", ".css", ".jinja"}
+        is_text = path.suffix in {
+            *(".py", ".md", ".toml", ".txt", ".html", ".js", ".mjs", ".sh", ".css", ".jinja")
+        }
         if is_text and not {".venv", "var", ".git"} & set(path.relative_to(ROOT).parts):
             assert "/work/" + "main" not in path.read_text(), path
