@@ -175,7 +175,8 @@ class Dispatcher:
         """Read the job of an idempotency key; None when it has to be run anew."""
         if admission.known_fingerprint != once.fingerprint:
             raise IdempotencyKeyReused(
-                "The Idempotency-Key belongs to another request: the path or the body differs."
+                "The Idempotency-Key belongs to another request: the path or the body differs.",
+                param="Idempotency-Key",
             )
         try:
             job = self.find(admission.known_id, owner)

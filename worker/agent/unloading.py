@@ -39,7 +39,7 @@ class Unloading:
             self._fleet.let_go(replica, StopOrder(grace_s, "The model was unloaded."))
         while still := sum(self._fleet.get(replica.id) is not None for replica in replicas):
             done = 1 - still / (len(replicas) + 1)
-            self._operation.report("stopping", done, f"{still} replicas to stop")
+            self._operation.report("stopping", done, f"{still} to stop")
             if not self._pause():
                 return
         if operations.count_down(self._agent.client, command):
