@@ -15,6 +15,7 @@ from app.bridge import Bridge
 from app.hub import Hub
 from app.job_stream import JobStream
 from app.lookout import JobStanding, standings
+from app.metrics import RATE_LIMIT_HITS
 from app.refusals import refusal_error
 from shared import claims, messages, names
 from shared.connections import payload_bytes
@@ -38,6 +39,7 @@ def request_id_from(header: str | None) -> str:
 
 
 _NO_LIMITS = Allowances()
+_KEY_LIMITS = (Refusal.REQUESTS, Refusal.TOKENS, Refusal.OPEN, Refusal.WAITING)
 
 
 class Once(NamedTuple):
@@ -119,6 +121,8 @@ class Dispatcher:
                 # What the key stands for has come to nothing. Somebody else may be faster.
                 self.queue.forget(once.key, admission)
                 continue
+            if admission.refusal in _KEY_LIMITS:
+                RATE_LIMIT_HITS.labels(admission.refusal.value).inc()
             if admission.refusal is not Refusal.TAKEN:
                 replicas = self._directory.replicas(job.model)
                 raise refusal_error(admission, limits, job.model, replicas)

@@ -20,7 +20,8 @@ from app import (
     health,
     idempotency,
     limit_headers,
-    metrics,
+    meters,
+    metrics_page,
     models,
     openapi,
     request_log,
@@ -35,9 +36,11 @@ from app.dispatch import Dispatcher, request_id_from
 from app.hub import Hub
 from app.loader import Loader
 from app.lookout import Lookout
+from app.metrics import STREAMS
 from app.positions import Positions
 from app.queues import QueueLengths
 from app.relay import RelayParts
+from app.sight import Sight
 from app.usage import Usage
 from shared import logs, registry
 from shared import settings as settings_module
@@ -65,6 +68,7 @@ class Services:
     usage: Usage
     relay: RelayParts
     authenticator: Authenticator
+    sight: Sight = field(default_factory=Sight)
     is_stopping: bool = False
     started_at: float = field(default_factory=time.time)
     """Unix time in seconds."""
@@ -100,7 +104,7 @@ def register_routes(app: Flask) -> None:
     limit_headers.register(app)
     app.after_request(_send_request_id)
     errors.register(app)
-    metrics.register(app)
+    metrics_page.register(app)
     for resource in (
         generation,
         requests,
@@ -145,19 +149,23 @@ def _services(settings: Settings) -> Services:
 
 
 def _refresh_forever(services: Services) -> None:
-    """With every beat: keys, the registry, queues and who waits where into memory, the gauges."""
+    """With every beat: keys, the registry, queues and who waits where into memory, what was
+    measured into the shared files."""
     rescuer = Rescuer(services.client, services.dispatcher.queue)
     while True:
+        meters.flush()
+        STREAMS.set(services.hub.num_streams)
         try:
             services.authenticator.refresh()
             services.directory.refresh()
-            records = services.directory.replicas()
             services.relay.queues.refresh(services.catalog.names())
-            services.relay.positions.refresh()
+            lengths = services.relay.queues.all()
+            services.relay.positions.refresh(name for name, length in lengths.items() if length)
+            services.sight.clear()
             rescuer.look()
-            metrics.set_gauges(records, services.relay.queues.all())
             services.usage.flush()
         except redis.RedisError as exc:
+            services.sight.cloud()
             _log.warning("registry not readable: %s", exc)
         except Exception:
             # A web process that sees nothing new would serve yesterday's replicas: go on.

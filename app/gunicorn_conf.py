@@ -102,7 +102,13 @@ def _drain(worker: Any) -> None:
         gevent.sleep(_POLL_S)
 
 
-def child_exit(server: Any, worker: Any) -> None:
-    from prometheus_client import multiprocess
+def worker_exit(server: Any, worker: Any) -> None:
+    from app import meters
 
-    multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+    meters.flush()
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    from app import shared_counters
+
+    shared_counters.bury(_settings.metrics_path, worker.pid)

@@ -136,7 +136,7 @@ class Hub:
             readers = streams.get(job_event.job_id)
             if readers is not None:
                 for stream in readers:
-                    stream.push(job_event.event)
+                    stream.push(job_event.event, job_event.published_at)
             elif not isinstance(job_event.event, Finished | Failed):
                 self._on_stray_event(job_event.job_id)
 

@@ -48,11 +48,16 @@ class JobStream:
         """The last event has been read."""
         self._polls_until = 0.0
         """The log is read now and then until events come from the hub, or this monotonic time."""
+        self._pushed_at = 0.0
+        self.published_at = 0.0
+        """Unix time, by the replica's clock, at which it published the first of the events read
+        last; 0 = they come from the log."""
 
     # -- the hub's side ----------------------------------------------------------------------
 
-    def push(self, event: Event) -> None:
+    def push(self, event: Event, published_at: float = 0.0) -> None:
         self._polls_until = 0.0
+        self._pushed_at = self._pushed_at or published_at
         if self._queue.qsize() < _MAX_QUEUED:
             self._queue.put(event)
         else:
@@ -112,6 +117,7 @@ class JobStream:
             self.push_repair()
             if not events:
                 raise
+        self.published_at, self._pushed_at = self._pushed_at, 0.0
         if _is_end(events):
             self.is_ended = True
         elif self._has_dropped:

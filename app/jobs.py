@@ -79,7 +79,8 @@ def is_streamable(job: Job) -> bool:
 def check_model(name: str) -> None:
     """Raise what keeps a model from being asked: ModelNotFound, ModelUnloaded, Unavailable.
 
-    A configured model may be on its way up: its queue keeps the request until then.
+    A configured model may be on its way up: its queue keeps the request until then. From here on
+    a refusal of the request at hand counts as the model's.
     """
     shared = services()
     if not shared.catalog.is_known(name):
@@ -87,6 +88,7 @@ def check_model(name: str) -> None:
             f"The model {shortened(name)} does not exist. GET /v1/models lists those that do.",
             param="model",
         )
+    g.model = name
     if shared.catalog.is_leaving(name):
         raise ModelUnloaded(f"The model {shortened(name)} is being unloaded.")
     if shared.is_stopping:

@@ -15,11 +15,13 @@ from app.dispatch import Dispatcher, Reading
 from app.job_stream import JobStream, raise_failure
 from app.loader import Loader
 from app.lookout import TICK_S, JobStanding, Lookout
-from app.metrics import StreamMetrics
+from app.meters import meters_of
+from app.metrics import RESUMES
 from app.positions import Place, Positions
 from app.queues import QueueLengths
 from app.refusals import expected_wait_s, retry_after_s
 from app.request_log import RequestLine
+from app.stream_metrics import StreamMetrics
 from shared.errors import DeadlineExceeded, QueueTimeout, ReplicaLost, RequestCancelled
 from shared.lifecycle import Progress
 from shared.messages import Delta, Echo, Event, Failed
@@ -62,9 +64,10 @@ class Relay:
         line.read(job)
         self._stream = reading.stream
         # A request is measured once, where it came in.
-        self.metrics = (
-            StreamMetrics(job.model, job.created_at, job.kind) if reading.is_first else None
-        )
+        self._metrics = StreamMetrics(job) if reading.is_first else None
+        if not reading.is_first:
+            RESUMES.labels(job.model).inc()
+        self._lag = meters_of(job.model).stream_lag
         self._tick_s = parts.settings.keepalive_s / 2
         self._enqueued_at = time.monotonic()
         self._requeue_wait_s = TICK_S
@@ -135,6 +138,11 @@ class Relay:
                 return
             yield self._read(self._tick_s)
 
+    def delivered(self) -> None:
+        """The client's socket has taken what was read last."""
+        if self._stream.published_at:
+            self._lag.observe(max(0.0, time.time() - self._stream.published_at))
+
     def _read(self, timeout_s: float) -> list[Event]:
         """What comes before a failure, which is kept for the next call.
 
@@ -156,9 +164,9 @@ class Relay:
             time.sleep(_REDIS_RETRY_S)
             return []
         if events:
-            if self.metrics is not None:
-                self.metrics.observe(events)
             self._line.observe(events)
+            if self._metrics is not None:
+                self._metrics.observe(events)
             self._unserved_since = self.load = None
             self._has_begun()
             self._num_requeues, self._requeue_wait_s = 0, TICK_S
@@ -294,6 +302,6 @@ class Relay:
         self._parts.lookout.forget(self)
         self._has_begun()
         self._parts.dispatcher.release(self._reading)
-        if self.metrics is not None:
-            self.metrics.close(error)
         self._line.fail(error)
+        if self._metrics is not None:
+            self._metrics.close(error)

@@ -36,6 +36,7 @@ def resume(at: EventId, kind: JobKind | None = None) -> Response:
 
 def followed(at: EventId, kind: JobKind | None = None) -> Reading:
     """Read the job, of that kind, that an event belongs to. Raises LlmisError."""
+    g.has_job = True  # or had one
     job = services().dispatcher.find(at.job_id, g.principal.owner)
     if kind not in (None, job.kind):
         raise InvalidRequest(
@@ -89,6 +90,8 @@ def _events(
             if body:
                 yield body
                 written_at = time.monotonic()
+                if events:
+                    relay.delivered()
     except ClientGone as exc:
         error = exc
     except GeneratorExit as exc:

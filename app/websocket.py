@@ -33,6 +33,7 @@ from app.parsing import convert
 from app.relay import Relay
 from app.schemas import ChatRequest, CompletionRequest
 from app.services import services
+from app.stream_metrics import count_rejection
 from app.streamed import followed
 from app.wording import Piece, Wording
 from shared.errors import GoingAway, InvalidRequest, LlmisError, RequestCancelled
@@ -46,6 +47,7 @@ _ASKING = ("request", "resume")
 """Types of frames that are requests: each has a line in the log."""
 _AUTH_TIMEOUT_S = 10.0
 """For the first frame of a connection that has to bring an API key."""
+_CANCELLED = "The client cancelled the request."
 
 
 def register(app: Flask) -> None:
@@ -172,6 +174,8 @@ class _Connection:
                 line.fail(error)
                 owner = self._principal.owner if self._principal else ANONYMOUS
                 line.write(new_request_id(), owner, error.status)
+            if kind == "request":
+                count_rejection("", error)
             self._send({"type": "error", "id": frame_id, **error.body()})
 
     def go_away(self) -> None:
@@ -235,8 +239,6 @@ class _Connection:
             try:
                 self._relay(frame_id, message)
             except ClientGone:
-                if frame_id in self._cancelled:
-                    g.line.fail(RequestCancelled("The client cancelled the request."))
                 status = RequestCancelled.status
                 self._report(frame_id, {"type": "cancelled", "id": frame_id})
             except GoingAway as exc:
@@ -245,6 +247,8 @@ class _Connection:
                 error = from_exception(exc)
                 g.line.fail(error)
                 status = error.status
+                if self._readings.get(frame_id) is None and message["type"] == "request":
+                    count_rejection(g.get("model", ""), error)
                 self._report(frame_id, {"type": "error", "id": frame_id, **error.body()})
             finally:
                 self._readings.pop(frame_id, None)
@@ -271,7 +275,7 @@ class _Connection:
                 raise ClientGone
             self._write(frame_id, relay, Wording(reading.job), at)
         except BaseException as exc:
-            error = exc
+            error = RequestCancelled(_CANCELLED) if frame_id in self._cancelled else exc
             raise
         finally:
             relay.close(error)
@@ -299,6 +303,7 @@ class _Connection:
                 self._send({"type": "queued", "id": frame_id, "position": position})
             if events:
                 self._send_pieces(frame_id, wording.of(events))
+                relay.delivered()
 
     def _send_pieces(self, frame_id: str, pieces: list[Piece]) -> None:
         for piece in pieces:

@@ -103,7 +103,7 @@ def _encode(events: dict[str, list[bytes]], num_tokens: int) -> tuple[list[bytes
 
     def message(group: list[str], steps: slice) -> bytes:
         return messages.encode_hub_message(
-            [(job_id, event) for job_id in group for event in events[job_id][steps]]
+            [(job_id, event) for job_id in group for event in events[job_id][steps]], time.time()
         )
 
     payloads = [

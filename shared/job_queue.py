@@ -42,15 +42,24 @@ class Outline(NamedTuple):
     """Of each list: some messages, the next one first, among them the next 64."""
     indexes: list[list[int]]
     """How many messages of its list are before each of them."""
+    oldest_at: float | None = None
+    """Unix time at which the oldest request among these messages was made. Which is the oldest
+    of all, unless the next 64 of its list are of as many other keys."""
 
     @classmethod
     def of(cls, reply: list[list[int]]) -> "Outline":
         """Read what outline.lua says."""
         orders = [
-            [Order(place, *pair) for pair in zip(found[2::3], found[3::3], strict=True)]
+            [Order(place, *pair) for pair in zip(found[3::3], found[4::3], strict=True)]
             for place, found in enumerate(reply, 1)
         ]
-        return cls([found[0] for found in reply], orders, [found[1::3] for found in reply])
+        made_ms = [found[1] for found in reply if found[1]]
+        return cls(
+            [found[0] for found in reply],
+            orders,
+            [found[2::3] for found in reply],
+            min(made_ms) / 1000 if made_ms else None,
+        )
 
     def position(self, order: Order) -> int | None:
         """How many messages are before one; None = it does not wait any more. Exact among the

@@ -102,6 +102,8 @@ class Device(Struct, frozen=True):
     total_bytes: int
     free_bytes: int
     """What a load may take: free memory without what is promised."""
+    promised_bytes: int = 0
+    """What replicas will still take: estimated, not yet in use."""
 
 
 class NodeRecord(Struct, frozen=True, kw_only=True):

@@ -319,11 +319,14 @@ class JobEvent(Struct, frozen=True, array_like=True):
 
     job_id: str
     event: Event
+    published_at: float = 0.0
+    """Unix time in seconds, by the replica's clock."""
 
 
 class _RawJobEvent(Struct, frozen=True, array_like=True):
     job_id: str
     event: msgspec.Raw
+    published_at: float
 
 
 class Capability(StrEnum):
@@ -383,6 +386,10 @@ class ReplicaRecord(Struct, frozen=True, kw_only=True):
     """The part of it that files stand behind: the system counts it as free."""
     estimated_bytes: int
     """What the estimate said before the load."""
+    device_bytes: dict[str, int] = {}
+    """GPU → memory that the process holds there."""
+    kv_usage: float | None = None
+    """Part of the KV cache that running sequences hold, 0 to 1; None = there is none."""
     started_at: float
     """Unix time in seconds."""
 
@@ -441,9 +448,11 @@ def decode_event(payload: bytes) -> Event:
     return event
 
 
-def encode_hub_message(events: list[tuple[str, bytes]]) -> bytes:
+def encode_hub_message(events: list[tuple[str, bytes]], published_at: float) -> bytes:
     """Pack (job id, encoded event) pairs into one pub/sub message without encoding them again."""
-    return _encoder.encode([_RawJobEvent(job_id, msgspec.Raw(event)) for job_id, event in events])
+    return _encoder.encode(
+        [_RawJobEvent(job_id, msgspec.Raw(event), published_at) for job_id, event in events]
+    )
 
 
 def decode_hub_message(payload: bytes) -> list[JobEvent]:

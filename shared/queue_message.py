@@ -29,7 +29,9 @@ def queue_message(job: Job, priority: int, order: str = UNPLACED) -> bytes:
     queue = names.model_queue(job.model)
     message: dict[str, Any] = {
         "headers": {
-            "llmis_order": order,  # first: it is what the queue looks for
+            # First: these are what the queue looks for.
+            "llmis_order": order,
+            "llmis_made_ms": int(1000 * job.created_at),
             "lang": "py",
             "task": names.GENERATE_TASK,
             "id": job.id,

@@ -66,6 +66,14 @@ class ScriptedEngine:
         return self._slots - len(self._running)
 
     @property
+    def kv_usage(self) -> None:
+        return None
+
+    @property
+    def device_bytes(self) -> dict[str, int]:
+        return {}
+
+    @property
     def has_work(self) -> bool:
         return bool(self._running)
 

@@ -180,18 +180,21 @@ class Publisher:
             keys += (names.claim_key(run.id), names.log_key(run.id))
             entries += (run.claim, event.seq, payload, self._expiry_s(run, event), place)
         channels = list(by_channel)
-        hub_messages = [messages.encode_hub_message(by_channel[channel]) for channel in channels]
+        now = time.time()
+        hub_messages = [
+            messages.encode_hub_message(by_channel[channel], now) for channel in channels
+        ]
         counts, refused = self._append(
             keys=[*keys, *channels], args=[len(encoded), *entries, *hub_messages]
         )
         for position in refused:
             self._fence(encoded[position - 1][0])
-        now = time.monotonic()
+        heard_at = time.monotonic()
         for channel, receivers in zip(channels, counts, strict=True):
             if receivers:
                 self._unheard_since.pop(channel, None)
             else:
-                self._unheard_since.setdefault(channel, now)
+                self._unheard_since.setdefault(channel, heard_at)
 
     def _fence(self, run: JobRun) -> None:
         if not run.is_fenced:

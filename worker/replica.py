@@ -200,7 +200,14 @@ def _versions(engine: str) -> dict[str, str]:
 
 
 def _capacity(engine: Engine, prompts: PromptBuilder) -> Capacity:
-    return Capacity(engine.free_slots, engine.context_length, engine.device, prompts.capabilities)
+    return Capacity(
+        engine.free_slots,
+        engine.context_length,
+        engine.device,
+        prompts.capabilities,
+        engine.device_bytes,
+        engine.kv_usage,
+    )
 
 
 def _warm_up(engine: Engine) -> None:

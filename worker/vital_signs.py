@@ -27,6 +27,10 @@ class Capacity:
     context_length: int
     device: str
     capabilities: list[Capability] = field(default_factory=list)
+    device_bytes: dict[str, int] = field(default_factory=dict)
+    """See `ReplicaRecord.device_bytes`."""
+    kv_usage: float | None = None
+    """See `ReplicaRecord.kv_usage`."""
 
 
 class VitalSigns:
@@ -101,6 +105,8 @@ class VitalSigns:
             memory_bytes=memory.rss,
             mapped_bytes=memory.shared,
             estimated_bytes=assignment.memory_bytes,
+            device_bytes=capacity.device_bytes,
+            kv_usage=capacity.kv_usage,
             started_at=self._started_at,
         )
 

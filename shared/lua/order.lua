@@ -6,6 +6,11 @@ local function order_of(message)
   return tonumber(tag or 0), tonumber(number or 0)
 end
 
+-- When its request was made: Unix time in milliseconds, 0 = it does not say.
+local function made_ms(message)
+  return tonumber(string.match(message, '"llmis_made_ms": ?(%d+)') or 0)
+end
+
 -- Index of the first message, from the back, that does not come after (tag, number).
 local function find(list, tag, number)
   local low, high = 0, redis.call('llen', list)

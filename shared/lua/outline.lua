@@ -1,16 +1,19 @@
 -- The orders of a model's waiting messages: of each list the first 64, and 64 of the rest.
--- KEYS: the model's lists. Returns for each its length, then place (0 = next), tag and number of
--- each sample, the next one first.
+-- KEYS: the model's lists. Returns for each its length, when the oldest of the samples was made
+-- (Unix time in milliseconds, 0 = there is none), then place (0 = next), tag and number of each
+-- sample, the next one first.
 local dense, spread = 64, 64
 local reply = {}
 for i, list in ipairs(KEYS) do
   local length = redis.call('llen', list)
-  local outline = { length }
+  local outline = { length, 0 }
   local function add(place_from_front, message)
     local tag, number = order_of(message)
     outline[#outline + 1] = place_from_front
     outline[#outline + 1] = tag
     outline[#outline + 1] = number
+    local at = made_ms(message)
+    if at > 0 and (outline[2] == 0 or at < outline[2]) then outline[2] = at end
   end
   local front = redis.call('lrange', list, -dense, -1)
   for k = #front, 1, -1 do add(#front - k, front[k]) end

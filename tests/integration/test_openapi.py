@@ -44,5 +44,5 @@ def test_no_made_up_request_gets_an_answer_that_is_not_documented(
 def _num_finished(service: Service) -> float:
     with urllib.request.urlopen(f"{service.url}/metrics") as answer:
         lines = answer.read().decode().splitlines()
-    wanted = 'llmis_request_outcome_total{model="counter",outcome="finished"}'
+    wanted = 'llmis_requests_total{finish_reason="length",model="counter",outcome="finished"}'
     return sum(float(line.split()[-1]) for line in lines if line.startswith(wanted))

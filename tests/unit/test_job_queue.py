@@ -321,9 +321,11 @@ def test_the_message_is_the_one_that_celery_would_send(
         ignore_result=True,
     )
     theirs: Any = json.loads(server.rpop(key))  # type: ignore[arg-type]
-    _admit(queue, _job("a1"))
+    job = _job("a1")
+    _admit(queue, job)
     ours: Any = json.loads(server.rpop(key))  # type: ignore[arg-type]
     assert ours["headers"].pop("llmis_order") == "1.1"
+    assert ours["headers"].pop("llmis_made_ms") == int(1000 * job.created_at)
     assert ours["properties"].pop("reply_to") == "", "no result goes anywhere"
     assert theirs["properties"].pop("reply_to")
     for message in (ours, theirs):

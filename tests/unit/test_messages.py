@@ -42,7 +42,7 @@ def test_a_job_survives_the_wire() -> None:
 def test_events_survive_the_wire_alone_and_on_a_hub_channel() -> None:
     encoded = [messages.encode_event(event) for event in _EVENTS]
     assert [messages.decode_event(payload) for payload in encoded] == _EVENTS
-    packed = messages.encode_hub_message([("j", payload) for payload in encoded])
+    packed = messages.encode_hub_message([("j", payload) for payload in encoded], 1.5)
     assert [e.event for e in messages.decode_hub_message(packed)] == _EVENTS
 
 

@@ -220,7 +220,8 @@ class Agent:
             probe = ModelSpec(name="probe", path="", engine=engine, device=device.id)
             beside = self.fleet.beside(probe, tenants, there)
             free = free_bytes(self.fleet.limits([device]), beside)
-            found.append(Device(device.id, device.name, device.total_bytes, free))
+            promised = sum(max(0, one.estimated_bytes - one.resident_bytes) for one in beside)
+            found.append(Device(device.id, device.name, device.total_bytes, free, promised))
         return found
 
     def _unload_idle(self) -> None:

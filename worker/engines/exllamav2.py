@@ -75,6 +75,14 @@ class ExLlamaV2Engine:
         return max(0, self._limits.max_batch - len(self._live))
 
     @property
+    def kv_usage(self) -> float:
+        return 1.0 - self._ledger.free_pages / self._ledger.num_pages
+
+    @property
+    def device_bytes(self) -> dict[str, int]:
+        return self._loaded.device_bytes()
+
+    @property
     def has_work(self) -> bool:
         return bool(self._live) or self._broken is not None
 

@@ -139,6 +139,14 @@ class LlamaEmbeddingEngine:
         return self._slots - len(self._inputs)
 
     @property
+    def kv_usage(self) -> None:
+        """No input keeps anything from one batch to the next that others would miss."""
+
+    @property
+    def device_bytes(self) -> dict[str, int]:
+        return {}
+
+    @property
     def has_work(self) -> bool:
         return bool(self._inputs)
 

@@ -122,6 +122,15 @@ class LlamaCppEngine:
         return len(self._slots) - len(self._by_key)
 
     @property
+    def kv_usage(self) -> float:
+        held = sum(len(slot.cache) for slot in self._slots if slot.sequence is not None)
+        return float(held / (self.context_length * len(self._slots)))
+
+    @property
+    def device_bytes(self) -> dict[str, int]:
+        return {}
+
+    @property
     def has_work(self) -> bool:
         return bool(self._by_key)
 

@@ -220,6 +220,15 @@ class Engine(Protocol):
         """Slots that are not taken. Thread-safe."""
 
     @property
+    def kv_usage(self) -> float | None:
+        """Part of the KV cache that the sequences in the batch hold, 0 to 1; None = there is
+        none. Thread-safe."""
+
+    @property
+    def device_bytes(self) -> dict[str, int]:
+        """GPU → memory that this process holds there. Thread-safe."""
+
+    @property
     def chat_template(self) -> str | None:
         """The Jinja template in the model's own files."""
 

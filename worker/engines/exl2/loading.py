@@ -90,6 +90,16 @@ class Loaded:
             paged=True,
         )
 
+    def device_bytes(self) -> dict[str, int]:
+        """GPU → memory that torch has taken from the driver there."""
+        import torch
+
+        # The process sees these devices alone, numbered from 0.
+        return {
+            name: torch.cuda.memory_reserved(number)
+            for number, name in enumerate(self.device.split(","))
+        }
+
     def unload(self) -> None:
         """Free the weights. Some hundred MiB stay with the process until it ends."""
         for part in (self.main, self.draft):

@@ -1,0 +1,71 @@
+"""`GET /metrics`, and the HTTP metrics of prometheus-flask-exporter."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, Request, Response, g, request
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_flask_exporter import PrometheusMetrics
+
+from app import meters
+from app.documented import documented
+from app.shared_counters import SharedCounters
+from app.state_metrics import ServiceState
+from app.stream_metrics import count_rejection
+
+_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0)
+_JOB_BLUEPRINTS = ("generation", "embeddings", "tokenization")
+"""Their requests become jobs, or are rejected."""
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+
+def register(app: Flask) -> None:
+    """Before the routes: each of them is measured."""
+    _Exporter(app, group_by=route, defaults_prefix="llmis", buckets=_BUCKETS_S)
+    # After the exporter's own: what is registered last runs first.
+    app.after_request(_bound_method)
+    app.after_request(_count_rejection)
+    view = app.view_functions["prometheus_metrics"]
+    view.__doc__ = "Show the service's metrics in Prometheus' text format."
+    documented(str, media_type="text/plain")(view)
+
+
+def route(asked: Request) -> str:
+    """A label: the rule that matched, not the path, which is the client's choice."""
+    return asked.url_rule.rule if asked.url_rule is not None else ""
+
+
+def _bound_method(response: Response) -> Response:
+    """The method becomes a label, too, and clients may send any word."""
+    if request.method not in _METHODS:
+        request.method = "other"
+    return response
+
+
+def _count_rejection(response: Response) -> Response:
+    if request.blueprint in _JOB_BLUEPRINTS and "error" in g and not g.get("has_job"):
+        count_rejection(g.get("model", ""), g.error)
+    return response
+
+
+class _Exporter(PrometheusMetrics):  # type: ignore[misc]
+    """Shows what the web processes of the host share, and the service's state."""
+
+    def __init__(self, app: Flask, **options: Any) -> None:
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        self._page = CollectorRegistry()
+        self._page.register(SharedCounters(Path(folder)) if folder else REGISTRY)
+        self._page.register(ServiceState(app))
+        super().__init__(app, **options)
+
+    def info(self, *args: Any, **labels: Any) -> None:
+        """The exporter's version is no metric: it would be one for each process that ever ran."""
+
+    def generate_metrics(
+        self, accept_header: str | None = None, names: list[str] | None = None
+    ) -> tuple[str, str]:
+        meters.flush()
+        encode, content_type = choose_encoder(accept_header or "")
+        return encode(self._page).decode(), content_type
