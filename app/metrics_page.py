@@ -6,12 +6,11 @@ from typing import Any
 
 from flask import Flask, Request, Response, g, request
 from prometheus_client import REGISTRY, CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_flask_exporter import PrometheusMetrics
 
-from app import meters
+from app import meters, shared_counters
 from app.documented import documented
-from app.shared_counters import SharedCounters
 from app.state_metrics import ServiceState
 from app.stream_metrics import count_rejection
 
@@ -54,18 +53,20 @@ class _Exporter(PrometheusMetrics):  # type: ignore[misc]
     """Shows what the web processes of the host share, and the service's state."""
 
     def __init__(self, app: Flask, **options: Any) -> None:
-        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-        self._page = CollectorRegistry()
-        self._page.register(SharedCounters(Path(folder)) if folder else REGISTRY)
-        self._page.register(ServiceState(app))
+        self._state = CollectorRegistry()
+        self._state.register(ServiceState(app))
         super().__init__(app, **options)
 
     def info(self, *args: Any, **labels: Any) -> None:
         """The exporter's version is no metric: it would be one for each process that ever ran."""
 
-    def generate_metrics(
-        self, accept_header: str | None = None, names: list[str] | None = None
-    ) -> tuple[str, str]:
+    def generate_metrics(self, *_: Any) -> tuple[str, str]:
+        """All there is, in the one format that every Prometheus reads."""
         meters.flush()
-        encode, content_type = choose_encoder(accept_header or "")
-        return encode(self._page).decode(), content_type
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        counted = shared_counters.shown(Path(folder)) if folder else _text(REGISTRY)
+        return counted + _text(self._state), CONTENT_TYPE_PLAIN_0_0_4
+
+
+def _text(registry: CollectorRegistry) -> str:
+    return generate_latest(registry).decode()
