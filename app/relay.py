@@ -64,7 +64,7 @@ class Relay:
         line.read(job)
         self._stream = reading.stream
         # A request is measured once, where it came in.
-        self._metrics = StreamMetrics(job) if reading.is_first else None
+        self._metrics = StreamMetrics(job, line.began_at) if reading.is_first else None
         if not reading.is_first:
             RESUMES.labels(job.model).inc()
         self._lag = meters_of(job.model).stream_lag

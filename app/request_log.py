@@ -31,7 +31,8 @@ class RequestLine:
         self._route = route
         self._is_polled = is_polled
         self._with_prompts = with_prompts
-        self._began_at = time.monotonic()
+        self.began_at = time.monotonic()
+        """When the request came, by the monotonic clock."""
         self._first_content_at = 0.0
         self._model = ""
         self._kind: JobKind | None = None
@@ -107,7 +108,7 @@ class RequestLine:
             "route": self._route,
             "status": status,
             "outcome": self._outcome(status),
-            "total_ms": _ms(time.monotonic() - self._began_at),
+            "total_ms": _ms(time.monotonic() - self.began_at),
         }
         if error is not None:
             fields["error"] = error.code or error.type
@@ -121,7 +122,7 @@ class RequestLine:
         return fields
 
     def _of_job(self) -> dict[str, Any]:
-        began_at, first_at, timings = self._began_at, self._first_content_at, self._timings
+        began_at, first_at, timings = self.began_at, self._first_content_at, self._timings
         return {
             "finish_reason": ",".join(sorted(set(self._reasons.values()))) or None,
             "attempts": self._attempt + 1,

@@ -34,12 +34,12 @@ class Stage(StrEnum):
 class StreamMetrics:
     """Measures one request from its events."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, received_at: float) -> None:
+        """`received_at`: when the request came, by the monotonic clock."""
         self._model = job.model
         self._generates = job.kind in _GENERATING
         self._reaches_engine = self._generates or job.kind is JobKind.EMBEDDING
-        # The request was received this long ago; durations are monotonic from here on.
-        self._received_at = time.monotonic() - max(0.0, time.time() - job.created_at)
+        self._received_at = received_at
         self._last_content_at = 0.0
         self._stage = Stage.QUEUED
         self._attempt = 0

@@ -1,0 +1,127 @@
+"""What processes that share their counters have counted, also those that have ended."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from app import shared_counters
+from tests.metrics_page import Page
+
+_COUNTING = """
+import os, sys
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
+from app import meters, metrics
+for _ in range(int(sys.argv[2])):
+    metrics.REQUESTS.labels("m", "finished", "stop").inc()
+    meters.meters_of("m").e2e_latency.observe(0.012)
+    meters.meters_of("m").e2e_latency.observe(1000.0)
+    meters.meters_of("m").generation_tokens.inc(3)
+metrics.STREAMS.set(2)
+meters.flush()
+print(os.getpid())
+"""
+
+
+def _count(folder: Path, number: int = 1) -> int:
+    """In a process of its own, whose pid is returned."""
+    done = subprocess.run(
+        [sys.executable, "-c", _COUNTING, str(folder), str(number)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+def _page(folder: Path) -> Page:
+    return Page(shared_counters.shown(folder))
+
+
+def test_what_the_processes_have_counted_is_added_up(tmp_path: Path) -> None:
+    _count(tmp_path, 2)
+    _count(tmp_path, 3)
+    page = _page(tmp_path)
+    assert page.value("llmis_requests_total", model="m", outcome="finished") == 5
+    assert page.value("llmis_generation_tokens_total", model="m") == 15
+    assert page.value("llmis_streams") == 4
+    name = "llmis_e2e_request_latency_seconds"
+    at = {has["le"]: value for has, value in page.samples[f"{name}_bucket"]}
+    assert (at["0.01"], at["0.015"], at["600.0"], at["+Inf"]) == (0, 5, 5, 10)
+    assert page.value(f"{name}_count") == 10
+    assert page.value(f"{name}_sum") == 5 * 1000.012
+    assert "# TYPE llmis_requests_total counter" in page.text
+    assert f"# TYPE {name} histogram" in page.text
+
+
+def test_the_dead_are_counted_once_and_leave_no_files(tmp_path: Path) -> None:
+    living = _count(tmp_path)
+    sizes = set()
+    for number in range(1, 9):
+        shared_counters.bury(tmp_path, _count(tmp_path, number))
+        sizes.add(len(list(tmp_path.iterdir())))
+    page = _page(tmp_path)
+    assert page.value("llmis_requests_total") == 1 + sum(range(1, 9))
+    assert page.value("llmis_e2e_request_latency_seconds_count") == 2 * page.value(
+        "llmis_requests_total"
+    )
+    assert page.value("llmis_streams") == 2, "only who lives has streams"
+    assert len(sizes) == 1, "files do not grow with restarts"
+    shared_counters.bury(tmp_path, living)
+    shared_counters.bury(tmp_path, living)
+    assert _page(tmp_path).value("llmis_requests_total") == 1 + sum(range(1, 9))
+    assert not list(tmp_path.glob(f"*_{living}.db"))
+
+
+def test_nobody_sees_a_sum_with_a_process_missing_or_in_it_twice(tmp_path: Path) -> None:
+    pids = [_count(tmp_path, 2) for _ in range(6)]
+    reading = subprocess.Popen(
+        [sys.executable, "-c", _READING, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert reading.stdout is not None
+    assert reading.stdout.readline() == "12.0\n"
+    for pid in pids:
+        shared_counters.bury(tmp_path, pid)
+    reading.terminate()
+    assert set(reading.stdout.read().split()) <= {"12.0"}
+    reading.stdout.close()
+    reading.wait()
+
+
+_READING = """
+import sys
+from pathlib import Path
+from app import shared_counters
+from tests.metrics_page import Page
+while True:
+    print(Page(shared_counters.shown(Path(sys.argv[1]))).value("llmis_requests_total"), flush=True)
+"""
+
+
+def test_a_file_that_is_just_made_is_empty(tmp_path: Path) -> None:
+    _count(tmp_path)
+    (tmp_path / "counter_1.db").touch()
+    (tmp_path / "histogram_1.db").write_bytes(bytes(65536))
+    assert _page(tmp_path).value("llmis_requests_total") == 1
+    shared_counters.bury(tmp_path, 1)
+    assert _page(tmp_path).value("llmis_requests_total") == 1
+
+
+def test_labels_are_escaped(tmp_path: Path) -> None:
+    code = _COUNTING.replace('"m"', repr('a"b\\c\nd'))
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), "1"], check=True, capture_output=True
+    )
+    assert r'model="a\"b\\c\nd"' in shared_counters.shown(tmp_path)
+
+
+def test_a_reader_waits_for_who_adds_up(tmp_path: Path) -> None:
+    _count(tmp_path)
+    with shared_counters._locked(tmp_path, shared_counters.fcntl.LOCK_EX):
+        seen: list[str] = []
+        reader = threading.Thread(target=lambda: seen.append(shared_counters.shown(tmp_path)))
+        reader.start()
+        reader.join(0.05)
+        assert not seen
+    reader.join()
+    assert seen
