@@ -12,6 +12,7 @@ import redis
 from msgspec import Struct
 
 from app.guesses import Guesses
+from app.metrics import AUTH_FAILURES
 from app.tokens import InvalidToken, TokenReader, is_token
 from shared import api_keys
 from shared.api_keys import ApiKey, Scope
@@ -161,7 +162,8 @@ class Authenticator:
 
 
 def refusal(reason: Reason, message: str, retry_after_s: int = 1) -> LlmisError:
-    """The error for somebody who is refused: all of them are made here."""
+    """The error for somebody who is refused: all of them are made, and counted, here."""
+    AUTH_FAILURES.labels(reason.value).inc()
     if reason is Reason.GUESSING:
         return TooManyRequests(message, retry_after_s=retry_after_s)
     return Forbidden(message) if reason is Reason.SCOPE else Unauthorized(message)

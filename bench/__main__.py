@@ -10,6 +10,7 @@ python -m bench loading                  time to ready against starting llama.cp
 python -m bench churn                    requests while models are loaded and unloaded
 python -m bench faults                   what streams see of each fault, five rounds of it
 python -m bench memory                   memory of a request, queued and running
+python -m bench metrics                  one web process with its metrics and without
 """
 
 import argparse
@@ -17,13 +18,14 @@ import signal
 import statistics
 import sys
 
-from bench import faults, lifecycle, memory, relay, report, scenarios, servers
+from bench import faults, lifecycle, memory, metrics_cost, relay, report, scenarios, servers
 from bench.measure import medians
 from bench.processes import machine_facts
 from bench.scenarios import Load
 from bench.servers import ServedModel
 
-_NAMES = ("counter", "ttft", "demo", "relay", "replicas", "loading", "churn", "faults", "memory")
+_NAMES = ("counter", "ttft", "demo", "relay", "replicas", "loading", "churn", "faults", "memory",
+          "metrics")  # fmt: skip
 _COUNTER_STREAMS = (1, 8, 32, 64)
 _DEMO_STREAMS = (1, 8)
 _RELAY_STREAMS = (64, 1000)
@@ -165,6 +167,13 @@ def _memory(arguments: argparse.Namespace, content: dict[str, object]) -> str:
     return f"memory: above that of the idle service\n{memory.memory_table(of_queued, of_active)}"
 
 
+def _metrics(arguments: argparse.Namespace, content: dict[str, object]) -> str:
+    rounds = 1 if arguments.quick else max(arguments.rounds, 7)
+    cost = metrics_cost.run(rounds, _say)
+    content["metrics"] = cost
+    return f"metrics: tokens per CPU second of one web process\n{metrics_cost.lines(cost)}"
+
+
 _OTHERS = {
     "relay": _relay,
     "replicas": _replicas,
@@ -172,6 +181,7 @@ _OTHERS = {
     "churn": _churn,
     "faults": _faults,
     "memory": _memory,
+    "metrics": _metrics,
 }
 
 

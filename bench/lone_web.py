@@ -22,11 +22,17 @@ from shared.messages import ReplicaRecord, ReplicaState
 
 
 @contextmanager
-def running(name: str, model: str, replica_id: str, more: str = "") -> Iterator[tuple[Server, str]]:
+def running(
+    name: str, model: str, replica_id: str, more: str = "", application: str = ""
+) -> Iterator[tuple[Server, str]]:
     """Redis, and one web process as `llmis up` starts it, which sees `model` served.
 
-    Gives the server and the URL of Redis. `more` are lines of the settings file.
+    Gives the server and the URL of Redis. `more` are lines of the settings file. `application`
+    takes the place of the service's own.
     """
+    command_of_web = processes.web()
+    if application:
+        command_of_web[-1] = application
     port = free_port()
     environment = servers.llmis_environment(name, f"port = {port}\n{more}\nmodels = []\n")
     settings = settings_module.load(environment)
@@ -39,7 +45,7 @@ def running(name: str, model: str, replica_id: str, more: str = "") -> Iterator[
         client.flushall()
         with (
             _announced(client, model, replica_id),
-            child(f"{name}-web", processes.web(), environment) as web,
+            child(f"{name}-web", command_of_web, environment) as web,
         ):
             wait_for(lambda: servers.answers(port, f"/v1/models/{model}"), web)
             yield Server(name, port, pid_of(web)), redis_url

@@ -20,7 +20,7 @@ from bench.scenarios import Load
 from bench.servers import ServedModel, Server, child, wait_for
 from tests.counter_model import NUMBERS
 
-_MODEL = "relay"
+MODEL = "relay"
 _DURATION_S = 4.0
 _LAG_LIMIT_S = 0.25
 """A web process whose 99th percentile of relay time is longer does not keep up."""
@@ -53,10 +53,10 @@ def run(
 ) -> list[RelayNumbers]:
     """Medians over the rounds for each offered rate in tokens/s."""
     found: dict[int, list[RelayNumbers]] = {rate: [] for rate in rates}
-    with lone_web.running("relay", _MODEL, REPLICA_ID) as (server, redis_url):
+    with lone_web.running("relay", MODEL, REPLICA_ID) as (server, redis_url):
         for _ in range(rounds):
             for rate in rates:
-                numbers = _measure(server, redis_url, num_streams, rate)
+                numbers = measured(server, redis_url, num_streams, rate)
                 found[rate].append(numbers)
                 say(
                     f"  relay, {num_streams} streams, {rate:,} offered: "
@@ -81,10 +81,12 @@ def relay_table(results: dict[int, list[RelayNumbers]]) -> str:
 # -- one measurement -------------------------------------------------------------------------
 
 
-def _measure(server: Server, redis_url: str, num_streams: int, rate: int) -> RelayNumbers:
+def measured(server: Server, redis_url: str, num_streams: int, rate: int) -> RelayNumbers:
+    """A load of so many streams, for some seconds, at so many tokens per second together. The
+    server is one of `lone_web` for `MODEL`."""
     num_tokens = max(20, int(rate * _DURATION_S / num_streams))
     script = Script(
-        model=_MODEL,
+        model=MODEL,
         num_jobs=num_streams,
         num_tokens=num_tokens,
         tokens_per_s=rate,
@@ -96,7 +98,7 @@ def _measure(server: Server, redis_url: str, num_streams: int, rate: int) -> Rel
     result_path.unlink(missing_ok=True)
     # Distinct for up to 1,000 streams: the publisher puts the jobs in the order of the streams.
     load = Load("relay", [[str(i % NUMBERS)] for i in range(num_streams)], num_tokens)
-    model = ServedModel(_MODEL, Path(), num_streams, num_tokens + 1)
+    model = ServedModel(MODEL, Path(), num_streams, num_tokens + 1)
     command = [sys.executable, "-m", "bench.fake_replica", str(script_path), str(result_path)]
     wait_for_quiet()
     with child("fake-replica", command, {"REDIS_URL": redis_url}) as replica:

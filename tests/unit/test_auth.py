@@ -5,6 +5,7 @@ import time
 import msgspec
 import pytest
 import redis
+from prometheus_client import REGISTRY
 
 from app import guesses
 from app.auth import Authenticator
@@ -73,6 +74,20 @@ def test_an_expired_key_is_refused_without_any_beat(client: redis.Redis) -> None
     ):
         with pytest.raises(Unauthorized, match="expired"):
             refused()
+
+
+def test_refusals_are_counted_by_their_reason(client: redis.Redis) -> None:
+    def counted(reason: str) -> float:
+        name = "llmis_auth_failures_total"
+        return REGISTRY.get_sample_value(name, {"reason": reason}) or 0.0
+
+    before = counted("missing"), counted("unknown")
+    authenticator = _authenticator(client)
+    with pytest.raises(Unauthorized):
+        authenticator.principal("", _HERE)
+    with pytest.raises(Unauthorized):
+        authenticator.principal("Bearer sk-none", _HERE)
+    assert (counted("missing"), counted("unknown")) == (before[0] + 1, before[1] + 1)
 
 
 def test_known_keys_outlive_an_outage_and_unknown_ones_are_not_let_in(

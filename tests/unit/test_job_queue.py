@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 from celery import Celery
@@ -184,6 +185,24 @@ def test_positions_far_behind_are_about_right(server: redis.Redis, queue: JobQue
     assert found[:64] == list(range(64))
     assert all(abs((place or 0) - i) <= 15 for i, place in enumerate(found))
     assert found == sorted(found, key=lambda place: place or 0)
+
+
+def test_the_age_of_the_oldest(server: redis.Redis, queue: JobQueue) -> None:
+    """Whatever its key, its class, and how often it has been given back."""
+    assert queue.outline("m").oldest_at is None
+    made_at = 1_700_000_000.0
+    for i, (owner, priority) in enumerate(
+        [("a", Priority.INTERACTIVE), ("a", Priority.INTERACTIVE), ("b", Priority.BATCH)]
+    ):
+        job = _job(f"j{i}", owner, priority=priority)
+        _admit(queue, msgspec.structs.replace(job, created_at=made_at + 5 * i))
+    assert queue.outline("m").oldest_at == made_at
+    _pop(server)
+    assert queue.outline("m").oldest_at == made_at + 5
+    queue.requeue(msgspec.structs.replace(_job("j0"), created_at=made_at))
+    assert queue.outline("m").oldest_at == made_at
+    _pop_all(server)
+    assert queue.outline("m").oldest_at is None
 
 
 # -- limits ----------------------------------------------------------------------------------
