@@ -53,7 +53,7 @@ class Nginx:
 
 
 def command(folder: Path, *arguments: str) -> list[str]:
-    assert binary is not None, "tests/install-nginx brings nginx"
+    assert binary is not None, "tests/install-deploy-tools brings nginx"
     return [str(binary), "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf", *arguments]
 
 
