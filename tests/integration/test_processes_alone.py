@@ -3,6 +3,7 @@
 import http.client
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def _is_ready(service: Service) -> bool:
         return False
 
 
+def _check(environment: alone.Environment, process: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "cli", "check", process]
+    result = subprocess.run(command, env=environment.variables, capture_output=True, text=True)
+    return result.returncode, result.stderr
+
+
 def test_the_procfile_runs_the_service_and_stops_it(tmp_path: Path) -> None:
     honcho = [sys.executable, "-m", "honcho", "start", "-f", "Procfile", "-e", "/dev/null"]
     with alone.environment(tmp_path) as environment, environment.started(honcho) as service:
@@ -39,9 +46,15 @@ def test_the_procfile_runs_the_service_and_stops_it(tmp_path: Path) -> None:
         assert _status(service.port, "/metrics") == 200
         assert list((service.data_dir / "metrics").glob("*.db"))
         assert service.pids("worker.replica")
+        for process in ("web", "agent", "flower"):
+            assert _check(environment, process) == (0, "")
         service.process.send_signal(signal.SIGTERM)
         service.process.wait(60)
         assert not service.pids(), environment.output()
+        for process in ("web", "agent", "flower"):
+            status, said = _check(environment, process)
+            assert status == 1
+            assert said.startswith("llmis: ")
 
 
 def test_web_processes_begin_with_empty_counters_and_tell_systemd(tmp_path: Path) -> None:
