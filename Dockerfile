@@ -20,7 +20,8 @@ COPY requirements.txt requirements-demo.txt constraints.txt ./
 RUN .venv/bin/pip install --no-cache-dir -r requirements.txt ${DEMO_REQUIREMENTS:+-r ${DEMO_REQUIREMENTS}}
 COPY . .
 RUN .venv/bin/pip install --no-cache-dir --no-deps --editable . \
-    && .venv/bin/python -m compileall -q app cli shared worker celeryconfig.py
+    && .venv/bin/python -m compileall -q app cli shared worker celeryconfig.py \
+    && chmod -R a+rX .
 
 FROM nvidia/cuda:${CUDA_VERSION}-devel-ubuntu24.04 AS gpu-build
 # Compute capabilities that ExLlamaV2's extension is compiled for.
@@ -38,7 +39,8 @@ COPY . .
 RUN TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST}" MAX_JOBS="${MAX_JOBS}" \
     .venv/bin/python tools/gpu/build_extension.py exl2-build \
     && .venv/bin/pip install --no-cache-dir --no-deps --editable . \
-    && .venv/bin/python -m compileall -q app cli shared worker celeryconfig.py
+    && .venv/bin/python -m compileall -q app cli shared worker celeryconfig.py \
+    && chmod -R a+rX .
 
 # -- what runs -------------------------------------------------------------------------------------
 

@@ -5,9 +5,9 @@ from urllib.parse import urlsplit
 
 import click
 
+from cli import flower
 from cli.address import environment, url_of
 from cli.errors import CliError
-from cli.processes import LOOPBACK
 from shared import settings as settings_module
 from shared.errors import SettingsError
 from shared.settings import Settings
@@ -32,7 +32,7 @@ def check(process: str) -> None:
     elif process == "web":
         _check_http(f"{url_of(settings)}/healthz")
     else:
-        _check_http(f"http://{LOOPBACK}:{settings.flower_port}/healthcheck")
+        _check_http(f"{flower.url_of(settings)}healthcheck")
 
 
 def _check_http(url: str) -> None:

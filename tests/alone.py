@@ -41,7 +41,7 @@ class Environment:
     @contextmanager
     def started(self, command: list[str], folder: Path = ROOT, **more: str) -> Iterator[Service]:
         """Run a command in the folder of the code; stop it, whatever happens."""
-        with (self.data_dir / "output").open("w") as output:
+        with (self.data_dir / "output").open("a") as output:
             process = subprocess.Popen(
                 command,
                 cwd=folder,
