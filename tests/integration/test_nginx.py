@@ -4,6 +4,7 @@ import http.client
 import json
 import subprocess
 from collections.abc import Iterator
+from socket import SHUT_RDWR
 from typing import Any
 
 import pytest
@@ -82,7 +83,10 @@ def test_a_websocket_goes_through(served: tuple[Service, Nginx]) -> None:
         if kind == "chunk":
             text += message["data"]["choices"][0]["text"]
     assert text == expected_text(5, 20)
-    socket.close()
+    # Its thread must not read on when the next connection has the same descriptor.
+    socket.sock.shutdown(SHUT_RDWR)
+    socket.thread.join(30)
+    socket.sock.close()
 
 
 def test_a_request_keeps_its_id_through_nginx(served: tuple[Service, Nginx]) -> None:
