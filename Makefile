@@ -23,6 +23,7 @@ rolling-restart: $(RUN_DEPS) ## Restart all processes of a running service under
 test: $(DEV_DEPS) ## Run every test: real Redis, Celery, gunicorn, engine, browser
 	@tests/install-chromium
 	@tests/install-prometheus
+	@tests/install-deploy-tools
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(DEV_DEPS) ## Format, lint, types and unit tests, in under a minute

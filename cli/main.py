@@ -26,6 +26,7 @@ _COMMANDS = {
     "restart": "cli.restart:restart",
     "chat": "cli.chat:chat",
     "complete": "cli.complete:complete",
+    "check": "cli.check:check",
     "doctor": "cli.doctor.command:doctor",
 }
 _INTERRUPTED = 130

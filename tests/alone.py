@@ -39,12 +39,12 @@ class Environment:
     data_dir: Path
 
     @contextmanager
-    def started(self, command: list[str], **more: str) -> Iterator[Service]:
-        """Run a command in the foreground of the repository; stop it, whatever happens."""
-        with (self.data_dir / "output").open("w") as output:
+    def started(self, command: list[str], folder: Path = ROOT, **more: str) -> Iterator[Service]:
+        """Run a command in the folder of the code; stop it, whatever happens."""
+        with (self.data_dir / "output").open("a") as output:
             process = subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=folder,
                 env=self.variables | more,
                 stdout=output,
                 stderr=output,

@@ -1,14 +1,19 @@
 """Processes that are started one by one need nothing that `llmis up` would do for them."""
 
 import http.client
+import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
-from tests import alone
+import pytest
+
+from tests import alone, image
 from tests.admin_client import Completion, readiness
-from tests.conftest import Service, wait_for
+from tests.conftest import ROOT, Service, models_folder, wait_for
 from tests.counter_model import expected_text
 
 
@@ -30,6 +35,12 @@ def _is_ready(service: Service) -> bool:
         return False
 
 
+def _check(environment: alone.Environment, process: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "cli", "check", process]
+    result = subprocess.run(command, env=environment.variables, capture_output=True, text=True)
+    return result.returncode, result.stderr
+
+
 def test_the_procfile_runs_the_service_and_stops_it(tmp_path: Path) -> None:
     honcho = [sys.executable, "-m", "honcho", "start", "-f", "Procfile", "-e", "/dev/null"]
     with alone.environment(tmp_path) as environment, environment.started(honcho) as service:
@@ -39,9 +50,42 @@ def test_the_procfile_runs_the_service_and_stops_it(tmp_path: Path) -> None:
         assert _status(service.port, "/metrics") == 200
         assert list((service.data_dir / "metrics").glob("*.db"))
         assert service.pids("worker.replica")
+        for process in ("web", "agent", "flower"):
+            assert _check(environment, process) == (0, "")
         service.process.send_signal(signal.SIGTERM)
         service.process.wait(60)
         assert not service.pids(), environment.output()
+        for process in ("web", "agent", "flower"):
+            status, said = _check(environment, process)
+            assert status == 1
+            assert said.startswith("llmis: ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make file systems read-only")
+def test_the_files_of_the_image_run_and_write_to_one_folder_alone(tmp_path: Path) -> None:
+    """And to the temporary folder."""
+    code = tmp_path / "code"
+    image.lay_out(code)
+    honcho = [sys.executable, "-m", "honcho", "-f", str(ROOT / "Procfile"), "-d", str(code)]
+    honcho += ["-e", "/dev/null", "start"]
+    with alone.environment(tmp_path) as environment:
+        models = environment.data_dir / "models"
+        models.mkdir()
+        shutil.copy(models_folder() / "counter.gguf", models)
+        temporary = environment.data_dir / "tmp"
+        temporary.mkdir()
+        more = {"TMPDIR": str(temporary), "HOME": str(temporary), "LLMIS_MODELS_DIR": str(models)}
+        command = [str(ROOT / "tests" / "read-only"), str(environment.data_dir), *honcho]
+        with environment.started(command, code, **more) as service:
+            wait_for(lambda: _is_ready(service), "the model is ready", 90)
+            assert Completion(service, "counter", 20).read().text == expected_text(5, 20)
+            wait_for(lambda: _status(service.flower_port, "/") == 200, "Flower answers", 60)
+            web = service.pids("app.wsgi")[0]
+            assert Path(f"/proc/{web}/cwd").readlink() == code
+            service.process.send_signal(signal.SIGTERM)
+            service.process.wait(60)
+        assert "Read-only file system" not in environment.output()
+        assert "Traceback" not in environment.output()
 
 
 def test_web_processes_begin_with_empty_counters_and_tell_systemd(tmp_path: Path) -> None:

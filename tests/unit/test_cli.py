@@ -210,6 +210,7 @@ def test_version_and_help() -> None:
         "chat",
         "complete",
         "status",
+        "check",
         "doctor",
     ):
         assert run(command, "--help").exit_code == 0
