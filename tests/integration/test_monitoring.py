@@ -21,8 +21,10 @@ from tests.monitoring import Expression, substituted
 from tests.prometheus import CONFIGURATION, Prometheus, promtool, running_prometheus
 from tests.sse_reader import Answer
 
-# A model that fits nowhere: who asks for it is refused by the service's fault.
-_HUGE = """
+# "huge" fits nowhere: its requests fail by the service's fault.
+_MORE = """
+max_open_requests = 2
+
 [[models]]
 name = "huge"
 path = "counter.gguf"
@@ -31,16 +33,14 @@ slots = 64
 preload = false
 """
 _PATIENCE_S = 60
-_NOT_PROVOKED = {
-    "llmis_rate_limit_hits_total", "llmis_auth_failures_total", "llmis_filter_matches_total",
-}  # fmt: skip
+_NOT_PROVOKED = {"llmis_auth_failures_total", "llmis_filter_matches_total"}
 """What a service without keys and filter never counts: these expressions only have to run."""
 _PROVOKED_ALERTS = {"LlmisErrors", "LlmisFailovers", "LlmisModelAway"}
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("llmis"), extra=_HUGE) as running:
+    with running_service(tmp_path_factory.mktemp("llmis"), extra=_MORE) as running:
         yield running
 
 
@@ -61,6 +61,12 @@ def _provoke(service: Service) -> None:
     assert Completion(service, "huge", 20).read().error["code"] == "insufficient_memory"
     Completion(service, "counter", 1900).read(2).close()
     body = {"model": "counter", "prompt": "5", "max_tokens": 1900, "stream": True}
+
+    def is_refused() -> bool:
+        asked = [Answer(service, "completions", body, owner="many") for _ in range(3)]
+        return [answer.status for answer in asked] == [200, 200, 429]
+
+    wait_for(is_refused, "a key has too many open requests", 30)
     first = Answer(service, "completions", body).read(2)
     first.close()
     Answer(service, f"requests/{first.request_id}/events", last_id=first.last_id).read()
