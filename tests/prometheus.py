@@ -81,9 +81,11 @@ class Prometheus:
 
 
 @contextmanager
-def running_prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
+def running_prometheus(
+    folder: Path, target: str, configuration: Path = CONFIGURATION
+) -> Iterator[Prometheus]:
     """One that scrapes `target` (host:port) every second, else as configured."""
-    shutil.copytree(CONFIGURATION, folder / "configuration")
+    shutil.copytree(configuration, folder / "configuration")
     address = f"127.0.0.1:{free_port()}"
     _replace(folder / "configuration/prometheus.yml", "interval: 15s", "interval: 1s")
     _replace(folder / "configuration/prometheus.yml", "127.0.0.1:9090", address)

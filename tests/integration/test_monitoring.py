@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from shared import api_keys
+from shared.api_keys import Scope
 from tests import monitoring, vllm_board
 from tests.admin_client import Completion
 from tests.conftest import Service, running_service, wait_for
@@ -116,17 +118,35 @@ def test_the_alerts_fire_and_are_silent_as_their_tests_say() -> None:
 
 
 def test_the_configuration_with_a_key_and_tls_is_valid(tmp_path: Path) -> None:
-    """The lines that stand there as comments."""
-    folder = shutil.copytree(CONFIGURATION, tmp_path / "prometheus")
-    path = folder / "prometheus.yml"
-    key = tmp_path / "llmis.key"
-    key.write_text("a-key")
-    text = re.sub(
-        r"^    # (authorization|  credentials_file|scheme)", r"    \1", path.read_text(), flags=re.M
-    )
-    assert text.count("#") < path.read_text().count("#")
-    path.write_text(text.replace("/etc/prometheus/llmis.key", str(key)))
+    folder = _uncommented(tmp_path, "a-key", "authorization", "  credentials_file", "scheme")
     assert "SUCCESS" in promtool("check", "config", "prometheus.yml", folder=folder)
+
+
+def test_prometheus_reads_a_service_that_asks_for_keys(tmp_path: Path) -> None:
+    for name in ("llmis", "without", "with"):
+        (tmp_path / name).mkdir()
+    with running_service(tmp_path / "llmis", extra="auth = true") as guarded:
+        target = f"127.0.0.1:{guarded.port}"
+        key = api_keys.create(guarded.redis, "prometheus", Scope.ADMIN)[0]
+        configuration = _uncommented(tmp_path, key, "authorization", "  credentials_file")
+        with running_prometheus(tmp_path / "with", target, configuration) as prometheus:
+            wait_for(lambda: prometheus.query('up{job="llmis"} == 1'), "it is let in", _PATIENCE_S)
+        with running_prometheus(tmp_path / "without", target) as prometheus:
+            wait_for(lambda: prometheus.query('up{job="llmis"} == 0'), "it is refused", _PATIENCE_S)
+            assert any("401" in target["lastError"] for target in prometheus.targets())
+
+
+def _uncommented(folder: Path, key: str, *words: str) -> Path:
+    """The configuration with lines that stand there as comments."""
+    configuration = shutil.copytree(CONFIGURATION, folder / "prometheus")
+    path = configuration / "prometheus.yml"
+    text = path.read_text()
+    for word in words:
+        assert f"    # {word}:" in text
+        text = text.replace(f"    # {word}:", f"    {word}:")
+    (folder / "llmis.key").write_text(key)
+    path.write_text(text.replace("/etc/prometheus/llmis.key", f"{folder}/llmis.key"))
+    return configuration
 
 
 def test_prometheus_reads_the_service(prometheus: Prometheus) -> None:
