@@ -13,7 +13,7 @@ DOCUMENTS = [
 
 def test_paths_named_in_the_documents_exist() -> None:
     pattern = re.compile(
-        r"`((?:app|worker|shared|cli|tests|bench|docs|templates|examples)/[\w./-]+)`"
+        r"`((?:app|worker|shared|cli|tests|bench|docs|templates|examples|deploy)/[\w./-]+)`"
     )
     for document in DOCUMENTS:
         for path in pattern.findall(document.read_text()):
