@@ -129,11 +129,12 @@ def test_prometheus_reads_a_service_that_asks_for_keys(tmp_path: Path) -> None:
         target = f"127.0.0.1:{guarded.port}"
         key = api_keys.create(guarded.redis, "prometheus", Scope.ADMIN)[0]
         configuration = _uncommented(tmp_path, key, "authorization", "  credentials_file")
-        with running_prometheus(tmp_path / "with", target, configuration) as prometheus:
-            wait_for(lambda: prometheus.query('up{job="llmis"} == 1'), "it is let in", _PATIENCE_S)
         with running_prometheus(tmp_path / "without", target) as prometheus:
             wait_for(lambda: prometheus.query('up{job="llmis"} == 0'), "it is refused", _PATIENCE_S)
             assert any("401" in target["lastError"] for target in prometheus.targets())
+        with running_prometheus(tmp_path / "with", target, configuration) as prometheus:
+            refusals = 'llmis_auth_failures_total{reason="missing"}'
+            wait_for(lambda: prometheus.query(refusals), "its refusals are seen", _PATIENCE_S)
 
 
 def _uncommented(folder: Path, key: str, *words: str) -> Path:
