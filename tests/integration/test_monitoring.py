@@ -109,6 +109,7 @@ def _answer(
 
 def test_promtool_finds_nothing_wrong() -> None:
     assert "SUCCESS" in promtool("check", "config", "prometheus.yml")
+    assert "SUCCESS" in promtool("check", "config", "--syntax-only", "../compose/prometheus.yml")
     for path in monitoring.RULE_FILES:
         promtool("check", "rules", path.name)
 
