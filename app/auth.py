@@ -33,6 +33,14 @@ class Reason(StrEnum):
     GUESSING = "guessing"
 
 
+class _Invalid(Exception):
+    """A key or token does not hold. Inside of this module; outside it is a `refusal`."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class Principal(Struct, frozen=True, kw_only=True):
     """Who sends a request."""
 
@@ -101,15 +109,24 @@ class Authenticator:
             if self._tokens is not None and is_token(credential):
                 return self._by_token(self._tokens, credential)
             return self._by_key(credential, address)
-        except Unauthorized:
-            self._refuse_guessers(address, is_new=True)
-            raise
+        except _Invalid as exc:
+            wait_s = self._guesses.count(address)
+            if wait_s:
+                raise refusal(
+                    Reason.GUESSING,
+                    "Too many keys that do not hold have come from this address.",
+                    retry_after_s=wait_s,
+                ) from exc
+            raise refusal(exc.reason, str(exc)) from exc
 
     def renewed(self, principal: Principal) -> Principal:
         """The same one, for a connection that lasts. Raises Unauthorized when the key or token
         does not hold any more."""
         if principal.key_digest:
-            return self._of_key(principal.key_digest)
+            try:
+                return self._of_key(principal.key_digest)
+            except _Invalid as exc:
+                raise refusal(exc.reason, str(exc)) from exc
         if principal.expires_at and time.time() >= principal.expires_at:
             raise refusal(Reason.EXPIRED, "The token has expired.")
         return principal
@@ -121,28 +138,30 @@ class Authenticator:
         return Principal(owner=owner, scope=Scope.USER, limits=limits_of(self._settings))
 
     def _by_key(self, credential: str, address: str) -> Principal:
+        """Raises _Invalid, redis.RedisError."""
         key_digest = api_keys.digest(credential)
-        if key_digest not in self._keys:
-            self._refuse_guessers(address, is_new=False)
-            if api_keys.is_there(self._client, key_digest):
-                self.refresh()  # it has just been made
+        is_new = key_digest not in self._keys and not self._guesses.wait_s(address)
+        if is_new and api_keys.is_there(self._client, key_digest):
+            self.refresh()  # it has just been made
         return self._of_key(key_digest)
 
     def _of_key(self, key_digest: str) -> Principal:
+        """Raises _Invalid."""
         key = self._keys.get(key_digest)
         if key is None:
-            raise refusal(Reason.UNKNOWN, "The API key is not known.")
+            raise _Invalid(Reason.UNKNOWN, "The API key is not known.")
         if key.is_expired(time.time()):
-            raise refusal(Reason.EXPIRED, "The API key has expired.")
+            raise _Invalid(Reason.EXPIRED, "The API key has expired.")
         limits = limits_of(self._settings, key.limits)
         return Principal(owner=key.id, scope=key.scope, limits=limits, key_digest=key_digest)
 
     def _by_token(self, tokens: TokenReader, credential: str) -> Principal:
+        """Raises _Invalid."""
         try:
             claims = tokens.read(credential)
         except InvalidToken as exc:
             reason = Reason.EXPIRED if exc.is_expired else Reason.UNKNOWN
-            raise refusal(reason, f"The token is not valid: {exc}.") from exc
+            raise _Invalid(reason, f"The token is not valid: {exc}.") from exc
         return Principal(
             owner=claims.owner,
             scope=claims.scope,
@@ -150,19 +169,9 @@ class Authenticator:
             expires_at=claims.expires_at,
         )
 
-    def _refuse_guessers(self, address: str, *, is_new: bool) -> None:
-        """`is_new`: one more guess has come. Raises TooManyRequests, redis.RedisError."""
-        wait_s = self._guesses.count(address) if is_new else self._guesses.wait_s(address)
-        if wait_s:
-            raise refusal(
-                Reason.GUESSING,
-                "Too many keys that do not hold have come from this address.",
-                retry_after_s=wait_s,
-            )
-
 
 def refusal(reason: Reason, message: str, retry_after_s: int = 1) -> LlmisError:
-    """The error for somebody who is refused: all of them are made, and counted, here."""
+    """The error for somebody who is refused: made, and counted, here once for each that is."""
     AUTH_FAILURES.labels(reason.value).inc()
     if reason is Reason.GUESSING:
         return TooManyRequests(message, retry_after_s=retry_after_s)
