@@ -226,6 +226,13 @@ def test_the_command_is_installed_beside_python() -> None:
 # -- where the service is ------------------------------------------------------------------------
 
 
+def test_a_key_that_would_be_another_header_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMIS_API_KEY", "sk-x\r\nX-Other: 1")
+    result = run("ps", "--url", "http://127.0.0.1:1")
+    assert (result.exit_code, "LLMIS_API_KEY" in result.stderr) == (2, True)
+    assert "sk-x" not in result.stderr
+
+
 def test_the_address_is_that_of_the_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
