@@ -171,7 +171,7 @@ def _metrics(arguments: argparse.Namespace, content: dict[str, object]) -> str:
     rounds = 1 if arguments.quick else max(arguments.rounds, 7)
     cost = metrics_cost.run(rounds, _say)
     content["metrics"] = cost
-    return f"metrics: tokens per CPU second of one web process\n{metrics_cost.lines(cost)}"
+    return f"metrics: chunks per CPU second of one web process\n{metrics_cost.lines(cost)}"
 
 
 _OTHERS = {

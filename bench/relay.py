@@ -81,9 +81,11 @@ def relay_table(results: dict[int, list[RelayNumbers]]) -> str:
 # -- one measurement -------------------------------------------------------------------------
 
 
-def measured(server: Server, redis_url: str, num_streams: int, rate: int) -> RelayNumbers:
+def measured(
+    server: Server, redis_url: str, num_streams: int, rate: int, patience_s: float = 30.0
+) -> RelayNumbers:
     """A load of so many streams, for some seconds, at so many tokens per second together. The
-    server is one of `lone_web` for `MODEL`."""
+    server is one of `lone_web` for `MODEL`; the machine has so long to become quiet."""
     num_tokens = max(20, int(rate * _DURATION_S / num_streams))
     script = Script(
         model=MODEL,
@@ -100,7 +102,7 @@ def measured(server: Server, redis_url: str, num_streams: int, rate: int) -> Rel
     load = Load("relay", [[str(i % NUMBERS)] for i in range(num_streams)], num_tokens)
     model = ServedModel(MODEL, Path(), num_streams, num_tokens + 1)
     command = [sys.executable, "-m", "bench.fake_replica", str(script_path), str(result_path)]
-    wait_for_quiet()
+    wait_for_quiet(patience_s)
     with child("fake-replica", command, {"REDIS_URL": redis_url}) as replica:
         result = measure.run_load(load.plan(model, server))
         wait_for(result_path.exists, replica)
