@@ -14,7 +14,7 @@ from flask import Flask, Response, request
 from app.access import WEBSOCKET
 from app.services import services
 from shared.errors import ForbiddenHost, ForbiddenOrigin
-from shared.settings import Settings
+from shared.settings import Settings, is_loopback
 
 _EXPOSED = ", ".join(
     (
@@ -100,9 +100,11 @@ def _is_named(origin: str) -> bool:
 
 
 def _is_allowed_host(host: str, settings: Settings) -> bool:
-    """Addresses always are: only names can be pointed elsewhere."""
+    """Addresses always are: only names can be pointed elsewhere. Where keys are asked for, a page
+    under such a name has none."""
     names = settings.allowed_hosts
-    if "*" in names or (not names and not is_loopback(settings.host)):
+    is_private = is_loopback(settings.host) and not settings.auth
+    if "*" in names or not (names or is_private):
         return True
     try:
         name = urlsplit(f"//{host}").hostname or ""
@@ -110,10 +112,6 @@ def _is_allowed_host(host: str, settings: Settings) -> bool:
         return False
     is_local = name == "localhost" or name.endswith(".localhost")
     return is_local or _is_address(name) or name in (settings.host.lower(), *names)
-
-
-def is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _is_address(name: str) -> bool:

@@ -133,7 +133,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     "*" = all. In the environment: with commas between them."""
     allowed_hosts: list[str] = []
     """Host names that the service answers to, besides localhost and addresses; "*" = all.
-    Empty = no others where `host` is a loopback address, else all."""
+    Empty = no others where `host` is a loopback address and `auth` is off, else all."""
     web_workers: Count = 1
     """Web processes."""
     web_connections: Count = 4000
@@ -373,7 +373,7 @@ def _check_tokens(settings: Settings) -> None:
             raise SettingsError(f"{name} = '': jwt_jwks needs it, or tokens for others would do")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """An empty one is all addresses."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -384,7 +384,7 @@ def _is_loopback(host: str) -> bool:
 def _check(settings: Settings, sources: dict[str, str]) -> None:
     for name in ("host", "flower_host"):
         host = getattr(settings, name)
-        if not (_is_loopback(host) or settings.auth or settings.open_access):
+        if not (is_loopback(host) or settings.auth or settings.open_access):
             raise SettingsError(
                 f"{name} = {host!r} ({sources.get(name)}): others can reach this address. Set "
                 "auth = true and make a key with `llmis keys create`, or, to let everybody do "

@@ -142,7 +142,7 @@ class Chat {
 
   #onFrame(frame) {
     if (frame.id === null && frame.type === 'error') showNotice(frame.error.message);
-    if (frame.id !== this.#answer?.id) return;
+    if (!this.#answer || frame.id !== this.#answer.id) return;
     const { turn } = this.#answer;
     const isFirst = turn.ttftMs === null;
     const text = this.#answer.take(frame, performance.now());
@@ -151,7 +151,10 @@ class Chat {
     if (['loading', 'queued'].includes(frame.type) || begins) this.#views.get(turn).update();
     if (turn.state !== 'streaming') this.#endAnswer();
     // The key was revoked while the page was open.
-    if (frame.error?.code === 'invalid_api_key') this.#askForKey(frame.error);
+    if (frame.error?.code === 'invalid_api_key') {
+      this.#askForKey(frame.error);
+      this.#log.scrollToEnd();
+    }
   }
 
   #endAnswer() {
@@ -186,6 +189,7 @@ class Chat {
   #askForKey(error) {
     hideNotice();
     this.#keyForm.open(apiKey.value() ? error.message : '');
+    this.#settings.showLocked();
     if (error.code === 'invalid_api_key') apiKey.forget();
     this.#showState();
   }

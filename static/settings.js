@@ -66,6 +66,11 @@ export class Settings {
     this.#choose(isOffered ? this.#wantedModel : firstReady(this.#models).id);
   }
 
+  /** Which models there are is not for everybody. */
+  showLocked() {
+    if (!this.hasModel) this.#model.replaceChildren(new Option('Needs an API key'));
+  }
+
   /** Ask again after an answer: its model may have been loaded for it. */
   async refresh() {
     const model = this.#models.find(({ id }) => id === this.#wantedModel);
