@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, WebSocketRoute, expect
 
+from shared import names
 from tests.conftest import Service
 from tests.e2e.chat_page import DEADLINE_S, Chat
 
@@ -31,12 +32,12 @@ async (url) => {
   document.body.append(frame);
   const socket = new WebSocket(`${url.replace('http', 'ws')}/v1/ws`);
   const closed = new Promise((resolve) => { socket.onclose = (event) => resolve(event.code); });
-  const body = JSON.stringify({ model: 'counter', prompt: '5', max_tokens: 2 });
+  const body = JSON.stringify({ model: 'counter', prompt: '31337', max_tokens: 2 });
+  const tried = (promise) => promise.catch(() => null);
   const ask = (options) => fetch(`${url}/v1/completions`, { method: 'POST', body, ...options });
-  await ask({ mode: 'no-cors' });
-  const json = await ask({ headers: { 'Content-Type': 'application/json' } })
-    .then(() => 'answered', () => 'refused');
-  return { json, framed: await framed, socket: await closed };
+  await tried(ask({ mode: 'no-cors' }));
+  await tried(ask({ headers: { 'Content-Type': 'application/json' } }));
+  return { framed: await framed, socket: await closed };
 }
 """
 _POLLUTED = {"__proto__": {"isHacked": 1}, "constructor": {"prototype": {"isHacked": 1}}}
@@ -140,13 +141,11 @@ def _served(folder: Path) -> Iterator[str]:
 def _try_evil(browser: Browser, service: Service, evil: str) -> None:
     context = browser.new_context()
     page = context.new_page()
-    statuses: list[tuple[str, int]] = []
-    page.on("response", lambda r: statuses.append((r.request.method, r.status)))
     page.goto(evil)
-    statuses.clear()
     outcome = page.evaluate(_EVIL_SCRIPT, service.url)
-    assert outcome == {"json": "refused", "framed": "loaded", "socket": 1008}
-    assert [s for s in statuses if s[0] == "POST"] == [("POST", 403)], "the one without a preflight"
+    assert outcome == {"framed": "loaded", "socket": 1008}
+    jobs = [service.redis.dump(key) or b"" for key in service.redis.scan_iter(names.job_key("*"))]
+    assert not any(b"31337" in job for job in jobs)
     framed = [frame for frame in page.frames if frame.parent_frame is not None]
     assert [frame.locator("#composer").count() for frame in framed] == [0]
     context.close()
