@@ -12,7 +12,6 @@ import logging
 import socket
 import struct
 import time
-from enum import Enum
 from typing import Any
 
 from gevent import socket as gevent_socket
@@ -30,19 +29,12 @@ _MIN_BYTES_PER_S = 500
 mod_reqtimeout has the same by default."""
 
 
-class _Phase(Enum):
-    HEAD = "head"
-    """Of a request, or nothing yet."""
-    BODY = "body"
-    FRAMES = "frames"
-    """Of a WebSocket: they come when they come."""
-
-
 class ClientSocket(gevent_socket.socket):  # type: ignore[misc]
     """A gevent socket with time limits.
 
     Their timers start when the kernel takes or has no more, so a call that need not wait costs
-    nothing, and the time that the service itself takes does not count.
+    nothing, and the time that the service itself takes does not count. Who reads a WebSocket waits
+    in `select`, without a limit.
     """
 
     def __init__(
@@ -64,18 +56,14 @@ class ClientSocket(gevent_socket.socket):  # type: ignore[misc]
         self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
 
     def await_head(self) -> None:
-        """The next request is to come."""
-        self._await(_Phase.HEAD)
+        """The next request is to come, sooner or later."""
+        self._await(may_be_idle=True)
 
     def await_body(self) -> None:
-        self._await(_Phase.BODY)
+        self._await(may_be_idle=False)
 
-    def await_frames(self) -> None:
-        """The connection is a WebSocket from here on."""
-        self._await(_Phase.FRAMES)
-
-    def _await(self, phase: _Phase) -> None:
-        self._phase = phase
+    def _await(self, *, may_be_idle: bool) -> None:
+        self._may_be_idle = may_be_idle
         self._num_received = 0
         self._waited_s = 0.0
 
@@ -101,9 +89,6 @@ class ClientSocket(gevent_socket.socket):  # type: ignore[misc]
                 return payload
 
     def _wait_until_readable(self) -> None:
-        if self._phase is _Phase.FRAMES:
-            gevent_socket.wait(self._read_event)
-            return
         began_at = time.monotonic()
         self._waiting[self] = None
         try:
@@ -116,8 +101,8 @@ class ClientSocket(gevent_socket.socket):  # type: ignore[misc]
             self._waited_s += time.monotonic() - began_at
 
     def _patience_s(self) -> float | None:
-        if self._phase is _Phase.HEAD and not self._num_received:
-            return None  # idle: gunicorn's own limit
+        if self._may_be_idle and not self._num_received:
+            return None  # gunicorn's own limit
         allowed_s = self._read_timeout_s + self._num_received / _MIN_BYTES_PER_S
         return max(0.0, allowed_s - self._waited_s)
 

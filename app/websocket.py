@@ -96,7 +96,6 @@ def _serve(ws: Server) -> None:
     if not is_allowed_origin():
         ws.close(1008, "cross-origin connections are not allowed")
         return
-    ws.sock.await_frames()
     ws.sock = _WholeSendSocket(ws.sock)
     connection = _Connection(ws, current_app._get_current_object())  # type: ignore[attr-defined]
     services().close_sockets.add(connection.go_away)
