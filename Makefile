@@ -9,7 +9,7 @@ DEV_DEPS := $(VENV)/.dev-installed
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run rolling-restart test check format tables bench chaos test-gpu bench-gpu gpu clean
+.PHONY: help run rolling-restart test check audit format tables bench chaos test-gpu bench-gpu gpu clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,11 +26,15 @@ test: $(DEV_DEPS) ## Run every test: real Redis, Celery, gunicorn, engine, brows
 	@tests/install-deploy-tools
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-check: $(DEV_DEPS) ## Format, lint, types and unit tests, in under a minute
+check: $(DEV_DEPS) ## Format, lint, types, bandit and unit tests, in under a minute
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/bandit -q -c pyproject.toml -r app worker shared cli celeryconfig.py
 	@$(BIN)/python -m pytest -q tests/unit
+
+audit: $(DEV_DEPS) ## Look the pinned packages up among known vulnerabilities; needs PyPI
+	@$(BIN)/python -m tools.audit
 
 format: $(DEV_DEPS) ## Format the code and mend what the linter can
 	@$(BIN)/ruff format .

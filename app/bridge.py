@@ -44,5 +44,5 @@ class Bridge:
                     raise
                 # The hub looks for Redis on behalf of all who wait here: one connection a try.
                 self._hub.wait_until_connected(left_s)
-            gevent.sleep(wait_s * random.random())
+            gevent.sleep(wait_s * random.random())  # nosec B311 # it spreads tries and keeps no secret
             wait_s = min(2 * wait_s, _MAX_RETRY_S)

@@ -1,13 +1,17 @@
-"""The server's side of a client's connection: a write waits for a slow reader, but not for ever.
+"""The server's side of a client's connection: it waits for a slow client, but not for ever.
 
 A client that takes nothing for `write_timeout_s` is cut off. Everything behind the write notices
-as if the client had closed: its stream ends, its job waits for it to come back.
+as if the client had closed: its stream ends, its job waits for it to come back. One that sends
+its request more slowly than `read_timeout_s` allows is cut off, too; between requests it may be
+silent for as long as gunicorn keeps connections.
 """
 
+import contextlib
 import errno
 import logging
 import socket
 import struct
+import time
 from typing import Any
 
 from gevent import socket as gevent_socket
@@ -20,17 +24,87 @@ _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: closing throws away what is unsent, which the kernel would keep for minutes."""
 
 
-class ClientSocket(gevent_socket.socket):  # type: ignore[misc]
-    """A gevent socket with a time limit on writes alone: reads may be idle for ever.
+_MIN_BYTES_PER_S = 500
+"""What a request that takes longer than the time limit has to come with; Apache's
+mod_reqtimeout has the same by default."""
 
-    The timer starts when the kernel takes no more, so a write that need not wait costs nothing.
+
+class ClientSocket(gevent_socket.socket):  # type: ignore[misc]
+    """A gevent socket with time limits.
+
+    Their timers start when the kernel takes or has no more, so a call that need not wait costs
+    nothing, and the time that the service itself takes does not count. Who reads a WebSocket waits
+    in `select`, without a limit.
     """
 
-    def __init__(self, accepted: gevent_socket.socket, write_timeout_s: float) -> None:
-        """Takes the descriptor of `accepted`, which is of no more use then."""
+    def __init__(
+        self,
+        accepted: gevent_socket.socket,
+        write_timeout_s: float,
+        read_timeout_s: float,
+        waiting: "dict[ClientSocket, None]",
+    ) -> None:
+        """Takes the descriptor of `accepted`, which is of no more use then. In `waiting` stand
+        all sockets whose clients are waited for, those that are silent for longest first."""
         super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
         self._write_timeout_s = write_timeout_s
+        self._read_timeout_s = read_timeout_s
+        self._waiting = waiting
+        self.is_too_slow = False
+        """The client was cut off while it sent a request."""
+        self.await_head()
         self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+
+    def await_head(self) -> None:
+        """The next request is to come, sooner or later."""
+        self._await(may_be_idle=True)
+
+    def await_body(self) -> None:
+        self._await(may_be_idle=False)
+
+    def _await(self, *, may_be_idle: bool) -> None:
+        self._may_be_idle = may_be_idle
+        self._num_received = 0
+        self._waited_s = 0.0
+
+    def cut_off(self) -> None:
+        """End the connection: who waits for it finds that the client has closed."""
+        self._waiting.pop(self, None)
+        with contextlib.suppress(OSError):
+            # Of the plain socket: gevent's would raise EBADF where it is waited for.
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """Receive what is there, at least one byte, or b"" at the end. Raises OSError when the
+        connection is gone, or the client too slow."""
+        while True:
+            if self.is_too_slow:
+                raise ConnectionResetError(errno.ECONNRESET, "the request came too slowly")
+            try:
+                payload: bytes = self._sock.recv(size, flags)
+            except BlockingIOError:
+                self._wait_until_readable()
+            else:
+                self._num_received += len(payload)
+                return payload
+
+    def _wait_until_readable(self) -> None:
+        began_at = time.monotonic()
+        self._waiting[self] = None
+        try:
+            gevent_socket.wait(self._read_event, self._patience_s())
+        except TimeoutError:
+            _log.info("a client sent its request too slowly: cut off")
+            self.is_too_slow = True
+        finally:
+            self._waiting.pop(self, None)
+            self._waited_s += time.monotonic() - began_at
+
+    def _patience_s(self) -> float | None:
+        if self._may_be_idle and not self._num_received:
+            return None  # gunicorn's own limit
+        allowed_s = self._read_timeout_s + self._num_received / _MIN_BYTES_PER_S
+        return max(0.0, allowed_s - self._waited_s)
 
     def send(self, data: Any, flags: int = 0) -> int:
         """Send what the kernel takes, at least one byte. Raises OSError when the connection is

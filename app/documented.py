@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from shared.errors import BodyTooLarge, InternalError, InvalidRequest, LlmisError
+from shared.errors import (
+    BodyTooLarge,
+    ForbiddenHost,
+    ForbiddenOrigin,
+    InternalError,
+    InvalidRequest,
+    LlmisError,
+    RequestTooSlow,
+    UnsupportedMediaType,
+)
 
 View = TypeVar("View", bound=Callable[..., Any])
 JSON = "application/json"
@@ -52,7 +61,9 @@ def documented(
     The errors that any route has, or any with a body, need not be named. The view's docstring
     becomes the operation's.
     """
-    common = {InternalError, InvalidRequest, BodyTooLarge} if body else {InternalError}
+    common = {InternalError, ForbiddenHost, ForbiddenOrigin}
+    if body:
+        common |= {InvalidRequest, BodyTooLarge, RequestTooSlow, UnsupportedMediaType}
     document = RouteDocument(
         answers={200: answer, **(also or {})},
         body=body,

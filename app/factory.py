@@ -24,9 +24,11 @@ from app import (
     metrics_page,
     models,
     openapi,
+    origins,
     request_log,
     requests,
     restarts,
+    security_headers,
     tokenization,
     websocket,
 )
@@ -99,6 +101,8 @@ def register_routes(app: Flask) -> None:
     """Add all that answers requests. The document of the routes comes last: it lists them."""
     app.before_request(_take_request_id)
     request_log.register(app)
+    security_headers.register(app)
+    origins.register(app)
     access.register(app)
     idempotency.register(app)
     limit_headers.register(app)

@@ -2,6 +2,7 @@
 
 from flask import Blueprint, Flask, Response, g, request
 from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import ClientDisconnected
 
 from app import idempotency, streamed, whole_jobs
 from app.answer_schemas import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
@@ -28,11 +29,13 @@ from shared.errors import (
     QueueUnavailable,
     ReplicaLost,
     RequestCancelled,
+    RequestTooSlow,
     StorageFull,
     TooManyModels,
     TooManyRequests,
     TooManyTokens,
     Unavailable,
+    UnsupportedMediaType,
 )
 from shared.messages import Job, JobKind
 
@@ -105,12 +108,20 @@ def completions() -> Response:
 
 
 def read_body() -> bytes:
-    """Read the request's body. Raises InvalidRequest for a broken chunk or a client that left."""
+    """Read the request's body. Raises UnsupportedMediaType for a compressed one, RequestTooSlow,
+    InvalidRequest for a broken chunk or a client that left."""
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedMediaType("Compressed request bodies are not read: send it as it is.")
     try:
         body = request.get_data(cache=False)
         # Werkzeug cuts a chunked body off at the limit and only tells who reads on.
         request.stream.read(1)
-    except (OSError, ParseException) as exc:
+    except (OSError, ParseException, ClientDisconnected) as exc:
+        if request.environ["gunicorn.socket"].is_too_slow:
+            raise RequestTooSlow(
+                "The body came too slowly: see the setting read_timeout_s."
+            ) from exc
         raise InvalidRequest(f"The body could not be read: {exc}") from exc
     idempotency.note(body)
     return body

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -18,7 +19,10 @@ from shared.errors import GoingAway
 _settings = settings_module.load()
 # Before prometheus_client is imported, which looks for it then.
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_settings.metrics_path)
+_log = logging.getLogger(__name__)
 _POLL_S = 0.1
+_OTHER_FILES = 256
+"""Descriptors of a web process besides its clients'."""
 _GOING_AWAY = (
     "The server stops before the answer is complete. Send the request again; with the same "
     "Idempotency-Key it goes on where it was."
@@ -50,7 +54,22 @@ def on_starting(server: Any) -> None:
         logger = logging.getLogger(name)
         logger.handlers[:] = []
         logger.propagate = True
+    _allow_open_files()
     server.stop = partial(_stop, server, server.stop)
+
+
+def _allow_open_files() -> None:
+    """A WebSocket has two descriptors, and the first limit of most systems is 1,024."""
+    wanted = 2 * _settings.web_connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        _log.warning(
+            "%d open files are allowed, and web_connections = %d may need %d: raise the limit",
+            *(hard, _settings.web_connections, wanted),
+        )
+        wanted = hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def when_ready(server: Any) -> None:

@@ -11,7 +11,7 @@ _encode = msgspec.json.Encoder().encode
 _DONE = b"[DONE]"
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
+    "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
 }
 

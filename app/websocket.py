@@ -8,7 +8,6 @@ import contextlib
 import logging
 import threading
 from typing import Any
-from urllib.parse import urlsplit
 
 import gevent
 import msgspec
@@ -29,6 +28,7 @@ from app.event_id import EventId, parse_event_id
 from app.idempotency import digest, once
 from app.job_stream import ClientGone
 from app.jobs import chat_job, completion_job
+from app.origins import is_allowed_origin
 from app.parsing import convert
 from app.relay import Relay
 from app.schemas import ChatRequest, CompletionRequest
@@ -72,13 +72,6 @@ def _check_handshake() -> None:
         raise InvalidRequest("The header Sec-WebSocket-Key is missing.")
 
 
-def _is_same_origin(origin: str) -> bool:
-    try:
-        return urlsplit(origin).netloc == request.host
-    except ValueError:
-        return False
-
-
 class _WholeSendSocket:
     """A socket whose `send` sends everything.
 
@@ -100,8 +93,7 @@ class _WholeSendSocket:
 
 
 def _serve(ws: Server) -> None:
-    origin = request.headers.get("Origin")
-    if origin is not None and not _is_same_origin(origin):
+    if not is_allowed_origin():
         ws.close(1008, "cross-origin connections are not allowed")
         return
     ws.sock = _WholeSendSocket(ws.sock)

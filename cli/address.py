@@ -10,7 +10,8 @@ from shared.settings import Settings
 
 SOURCE_TREE = Path(__file__).resolve().parent.parent
 KEY_VARIABLE = "LLMIS_API_KEY"
-_EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+_ALL_IPV4 = "0.0.0.0"  # nosec B104 # compared, not bound
+_EVERYWHERE = {"": "127.0.0.1", _ALL_IPV4: "127.0.0.1", "::": "::1"}
 
 
 def environment() -> dict[str, str]:

@@ -65,4 +65,5 @@ def _settings() -> Settings:
 def _become(command: list[str], more: Mapping[str, str] | None = None) -> None:
     """Run a command in place of this process: signals reach it, and its supervisor knows it."""
     sys.stdout.flush()
-    os.execve(command[0], command, environment() | dict(more or {}))  # noqa: S606
+    variables = environment() | dict(more or {})
+    os.execve(command[0], command, variables)  # noqa: S606 # nosec B606 # of this project alone

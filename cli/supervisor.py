@@ -42,7 +42,7 @@ class Child:
         self.started_at = time.monotonic()
         with self.log_path.open("ab") as log:
             # A session of its own: Ctrl-C reaches the supervisor alone, which stops in order.
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # nosec B603 # fixed words, no shell
                 self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

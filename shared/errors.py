@@ -6,10 +6,13 @@
     │   ├── Quarantined           400 … code request_quarantined
     │   ├── Unauthorized          401 … code invalid_api_key
     │   ├── Forbidden             403 … code insufficient_scope
+    │   ├── ForbiddenOrigin       403 … code origin_not_allowed
+    │   ├── ForbiddenHost         403 … code host_not_allowed
     │   ├── NotFound              404 … code not_found
     │   │   ├── ModelNotFound     404 … code model_not_found
     │   │   └── UnknownRoute      404 … code unknown_url
     │   ├── MethodNotAllowed      405 … code method_not_allowed
+    │   ├── RequestTooSlow        408 … code request_timeout
     │   ├── Conflict              409 … code conflict
     │   ├── BodyTooLarge          413 … code body_too_large
     │   ├── UnsupportedMediaType  415 … code unsupported_media_type
@@ -103,6 +106,20 @@ class Forbidden(InvalidRequest):
     code = "insufficient_scope"
 
 
+class ForbiddenOrigin(InvalidRequest):
+    """The request comes from a web page that may not use the service: see `cors_origins`."""
+
+    status = 403
+    code = "origin_not_allowed"
+
+
+class ForbiddenHost(InvalidRequest):
+    """The request was sent to a host name that is none of the service's: see `allowed_hosts`."""
+
+    status = 403
+    code = "host_not_allowed"
+
+
 class NotFound(InvalidRequest):
     status = 404
     code = "not_found"
@@ -119,6 +136,13 @@ class UnknownRoute(NotFound):
 class MethodNotAllowed(InvalidRequest):
     status = 405
     code = "method_not_allowed"
+
+
+class RequestTooSlow(InvalidRequest):
+    """The body came more slowly than `read_timeout_s` allows."""
+
+    status = 408
+    code = "request_timeout"
 
 
 class BodyTooLarge(InvalidRequest):

@@ -128,6 +128,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Empty = `llmis up` starts an embedded server."""
     redis_timeout_s: Seconds = 5.0
     """Longest wait for Redis."""
+    cors_origins: list[str] = []
+    """Web pages of other origins that may use the service, such as https://chat.example.com;
+    "*" = all. In the environment: with commas between them."""
+    allowed_hosts: list[str] = []
+    """Host names that the service answers to, besides localhost and addresses; "*" = all.
+    Empty = no others where `host` is a loopback address and `auth` is off, else all."""
     web_workers: Count = 1
     """Web processes."""
     web_connections: Count = 4000
@@ -141,6 +147,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A silent stream gets an SSE comment this often."""
     write_timeout_s: Seconds = 30.0
     """A client that takes nothing of its answer for so long is cut off, as if it had left."""
+    read_timeout_s: Seconds = 20.0
+    """A client may wait so long with its request's head, and so long with its body, and a second
+    more for every 500 bytes that it has sent: then it is cut off."""
     request_timeout_s: Seconds = 600.0
     """Longest life of a request, in the queue and running."""
     max_queue_s: Annotated[float, Meta(ge=0)] = 0.0
@@ -315,7 +324,9 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     for field in msgspec.structs.fields(Settings):
         variable = env_name(field.name)
         if field.name not in NOT_IN_ENVIRONMENT and variable in environ:
-            values[field.name] = environ[variable]
+            text = environ[variable]
+            is_list = field.type == list[str]
+            values[field.name] = _parts(text) if is_list else text
             sources[field.name] = f"environment variable {variable}"
     try:
         # strict=False turns the environment's "8000" into a number where one is asked for.
@@ -324,6 +335,10 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         raise SettingsError(_explain(str(exc), values, sources)) from exc
     _check(settings, sources)
     return settings
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _explain(message: str, values: dict[str, Any], sources: dict[str, str]) -> str:
@@ -358,7 +373,7 @@ def _check_tokens(settings: Settings) -> None:
             raise SettingsError(f"{name} = '': jwt_jwks needs it, or tokens for others would do")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """An empty one is all addresses."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -369,7 +384,7 @@ def _is_loopback(host: str) -> bool:
 def _check(settings: Settings, sources: dict[str, str]) -> None:
     for name in ("host", "flower_host"):
         host = getattr(settings, name)
-        if not (_is_loopback(host) or settings.auth or settings.open_access):
+        if not (is_loopback(host) or settings.auth or settings.open_access):
             raise SettingsError(
                 f"{name} = {host!r} ({sources.get(name)}): others can reach this address. Set "
                 "auth = true and make a key with `llmis keys create`, or, to let everybody do "
@@ -381,6 +396,18 @@ def _check(settings: Settings, sources: dict[str, str]) -> None:
             f"log_level = {settings.log_level!r} ({sources.get('log_level')}): "
             "must be debug, info, warning or error"
         )
+    for origin in settings.cors_origins:
+        if origin != "*" and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\sA-Z]+", origin) is None:
+            raise SettingsError(
+                f"cors_origins: {origin!r} ({sources.get('cors_origins')}) must be an origin as "
+                'browsers name it, such as https://chat.example.com, or "*"'
+            )
+    for name in settings.allowed_hosts:
+        if name != "*" and re.fullmatch(r"[^/:\sA-Z]+", name) is None:
+            raise SettingsError(
+                f"allowed_hosts: {name!r} ({sources.get('allowed_hosts')}) must be a host name in "
+                'small letters, without a port, or "*"'
+            )
     model_names = [model.name for model in settings.models]
     for name in model_names:
         if model_names.count(name) > 1:

@@ -1,9 +1,11 @@
 /** The chat page: joins the connection, the conversation and what is on the screen. */
 
+import * as apiKey from './api_key.js';
 import { Connection } from './connection.js';
 import { Answer, newTurn, requestBody } from './conversation.js';
+import { KeyForm } from './key_form.js';
 import { Log } from './log.js';
-import { Settings } from './settings.js';
+import { KeyRefused, Settings } from './settings.js';
 import * as store from './store.js';
 
 const byId = (id) => document.getElementById(id);
@@ -17,6 +19,10 @@ class Chat {
   #numRequests = 0;
   #settings;
   #connection;
+  #keyForm = new KeyForm(
+    () => this.#connection.reopen(),
+    () => this.#forgetKey(),
+  );
 
   constructor() {
     const saved = store.load();
@@ -28,6 +34,7 @@ class Chat {
       onOpen: () => this.#onOpen(),
       onFrame: (frame) => this.#onFrame(frame),
       onLost: (reason, isRefused) => this.#onLost(reason, isRefused),
+      onKeyRefused: (error) => this.#askForKey(error),
     });
     this.#listen();
     this.#fitMessage();
@@ -112,6 +119,13 @@ class Chat {
     this.#save();
   }
 
+  #forgetKey() {
+    this.#stop();
+    apiKey.forget();
+    this.#connection.reopen();
+    this.#showState();
+  }
+
   // -- the server ------------------------------------------------------------------------
 
   #request(turn) {
@@ -128,7 +142,7 @@ class Chat {
 
   #onFrame(frame) {
     if (frame.id === null && frame.type === 'error') showNotice(frame.error.message);
-    if (frame.id !== this.#answer?.id) return;
+    if (!this.#answer || frame.id !== this.#answer.id) return;
     const { turn } = this.#answer;
     const isFirst = turn.ttftMs === null;
     const text = this.#answer.take(frame, performance.now());
@@ -136,6 +150,11 @@ class Chat {
     const begins = isFirst && turn.ttftMs !== null;
     if (['loading', 'queued'].includes(frame.type) || begins) this.#views.get(turn).update();
     if (turn.state !== 'streaming') this.#endAnswer();
+    // The key was revoked while the page was open.
+    if (frame.error?.code === 'invalid_api_key') {
+      this.#askForKey(frame.error);
+      this.#log.scrollToEnd();
+    }
   }
 
   #endAnswer() {
@@ -166,6 +185,15 @@ class Chat {
     this.#showState();
   }
 
+  /** The conversation stays; it goes on when there is a key that holds. */
+  #askForKey(error) {
+    hideNotice();
+    this.#keyForm.open(apiKey.value() ? error.message : '');
+    this.#settings.showLocked();
+    if (error.code === 'invalid_api_key') apiKey.forget();
+    this.#showState();
+  }
+
   #tryNow() {
     if (this.#connection.isOpen) this.#loadModels();
     else this.#connection.open();
@@ -175,8 +203,13 @@ class Chat {
     try {
       await this.#settings.loadModels();
       hideNotice();
+      this.#keyForm.close();
     } catch (error) {
-      showNotice(error.message, { canTry: true });
+      if (error instanceof KeyRefused) {
+        this.#askForKey({ code: 'invalid_api_key', message: error.message });
+      } else {
+        showNotice(error.message, { canTry: true });
+      }
     }
     this.#showState();
     this.#save();
@@ -191,7 +224,8 @@ class Chat {
   }
 
   #canSend() {
-    return this.#connection.isOpen && !this.#answer && this.#settings.hasModel;
+    const canAsk = this.#connection.isOpen && !this.#keyForm.isOpen;
+    return canAsk && !this.#answer && this.#settings.hasModel;
   }
 
   #showState() {

@@ -5,11 +5,15 @@
  * refuses a page of another origin only after the handshake (docs/protocol.md).
  */
 
+import * as apiKey from './api_key.js';
+
 const FIRST_WAIT_MS = 500;
 const MAX_WAIT_MS = 15000;
 const PING_MS = 20000;
 const POLICY_VIOLATION = 1008;
 const MESSAGE_TOO_BIG = 1009;
+/** Codes of errors that another key may mend: the one that was sent, or too many before it. */
+const KEY_FAULTS = ['invalid_api_key', 'rate_limit_exceeded'];
 
 export class Connection {
   #url;
@@ -21,7 +25,10 @@ export class Connection {
   #retryTimer = 0;
   #pingTimer = 0;
 
-  /** `listener` has onOpen(), onFrame(frame) and onLost(reason, isRefused). */
+  /**
+   * `listener` has onOpen(), onFrame(frame), onLost(reason, isRefused), and onKeyRefused(error):
+   * then the connection waits for open(), with another key.
+   */
   constructor(url, listener) {
     this.#url = url;
     this.#listener = listener;
@@ -38,26 +45,48 @@ export class Connection {
     const socket = new WebSocket(this.#url);
     this.#socket = socket;
     this.#isHeard = false;
-    socket.addEventListener('open', () => this.send({ type: 'ping' }));
-    socket.addEventListener('message', (event) => this.#take(event.data));
+    socket.addEventListener('open', () => this.send(firstFrame()));
+    socket.addEventListener('message', (event) => {
+      if (socket === this.#socket) this.#take(JSON.parse(event.data));
+    });
     socket.addEventListener('close', (event) =>
       this.#lose(socket, reasonOf(event), event.code === MESSAGE_TOO_BIG),
     );
     this.#pingTimer = setInterval(() => this.#checkLife(socket), PING_MS);
   }
 
+  /** Connect anew: the key is another one. */
+  reopen() {
+    this.#drop();
+    this.open();
+  }
+
   send(frame) {
     this.#socket.send(JSON.stringify(frame));
   }
 
-  #take(payload) {
+  #take(frame) {
     this.#isHeard = true;
+    if (!this.#isOpen && frame.type === 'error') {
+      this.#refuse(frame.error);
+      return;
+    }
     if (!this.#isOpen) {
       this.#isOpen = true;
       this.#waitMs = FIRST_WAIT_MS;
       this.#listener.onOpen();
     }
-    this.#listener.onFrame(JSON.parse(payload));
+    this.#listener.onFrame(frame);
+  }
+
+  /** The first frame was not what the server wants. */
+  #refuse(error) {
+    if (!KEY_FAULTS.includes(error.code)) {
+      this.#lose(this.#socket, error.message);
+      return;
+    }
+    this.#drop();
+    this.#listener.onKeyRefused(error);
   }
 
   /** A network that has gone silent closes nothing: only a missing pong tells. */
@@ -74,15 +103,26 @@ export class Connection {
   #lose(socket, reason, isRefused = false) {
     // A socket that was given up reports its close much later.
     if (socket !== this.#socket) return;
-    clearInterval(this.#pingTimer);
-    this.#socket = null;
-    this.#isOpen = false;
-    socket.close();
+    this.#drop();
     // The random part keeps many pages from coming back at the same moment.
     this.#retryTimer = setTimeout(() => this.open(), this.#waitMs * (0.75 + Math.random() / 2));
     this.#waitMs = Math.min(2 * this.#waitMs, MAX_WAIT_MS);
     this.#listener.onLost(reason, isRefused);
   }
+
+  #drop() {
+    clearTimeout(this.#retryTimer);
+    clearInterval(this.#pingTimer);
+    const socket = this.#socket;
+    this.#socket = null;
+    this.#isOpen = false;
+    socket?.close();
+  }
+}
+
+function firstFrame() {
+  const key = apiKey.value();
+  return key ? { type: 'auth', key } : { type: 'ping' };
 }
 
 function reasonOf(event) {

@@ -1,9 +1,13 @@
 /** The fields of the panel: model, system message, sampling. */
 
+import * as apiKey from './api_key.js';
 import { countText } from './conversation.js';
 
 const DEFAULTS = { model: null, system: '', temperature: 0.7, maxTokens: null };
 const WIDE = '(min-width: 56rem)';
+
+/** The server wants an API key, or another one. */
+export class KeyRefused extends Error {}
 
 export class Settings {
   #model = document.getElementById('model');
@@ -52,7 +56,7 @@ export class Settings {
     return this.#models.length > 0;
   }
 
-  /** Ask which models there are. Raises Error with a text for the user. */
+  /** Ask which models there are. Throws KeyRefused, or Error with a text for the user. */
   async loadModels() {
     this.#models = await fetchModels();
     this.#model.replaceChildren(...this.#models.map(optionOf));
@@ -60,6 +64,11 @@ export class Settings {
     if (this.#models.length === 0) throw new Error('The server offers no model to chat with.');
     const isOffered = this.#models.some((model) => model.id === this.#wantedModel);
     this.#choose(isOffered ? this.#wantedModel : firstReady(this.#models).id);
+  }
+
+  /** Which models there are is not for everybody. */
+  showLocked() {
+    if (!this.hasModel) this.#model.replaceChildren(new Option('Needs an API key'));
   }
 
   /** Ask again after an answer: its model may have been loaded for it. */
@@ -78,10 +87,11 @@ export class Settings {
 async function fetchModels() {
   let response;
   try {
-    response = await fetch('v1/models');
+    response = await fetch('v1/models', { headers: apiKey.headers() });
   } catch {
     throw new Error('The list of models could not be loaded: the server does not answer.');
   }
+  if (response.status === 401) throw new KeyRefused((await response.json()).error.message);
   if (!response.ok) {
     throw new Error(`The list of models could not be loaded: status ${response.status}.`);
   }

@@ -81,7 +81,7 @@ def _check_embedded() -> Finding:
 
     try:
         command = [embedded_redis._binary(), "--version"]
-        result = subprocess.run(
+        result = subprocess.run(  # nosec B603 # the binary of an installed package
             command, capture_output=True, text=True, timeout=_START_TIMEOUT_S, check=True
         )
     except (SettingsError, OSError, subprocess.SubprocessError) as exc:

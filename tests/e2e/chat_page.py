@@ -13,6 +13,22 @@ from tests.conftest import Service, wait_for
 
 DEADLINE_S = 60.0
 """Other work shares the machine; only a test that fails waits this long."""
+CONTRAST = """
+(element) => {
+  const channels = (text) => text.match(/[\\d.]+/g).map(Number);
+  const behind = (node) => {
+    const [r, g, b, alpha = 1] = channels(getComputedStyle(node).backgroundColor);
+    return alpha > 0 ? [r, g, b] : behind(node.parentElement);
+  };
+  const luminance = (rgb) => rgb.slice(0, 3)
+    .map((c) => c / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const pair = [channels(getComputedStyle(element).color), behind(element)].map(luminance);
+  return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+}
+"""
+"""WCAG 2.2's contrast ratio of an element's text to what lies behind it."""
 _REPORT_VIOLATIONS = """
 document.addEventListener('securitypolicyviolation', (event) =>
   console.error(`CSP: ${event.violatedDirective} ${event.blockedURI}`));
@@ -27,6 +43,7 @@ class Chat:
     sent: list[dict[str, Any]] = field(default_factory=list)
     received: list[dict[str, Any]] = field(default_factory=list)
     hosts: set[str] = field(default_factory=set)
+    urls: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     """Console errors and warnings, uncaught exceptions, CSP violations."""
 
@@ -39,6 +56,7 @@ class Chat:
 
     def _visit(self, url: str) -> None:
         if not url.startswith("data:"):
+            self.urls.append(url)
             self.hosts.add(urlsplit(url).netloc)
 
     def _watch_socket(self, socket: WebSocket) -> None:

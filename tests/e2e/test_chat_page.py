@@ -12,28 +12,12 @@ from playwright.sync_api import Browser, expect
 
 from tests.conftest import Service, running_service, wait_for
 from tests.counter_model import expected_text
-from tests.e2e.chat_page import DEADLINE_S, Chat, opened
+from tests.e2e.chat_page import CONTRAST, DEADLINE_S, Chat, opened
 from tests.paused_replica import paused
 from tests.plain_client import Senders
 
 _TOO_LONG = " ".join(str(number) for number in range(600))
 """More tokens than the 512 of counter-small."""
-_CONTRAST = """
-(element) => {
-  const channels = (text) => text.match(/[\\d.]+/g).map(Number);
-  const behind = (node) => {
-    const [r, g, b, alpha = 1] = channels(getComputedStyle(node).backgroundColor);
-    return alpha > 0 ? [r, g, b] : behind(node.parentElement);
-  };
-  const luminance = (rgb) => rgb.slice(0, 3)
-    .map((c) => c / 255)
-    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const pair = [channels(getComputedStyle(element).color), behind(element)].map(luminance);
-  return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
-}
-"""
-"""WCAG 2.2's contrast ratio of an element's text to what lies behind it."""
 
 
 @contextmanager
@@ -299,7 +283,7 @@ def test_text_is_legible_in_light_and_dark(browser: Browser, service: Service, s
             "#model",
             "#send",
         ):
-            ratio = chat.page.locator(selector).last.evaluate(_CONTRAST)
+            ratio = chat.page.locator(selector).last.evaluate(CONTRAST)
             assert ratio >= 4.5, f"{selector}: {ratio:.2f}"
 
 

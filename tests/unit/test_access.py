@@ -95,4 +95,5 @@ def test_the_document_says_where_a_key_is_needed(app: Flask) -> None:
             is_open = path in _OPEN
             assert ("security" in operation) is not is_open, path
             assert ("401" in operation["responses"]) is not is_open, path
-            assert ("403" in operation["responses"]) is (scope_of(path) is Scope.ADMIN), path
+            refusals = operation["responses"]["403"]["description"]
+            assert ("insufficient_scope" in refusals) is (scope_of(path) is Scope.ADMIN), path

@@ -21,6 +21,17 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
     assert settings.data_path == tmp_path / "var"
 
 
+def test_a_list_stands_in_the_environment_with_commas(tmp_path: Path) -> None:
+    settings = _load(
+        tmp_path,
+        "models = []\ncors_origins = ['https://file.example']",
+        LLMIS_CORS_ORIGINS="https://a.example, http://localhost:3000",
+        LLMIS_ALLOWED_HOSTS="",
+    )
+    assert settings.cors_origins == ["https://a.example", "http://localhost:3000"]
+    assert settings.allowed_hosts == []
+
+
 @pytest.mark.parametrize(
     ("text", "environ", "expected"),
     [
@@ -39,6 +50,9 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
         ("[[models]]\nname = 'a'\npath = 'x'\nchat_template = 'no.jinja'", {}, "no file at"),
         ("port = ", {}, "not readable as TOML"),
         ("log_level = 'loud'", {}, "log_level = 'loud'"),
+        ("cors_origins = ['https://a.example/']", {}, "cors_origins: 'https://a.example/'"),
+        ("", {"LLMIS_CORS_ORIGINS": "*,a.example"}, "cors_origins: 'a.example' (environment"),
+        ("allowed_hosts = ['a.example:80']", {}, "allowed_hosts: 'a.example:80'"),
     ],
 )
 def test_a_bad_value_is_named(

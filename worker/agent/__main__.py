@@ -63,7 +63,8 @@ def _run(settings: Settings) -> None:
     if agent.is_restarting:
         sys.stdout.flush()
         # The same process: it stays the parent of its replicas, and its supervisor's child.
-        os.execv(sys.executable, [sys.executable, "-m", "worker.agent"])  # noqa: S606
+        command = [sys.executable, "-m", "worker.agent"]
+        os.execv(sys.executable, command)  # noqa: S606 # nosec B606 # fixed words
 
 
 def _reload(agent: Agent) -> None:

@@ -49,7 +49,7 @@ class GrammarTrial:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._end()
-        process = self._process = subprocess.Popen(
+        process = self._process = subprocess.Popen(  # nosec B603 # fixed words, no shell
             [sys.executable, "-m", "worker.engines.grammar_check"],
             cwd=_ROOT,
             env=os.environ | _ENVIRONMENT,

@@ -55,6 +55,8 @@ def _random_stages(library: Library, sampling: Sampling) -> list[int]:
         stages.append(library.sampler_init_top_p(sampling.top_p, 1))
     if sampling.min_p > 0:
         stages.append(library.sampler_init_min_p(sampling.min_p, 1))
-    seed = sampling.seed if sampling.seed is not None else random.getrandbits(32)
+    seed = sampling.seed
+    if seed is None:
+        seed = random.getrandbits(32)  # nosec B311 # it draws words, not secrets
     stages.append(library.sampler_init_dist(seed % _RANDOM_SEED))
     return stages

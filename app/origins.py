@@ -1,0 +1,122 @@
+"""Which web pages may use the service: the settings `cors_origins` and `allowed_hosts`.
+
+A browser sends requests of any page to any address that it can reach, this machine's loopback
+among them. It names the page in the header `Origin`; a page whose host name has been pointed at
+this machine (DNS rebinding) shows by the header `Host`. Clients that are no browsers send no
+`Origin` and are not concerned.
+"""
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from flask import Flask, Response, request
+
+from app.access import WEBSOCKET
+from app.services import services
+from shared.errors import ForbiddenHost, ForbiddenOrigin
+from shared.settings import Settings, is_loopback
+
+_EXPOSED = ", ".join(
+    (
+        *("x-request-id", "retry-after", "idempotent-replayed", "x-llmis-queue-position"),
+        *(
+            f"x-ratelimit-{what}-{unit}"
+            for what in ("limit", "remaining", "reset")
+            for unit in ("requests", "tokens")
+        ),
+    )
+)
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, HEAD, POST",
+    "Access-Control-Max-Age": "7200",
+}
+
+
+def register(app: Flask) -> None:
+    """Before all that acts on a request, authentication included: a preflight has no key."""
+    app.before_request(_check)
+    app.after_request(_send_cors_headers)
+
+
+def is_allowed_origin() -> bool:
+    """Whether the request at hand comes from a page of this service, or from one that
+    `cors_origins` names, or from no page at all."""
+    origin = request.headers.get("Origin")
+    if origin is None:
+        # Every browser of today tells at least one of the two where it matters.
+        is_of_a_page = request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site")
+        return not is_of_a_page or request.method in ("GET", "HEAD", "OPTIONS")
+    return _is_same_origin(origin) or _is_named(origin)
+
+
+def _check() -> Response | None:
+    """Answer a preflight. Raises ForbiddenHost, ForbiddenOrigin."""
+    if not _is_allowed_host(request.host, services().settings):
+        raise ForbiddenHost(
+            f"The host name {request.host[:200]!r} is none of this service's. "
+            "Name it in the setting allowed_hosts."
+        )
+    if request.path == WEBSOCKET:
+        return None  # tells a page itself why it is turned away
+    if not is_allowed_origin():
+        origin = request.headers.get("Origin", "")[:200]
+        raise ForbiddenOrigin(
+            f"Web pages of the origin {origin!r} may not use this service. "
+            "Name it in the setting cors_origins."
+        )
+    if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+        return Response(status=204, headers=_PREFLIGHT)
+    return None
+
+
+def _send_cors_headers(response: Response) -> Response:
+    origins = services().settings.cors_origins
+    if not origins:
+        return response
+    response.vary.add("Origin")
+    origin = request.headers.get("Origin")
+    if origin is None or not _is_named(origin):
+        return response
+    response.headers["Access-Control-Allow-Origin"] = "*" if "*" in origins else origin
+    response.headers["Access-Control-Expose-Headers"] = _EXPOSED
+    asked = request.headers.get("Access-Control-Request-Headers")
+    if request.method == "OPTIONS" and asked:
+        # Any: there are no cookies, and a key is nothing that a browser adds by itself.
+        response.headers["Access-Control-Allow-Headers"] = asked
+        response.vary.add("Access-Control-Request-Headers")
+    return response
+
+
+def _is_same_origin(origin: str) -> bool:
+    try:
+        return urlsplit(origin).netloc.lower() == request.host.lower()
+    except ValueError:
+        return False
+
+
+def _is_named(origin: str) -> bool:
+    origins = services().settings.cors_origins
+    return "*" in origins or origin.lower() in origins
+
+
+def _is_allowed_host(host: str, settings: Settings) -> bool:
+    """Addresses always are: only names can be pointed elsewhere. Where keys are asked for, a page
+    under such a name has none."""
+    names = settings.allowed_hosts
+    is_private = is_loopback(settings.host) and not settings.auth
+    if "*" in names or not (names or is_private):
+        return True
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    is_local = name == "localhost" or name.endswith(".localhost")
+    return is_local or _is_address(name) or name in (settings.host.lower(), *names)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,49 @@
+/**
+ * The API key, where the server asks for one.
+ *
+ * It is kept in this tab, and goes with it. Only who asks for it has it kept on the device, where
+ * it stays, in the browser's files too, until it is forgotten.
+ */
+
+const NAME = 'llmis.key';
+
+let key = read(() => sessionStorage) ?? read(() => localStorage) ?? '';
+
+/** The key; '' = none. */
+export function value() {
+  return key;
+}
+
+/** The headers of an HTTP request. */
+export function headers() {
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+export function set(newKey, isRemembered) {
+  forget();
+  key = newKey;
+  try {
+    (isRemembered ? localStorage : sessionStorage).setItem(NAME, key);
+  } catch {
+    // Full or forbidden: it holds until the page is reloaded.
+  }
+}
+
+export function forget() {
+  key = '';
+  for (const storage of [() => sessionStorage, () => localStorage]) {
+    try {
+      storage().removeItem(NAME);
+    } catch {
+      // Forbidden: then nothing is in it.
+    }
+  }
+}
+
+function read(storage) {
+  try {
+    return storage().getItem(NAME);
+  } catch {
+    return null;
+  }
+}
