@@ -196,6 +196,17 @@ def test_redis_keeps_what_is_queued() -> None:
         assert option in command
 
 
+def test_prometheus_has_the_same_rules_in_containers() -> None:
+    scraped, inside = (
+        msgspec.yaml.decode((ROOT / path).read_bytes())
+        for path in ("deploy/prometheus/prometheus.yml", "deploy/compose/prometheus.yml")
+    )
+    assert inside["global"] == scraped["global"]
+    mounted = next(v for v in SERVICES["prometheus"]["volumes"] if "deploy/prometheus" in v)
+    folder = mounted.split(":")[1]
+    assert inside["rule_files"] == [f"{folder}/{name}" for name in scraped["rule_files"]]
+
+
 def test_every_password_is_in_the_sample() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     asked = set(re.findall(r"\$\{(\w+):\?", text))
