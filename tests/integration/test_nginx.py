@@ -23,8 +23,9 @@ _MANY_BYTES = Settings().max_body_bytes
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Nginx]]:
     folder = tmp_path_factory.mktemp("nginx")
+    named = {"LLMIS_ALLOWED_HOSTS": "llm.example.com"}
     with (
-        running_service(tmp_path_factory.mktemp("llmis")) as service,
+        running_service(tmp_path_factory.mktemp("llmis"), environ=named) as service,
         nginx.running(folder, service.port) as proxy,
     ):
         yield service, proxy
@@ -87,6 +88,14 @@ def test_a_websocket_goes_through(served: tuple[Service, Nginx]) -> None:
     socket.sock.shutdown(SHUT_RDWR)
     socket.thread.join(30)
     socket.sock.close()
+
+
+def test_the_name_that_nginx_serves_is_the_service_s_own(served: tuple[Service, Nginx]) -> None:
+    _, proxy = served
+    for host, status in (("llm.example.com", 200), ("elsewhere.example.com", 403)):
+        connection, response = _ask(proxy, "/v1/models", Host=host)
+        assert (response.status, b"nginx" in response.read()) == (status, False)
+        connection.close()
 
 
 def test_a_request_keeps_its_id_through_nginx(served: tuple[Service, Nginx]) -> None:
