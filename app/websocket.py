@@ -267,7 +267,11 @@ class _Connection:
                 raise ClientGone
             self._write(frame_id, relay, Wording(reading.job), at)
         except BaseException as exc:
-            error = RequestCancelled(_CANCELLED) if frame_id in self._cancelled else exc
+            error = exc
+            if isinstance(exc, Exception) and frame_id in self._cancelled:
+                # Whatever was faster: the closed stream, or the end that the replica writes.
+                error = RequestCancelled(_CANCELLED)
+                raise ClientGone from exc
             raise
         finally:
             relay.close(error)

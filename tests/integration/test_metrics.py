@@ -9,7 +9,6 @@ import string
 import subprocess
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,7 +19,7 @@ from bench import measure
 from bench.load import Plan
 from bench.sse import Stream
 from tests.admin_client import Completion, admin, load, unload
-from tests.conftest import Service, running_service, wait_for
+from tests.conftest import ROOT, Service, running_service, wait_for
 from tests.metrics_page import Page, wait_for_more
 from tests.prometheus import binary
 from tests.sse_reader import Answer
@@ -289,7 +288,7 @@ def test_promtool_finds_nothing_wrong(service: Service) -> None:
 
 
 def test_every_metric_is_in_the_documentation(service: Service) -> None:
-    text = Path("docs/metrics.md").read_text()
+    text = (ROOT / "docs" / "metrics.md").read_text()
     shown = {line.split()[2] for line in Page.of(service).text.splitlines() if "# TYPE" in line}
     assert len(shown) > 25
     assert not {name for name in shown if f"`{name}`" not in text}
