@@ -139,7 +139,7 @@ def _roles(client: "redis.Redis", path: str, clock: _Clock) -> dict[str, float]:
     runs = [JobRun(sample_job(f"role-{i}"), 0, []) for i in range(number)]
     events = events_of([(run, StepResult((run.id, 0), " word", [1234])) for run in runs])
     payloads = [(run.id, messages.encode_event(event)) for run, event in events]
-    message = messages.encode_hub_message(payloads)
+    message = messages.encode_hub_message(payloads, time.time())
 
     def append() -> None:
         pipe = client.pipeline(transaction=False)
@@ -216,6 +216,29 @@ def _record(i: int) -> ReplicaRecord:
     )
 
 
+_FLEETS = (
+    # requests/s, tokens/s, web processes, agents, replicas
+    (2, 500, 1, 1, 1),
+    (50, 10_000, 2, 4, 8),
+    (200, 50_000, 8, 16, 32),
+    (500, 100_000, 16, 32, 64),
+)
+
+
+def fleet_rows(content: dict[str, Any]) -> list[list[str]]:
+    """What part of one Redis services of several sizes would take, from the costs of the parts."""
+    look = {number: content["beat_us"][f"look at {number}"] for number in _REPLICAS}
+    slope = (look[100] - look[1]) / 99
+    rows = []
+    for requests, tokens, webs, agents, replicas in _FLEETS:
+        beats = 2 * replicas * content["beat_us"]["record"]
+        beats += 2 * (webs + agents) * (look[1] + slope * (replicas - 1))
+        us = requests * content["life_us"] + tokens * content["token_us"]["64 jobs, 4 web"] + beats
+        service = f"{replicas} replicas on {agents} hosts"
+        rows.append([service, f"{requests}", f"{tokens:,}", f"{webs}", f"{us / 1e4:.1f} %"])
+    return rows
+
+
 def _print(content: dict[str, Any]) -> None:
     rows = [["what", "", "CPU us", "a second of one core"]]
     rows.append(["request", "its life without tokens", *_cells(content["life_us"])])
@@ -223,6 +246,8 @@ def _print(content: dict[str, Any]) -> None:
     rows += [["token, 64 jobs", name, *_cells(us)] for name, us in content["role_us"].items()]
     rows += [["beat", name, *_cells(us)] for name, us in content["beat_us"].items()]
     print(report.table(rows))
+    titles = ["service", "requests/s", "tokens/s", "web processes", "of one Redis"]
+    print("\n" + report.table([titles, *fleet_rows(content)]))
 
 
 def _cells(us: float) -> tuple[str, str]:
