@@ -28,18 +28,22 @@ def check_prompt(job: Job) -> None:
     rules = file.current.on_prompts(job.model)
     if rules is None:
         return
+    tags: dict[str, None] = {}
     for text in _texts(job):
-        if rules.refuse is not None:
-            found = rules.refuse.rules_in(text)
-            if found:
-                _count(job.model, "refuse", "prompt")
-                g.line.note_rule(found[0].name)
-                raise ContentFiltered.by(found[0].name, _PARAMS[job.kind])
+        found = rules.refuse.rules_in(text) if rules.refuse is not None else []
+        if found:
+            _note(job.model, "refuse", found[0].name)
+            raise ContentFiltered.by(found[0].name, _PARAMS[job.kind])
         if rules.tag is not None:
-            for rule in rules.tag.rules_in(text):
-                _count(job.model, "tag", "prompt")
-                g.line.note_rule(rule.name)
-                g.setdefault("filter_tags", {})[rule.name] = True
+            tags |= dict.fromkeys(rule.name for rule in rules.tag.rules_in(text))
+    for name in tags:
+        _note(job.model, "tag", name)
+    g.filter_tags = list(tags)
+
+
+def _note(model: str, action: str, rule: str) -> None:
+    _count(model, action, "prompt")
+    g.line.note_rule(rule)
 
 
 def count(model: str, events: list[Event]) -> None:
