@@ -28,6 +28,7 @@ from bench.servers import (
     pid_of,
     wait_for,
 )
+from bench.sse import Stream
 
 _NUM_LITERALS = 1000
 _LOAD = counter_load(16, 512, 1)
