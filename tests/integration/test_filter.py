@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from simple_websocket import Client
 
-from tests.admin_client import Completion, read_together
-from tests.conftest import Service, running_service, wait_for
+from tests.admin_client import Completion, load, read_together
+from tests.conftest import TEST_FILES, Service, running_service, wait_for
 from tests.counter_model import expected_text, number_token
+from tests.embedding_model import write_mean
 from tests.plain_client import Answer as PlainAnswer
 from tests.plain_client import complete
 from tests.sse_reader import Answer
@@ -249,6 +250,21 @@ def test_who_comes_back_gets_the_same_text(filtered: Service) -> None:
 def test_background_requests_are_filtered(filtered: Service) -> None:
     whole = complete(filtered, model="counter", prompt="40", max_tokens=90, priority="background")
     assert whole.body["choices"][0]["text"] == _shown(40, 90)[0]
+
+
+def test_what_is_to_be_embedded_is_a_prompt(filtered: Service) -> None:
+    write_mean(TEST_FILES / "models" / "mean.gguf")
+    assert load(filtered, "mean", path="mean.gguf")[0] == 200
+    answer = Answer(filtered, "embeddings", {"model": "mean", "input": ["5", "VERboten"]})
+    error = answer.json()["error"]
+    assert (answer.status, error["code"], error["param"]) == (400, "content_filter", "input")
+    assert Answer(filtered, "embeddings", {"model": "mean", "input": "5"}).status == 200
+
+
+def test_an_echoed_prompt_is_the_clients_own(filtered: Service) -> None:
+    whole = complete(filtered, model="counter", prompt="77 122", max_tokens=5, echo=True).body
+    choice = whole["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("77 122", "content_filter")
 
 
 _LONG = """
