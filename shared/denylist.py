@@ -24,6 +24,9 @@ _MAX_LITERALS = 20_000
 """Of all rules together."""
 _RE2_BYTES = 64 * 1024 * 1024
 """Memory of one compiled pattern. RE2 is slower, and right, when it needs more."""
+_OPENING_CHARS = 3
+_STRIDE = 16
+"""Characters of an answer that a regex goes through at a time."""
 _MAX_FOUND = 100
 """Matches of one prompt that are looked at to name the rules."""
 
@@ -98,6 +101,18 @@ class Pattern:
             for text in rule.literals:
                 key = folded(text) if rule.ignore_case else text
                 self._beginnings[rule.ignore_case].update(key[:n] for n in range(1, len(key)))
+        lengths = [len(text) for rule in rules for text in rule.literals]
+        self._opening_chars = min(_OPENING_CHARS, *lengths) if lengths else 0
+        self._openings = {
+            ignore_case: {
+                (folded(text) if ignore_case else text)[: self._opening_chars]
+                for rule in rules
+                for text in rule.literals
+                if rule.ignore_case is ignore_case
+            }
+            for ignore_case in (True, False)
+        }
+        """`ignore_case` → how literals begin: what begins otherwise need not be searched."""
         self._longest_beginning = max(map(len, set().union(*self._beginnings.values())), default=0)
 
     def is_in(self, text: str) -> bool:
@@ -120,6 +135,8 @@ class Pattern:
         """The first match that begins in `[start, limit)` and ends by `end`, the longest of those
         that begin there, of at most `longest` characters: its begin, its end, its rule."""
         while start < limit:
+            if not self._window and not self._may_begin(text[start : limit + _OPENING_CHARS]):
+                return None
             match = self._regexp.search(text, start, end)
             if match is None or match.start() >= limit:
                 return None
@@ -132,12 +149,24 @@ class Pattern:
             start = begin + 1
         return None
 
+    def _may_begin(self, text: str) -> bool:
+        """Whether a literal may begin in a text. RE2 lets other threads run, which costs the one
+        that draws tokens more than this does."""
+        length = self._opening_chars
+        for ignore_case, openings in self._openings.items():
+            if openings:
+                tail = folded(text) if ignore_case else text
+                for at in range(len(tail) - length + 1):
+                    if tail[at : at + length] in openings:
+                        return True
+        return False
+
     def open_from(self, text: str, start: int) -> int:
         """From which character on, at `start` or later, more text may bring a match or make it
         longer."""
         found = len(text)
         if self._window:
-            found = max(start, found - self._window)
+            found = max(start, (found - self._window) // _STRIDE * _STRIDE)
         for ignore_case, beginnings in self._beginnings.items():
             if beginnings:
                 # Folding keeps the number of characters.

@@ -125,10 +125,14 @@ class TextFilter:
         return "".join(pieces)
 
     def _drop_old(self) -> None:
+        if len(self._text) < 2 * _MAX_KEPT:
+            return
         scanners = [s for s in (self._end, self._mask, self._tag) if s]
         num_old = min([self._out, *(scanner.start for scanner in scanners)]) - 1
         if num_old < _MAX_KEPT:
             return
+        # So that where a filter stands depends on the text alone: see `Pattern.open_from`.
+        num_old -= num_old % _MAX_KEPT
         self._text = self._text[num_old:]
         self._base += num_old
         self._out -= num_old

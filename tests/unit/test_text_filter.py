@@ -118,11 +118,12 @@ def test_literals_hold_back_what_may_become_one_and_no_more() -> None:
     assert made.is_cut
 
 
-def test_a_regex_holds_back_its_longest_match() -> None:
+def test_a_regex_holds_back_its_longest_match_and_looks_at_16_characters_at_a_time() -> None:
     made = TextFilter(_rules({"regex": "x+y", "max_chars": 5, "action": "mask"}))
-    assert made.push("0123456789") == "01234"
-    assert made.push("xxy") == "567"
-    assert made.finish() == "89***"
+    assert made.push("0123456789abcdef0123") == ""
+    assert made.push("x") == "0123456789abcdef"
+    assert made.push("xy") == ""
+    assert made.finish() == "0123***"
 
 
 def test_a_match_is_as_long_as_max_chars_and_no_longer() -> None:
