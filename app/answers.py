@@ -22,6 +22,7 @@ from app.answer_objects import (
 )
 from app.choices import Choice, best, share_echoes
 from app.job_stream import join
+from app.logprob_filter import LogprobFilter
 from app.logprobs import (
     ChatLogprobs,
     CompletionLogprobs,
@@ -38,6 +39,7 @@ from shared.messages import (
     Job,
     JobKind,
     Timings,
+    TokenLogprobs,
     ToolCallDelta,
     Usage,
 )
@@ -76,6 +78,10 @@ class _Shape:
         self._tier: str | UnsetType = job.answer.tier or UNSET
         self._metadata: dict[str, str] | UnsetType = job.answer.metadata or UNSET
         self.num_choices = job.num_choices * max(1, len(job.prompts))
+        self._logprob_filters = [LogprobFilter() for _ in range(self.num_choices)]
+
+    def _logprobs_of(self, delta: Delta) -> list[TokenLogprobs]:
+        return self._logprob_filters[delta.index].pass_(delta)
 
     def _chunk(self, choices: list[Any]) -> AnswerObject:
         answer = self._answer(self.chunk_object, choices)
@@ -143,7 +149,7 @@ class ChatShape(_Shape):
             deltas.append(ChatDelta(content=event.text))
         if event.tool_calls:
             deltas.append(ChatDelta(tool_calls=[_piece_of_call(c) for c in event.tool_calls]))
-        logprobs = chat_logprobs(event.logprobs)
+        logprobs = chat_logprobs(self._logprobs_of(event))
         if logprobs.content and not deltas:
             deltas.append(ChatDelta())  # their text is held back for now
         chunks = [self._piece(event.index, delta) for delta in deltas]
@@ -212,7 +218,7 @@ class CompletionShape(_Shape):
     def _delta(self, delta: Delta) -> list[Any]:
         logprobs = None
         if self._wants_logprobs:
-            logprobs = self._writers[delta.index].write(delta.logprobs)
+            logprobs = self._writers[delta.index].write(self._logprobs_of(delta))
         if not delta.text and delta.finish_reason is None and not (logprobs and logprobs.tokens):
             return []
         return [self._piece(delta.index, delta.text, logprobs, delta.finish_reason)]

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+from app.logprob_filter import LogprobFilter
 from shared.messages import Delta, Echo, FinishReason, TokenLogprobs, ToolCallDelta
 
 
@@ -21,6 +22,7 @@ class Choice:
     reasonings: list[str] = field(default_factory=list)
     tool_calls: dict[int, MadeToolCall] = field(default_factory=dict)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    logprob_filter: LogprobFilter = field(default_factory=LogprobFilter)
     echo: Echo | None = None
     """Of its prompt; the events give it to the prompt's first choice alone."""
     finish_reason: FinishReason | None = None
@@ -47,7 +49,7 @@ class Choice:
             return
         self.texts.append(event.text)
         self.reasonings.append(event.reasoning)
-        self.logprobs += event.logprobs
+        self.logprobs += self.logprob_filter.pass_(event)
         for piece in event.tool_calls:
             self._add_call(piece)
         self.finish_reason = event.finish_reason

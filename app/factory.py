@@ -16,6 +16,7 @@ from app import (
     docs_page,
     embeddings,
     errors,
+    filtering,
     generation,
     health,
     idempotency,
@@ -48,6 +49,7 @@ from shared import logs, registry
 from shared import settings as settings_module
 from shared.celery_app import app as celery_app
 from shared.connections import check_server, connect
+from shared.denylist_file import DenylistFile, denylist_of
 from shared.outages import outlast
 from shared.registry import Directory
 from shared.rescue import Rescuer
@@ -71,6 +73,8 @@ class Services:
     relay: RelayParts
     authenticator: Authenticator
     sight: Sight = field(default_factory=Sight)
+    denylist: DenylistFile | None = None
+    """None = no filter."""
     is_stopping: bool = False
     started_at: float = field(default_factory=time.time)
     """Unix time in seconds."""
@@ -104,6 +108,7 @@ def register_routes(app: Flask) -> None:
     security_headers.register(app)
     origins.register(app)
     access.register(app)
+    filtering.register(app)
     idempotency.register(app)
     limit_headers.register(app)
     app.after_request(_send_request_id)
@@ -127,6 +132,7 @@ def register_routes(app: Flask) -> None:
 
 
 def _services(settings: Settings) -> Services:
+    denylist = denylist_of(settings)
     client = connect(settings)
     # A web process that fails to start takes gunicorn and all the others with it.
     outlast(lambda: check_server(client), "the start")
@@ -146,7 +152,9 @@ def _services(settings: Settings) -> Services:
     authenticator = Authenticator(settings, client)
     outlast(authenticator.refresh, "the start")
     services = Services(
-        settings, client, hub, dispatcher, directory, catalog, loader, usage, relay, authenticator
+        *(settings, client, hub, dispatcher, directory, catalog, loader, usage, relay),
+        authenticator,
+        denylist=denylist,
     )
     gevent.spawn(_refresh_forever, services)
     return services
@@ -160,6 +168,8 @@ def _refresh_forever(services: Services) -> None:
         meters.flush()
         STREAMS.set(services.hub.num_streams)
         try:
+            if services.denylist is not None:
+                services.denylist.look()
             services.authenticator.refresh()
             services.directory.refresh()
             services.relay.queues.refresh(services.catalog.names())

@@ -12,6 +12,7 @@ from app.jobs import chat_job, completion_job
 from app.parsing import parse
 from app.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from shared.errors import (
+    ContentFiltered,
     ContextLengthExceeded,
     DeadlineExceeded,
     EngineError,
@@ -41,7 +42,14 @@ from shared.messages import Job, JobKind
 
 blueprint = Blueprint("generation", __name__)
 RUN_ERRORS = (
-    *(ContextLengthExceeded, Quarantined, ModelNotFound, RequestCancelled, DeadlineExceeded),
+    *(
+        ContextLengthExceeded,
+        ContentFiltered,
+        Quarantined,
+        ModelNotFound,
+        RequestCancelled,
+        DeadlineExceeded,
+    ),
     *(EngineError, QueueTimeout, ReplicaLost, QueueUnavailable, GoingAway, Unavailable),
     *(ModelUnloaded, ModelFailed, InvalidModel, InsufficientMemory, TooManyModels),
 )

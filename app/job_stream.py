@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from functools import reduce
 from itertools import groupby
 
 import msgspec
@@ -10,7 +11,7 @@ from gevent.queue import Empty, SimpleQueue
 
 from shared import errors, messages, names
 from shared.connections import payload_bytes
-from shared.messages import Delta, Event, Failed, Finished, ToolCallDelta
+from shared.messages import Delta, Event, Failed, Finished, ToolCallDelta, later_filtered
 
 
 class ClientGone(Exception):
@@ -192,6 +193,7 @@ def _sum(deltas: list[Delta]) -> Delta:
         reasoning="".join(delta.reasoning for delta in deltas),
         tool_calls=_join_calls(piece for delta in deltas for piece in delta.tool_calls),
         logprobs=[token for delta in deltas for token in delta.logprobs],
+        filtered=reduce(later_filtered, (delta.filtered for delta in deltas)),
     )
 
 

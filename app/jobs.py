@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from flask import g
 
+from app.filtering import check_prompt
 from app.message_schemas import Message
 from app.parsing import shortened
 from app.schemas import ChatRequest, CompletionRequest, GenerationRequest
@@ -145,6 +146,7 @@ def _job(
         **fields,
     )
     g.line.ask(job)
+    check_prompt(job)
     return job
 
 

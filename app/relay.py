@@ -11,6 +11,7 @@ import msgspec
 import redis
 from kombu.exceptions import OperationalError
 
+from app import filtering
 from app.dispatch import Dispatcher, Reading
 from app.job_stream import JobStream, raise_failure
 from app.loader import Loader
@@ -167,6 +168,7 @@ class Relay:
             self._line.observe(events)
             if self._metrics is not None:
                 self._metrics.observe(events)
+                filtering.count(self._job.model, events)
             self._unserved_since = self.load = None
             self._has_begun()
             self._num_requeues, self._requeue_wait_s = 0, TICK_S

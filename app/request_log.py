@@ -44,6 +44,8 @@ class RequestLine:
         self._timings: Timings | None = None
         self._reasons: dict[int, str] = {}
         """Choice index → its finish reason."""
+        self._rules: dict[str, None] = {}
+        """Of the denylist, that have matched."""
         self._prompt = ""
         self._answers: dict[int, str] = {}
         self._num_chars = 0
@@ -74,6 +76,8 @@ class RequestLine:
     def _observe_delta(self, delta: Delta) -> None:
         if self._kind not in (JobKind.CHAT, JobKind.COMPLETION):
             return
+        for match in delta.filtered.matches if delta.filtered else ():
+            self.note_rule(match.rule)
         self._note_content()
         made, usage = len(delta.token_ids), self._usage
         self._usage = Usage(usage.prompt_tokens, usage.completion_tokens + made)
@@ -87,6 +91,10 @@ class RequestLine:
 
     def _note_content(self) -> None:
         self._first_content_at = self._first_content_at or time.monotonic()
+
+    def note_rule(self, name: str) -> None:
+        """A rule of the denylist matches."""
+        self._rules[name] = None
 
     def fail(self, error: BaseException | None) -> None:
         """The request ends with this error; None = it has none."""
@@ -116,6 +124,8 @@ class RequestLine:
             fields |= {"model": self._model, "kind": self._kind.value}
         if self._has_job:
             fields |= self._of_job()
+        if self._rules:
+            fields["filter"] = list(self._rules)
         if self._with_prompts and self._kind is not None:
             answers = [text for _, text in sorted(self._answers.items())]
             fields |= {"prompt": self._prompt, "answers": answers}

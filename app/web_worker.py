@@ -66,6 +66,9 @@ class WebWorker(GeventWorker):  # type: ignore[misc]
         if isinstance(exc, ParseException) and not isinstance(exc, _OUR_FAULTS):
             status = _STATUS.get(type(exc), _INVALID)
             error: LlmisError = InvalidRequest(f"The request could not be read: {exc}")
+            # The exception may quote a header: its class is all that is told.
+            fields = {"status": int(status[:3]), "reason": type(exc).__name__}
+            _log.info("request could not be read", extra=fields)
         else:
             _log.error("unexpected error", exc_info=exc)
             status = "500 Internal Server Error"

@@ -12,6 +12,7 @@ from flask import Response, g, request
 
 from app.disconnect import DisconnectWatcher
 from app.dispatch import Reading
+from app.filtering import check_prompt
 from app.job_stream import ClientGone
 from app.jobs import check_model
 from app.relay import Relay
@@ -44,6 +45,7 @@ def new_job(model: str, kind: JobKind, prompts: list[str | list[int]], **fields:
         **fields,
     )
     g.line.ask(job)
+    check_prompt(job)
     return job
 
 

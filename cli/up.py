@@ -26,6 +26,7 @@ from cli.supervisor import Child, stop
 from shared import api_keys, names
 from shared import settings as settings_module
 from shared.connections import check_server, connect
+from shared.denylist_file import denylist_of
 from shared.errors import InsufficientResources, SettingsError
 from shared.settings import Settings
 
@@ -105,6 +106,7 @@ class _Service:
     def start(self) -> None:
         """Start everything and wait until the first model answers. Raises StartError."""
         settings = self._settings
+        denylist_of(settings)  # a bad one is told here, not in a log
         self._prepare_folders()
         _check_port(settings.host, settings.port, "port", "LLMIS_PORT")
         if settings.flower_port:

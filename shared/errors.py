@@ -3,6 +3,7 @@
     LlmisError
     ├── InvalidRequest            400 invalid_request_error
     │   ├── ContextLengthExceeded 400 … code context_length_exceeded
+    │   ├── ContentFiltered       400 … code content_filter
     │   ├── Quarantined           400 … code request_quarantined
     │   ├── Unauthorized          401 … code invalid_api_key
     │   ├── Forbidden             403 … code insufficient_scope
@@ -43,7 +44,7 @@ the fields of a `messages.Failed` event, never as a pickled exception.
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class LlmisError(Exception):
@@ -77,6 +78,16 @@ class InvalidRequest(LlmisError):
 
 class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
+
+
+class ContentFiltered(InvalidRequest):
+    """A rule of the denylist refuses the prompt."""
+
+    code = "content_filter"
+
+    @classmethod
+    def by(cls, rule: str, param: str) -> Self:
+        return cls(f"The filter refuses this text (rule {rule!r}).", param=param)
 
 
 class Quarantined(InvalidRequest):

@@ -67,10 +67,7 @@ def _message(record: logging.LogRecord) -> str:
     if isinstance(task, dict) and "description" in task:
         # Celery's own words quote the exception; it comes as the traceback.
         return f"Task {task.get('name')}[{task.get('id')}] {task['description']}"
-    message = record.getMessage()
-    if record.name == "gunicorn.error" and message.startswith("Invalid request"):
-        return re.split("['\"]", message)[0]  # then it quotes a line that may be a header
-    return message
+    return record.getMessage()
 
 
 def _task_id(logger: str, message: str) -> str:

@@ -43,6 +43,7 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
 
 
 class ToolCall(Struct, frozen=True):
@@ -250,6 +251,25 @@ class TokenLogprobs(Struct, frozen=True, array_like=True):
     """The token ends the choice and is no part of its text."""
 
 
+class FilterMatch(Struct, frozen=True, array_like=True):
+    """A match of the denylist. Its place counts the characters of all that the choice's tokens
+    have given: what was masked, and a space that was left off, count too."""
+
+    rule: str
+    action: str
+    begin: int
+    end: int
+
+
+class Filtered(Struct, frozen=True, array_like=True):
+    """What the denylist has done to a choice."""
+
+    seen: int
+    """Characters that it has let through or masked so far, counted likewise."""
+    matches: list[FilterMatch] = []
+    """New ones."""
+
+
 class Delta(Struct, frozen=True, tag="delta", array_like=True):
     """What a choice has gained. Its texts never end inside a UTF-8 character."""
 
@@ -266,6 +286,8 @@ class Delta(Struct, frozen=True, tag="delta", array_like=True):
     tool_calls: list[ToolCallDelta] = []
     logprobs: list[TokenLogprobs] = []
     """One for each of `token_ids`, if the job asked for them."""
+    filtered: Filtered | None = None
+    """None = no rule is about the model's answers."""
 
 
 class Echo(Struct, frozen=True, tag="echo", array_like=True):
@@ -309,6 +331,13 @@ class Failed(Struct, frozen=True, tag="fail", array_like=True):
     code: str | None
     message: str
     param: str | None = None
+
+
+def later_filtered(first: Filtered | None, then: Filtered | None) -> Filtered | None:
+    """What two parts of a choice, one behind the other, have come to."""
+    if first is None or then is None:
+        return then or first
+    return Filtered(then.seen, first.matches + then.matches)
 
 
 Event = Started | Progress | Delta | Echo | Embedding | Finished | Failed

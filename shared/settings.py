@@ -221,6 +221,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_completion_tokens: Annotated[int, Meta(ge=0)] = 0
     """Tokens of one choice: the most that `max_tokens` may ask for, and what holds where it is
     absent; 0 = no limit."""
+    denylist: str = ""
+    """TOML file of what prompts and answers must not hold, relative to the configuration file
+    ([filter.md](filter.md)); empty = no filter."""
     max_body_bytes: Count = 8 * 1024 * 1024
     """Larger request bodies get 413."""
     max_messages: Count = 4096
@@ -268,6 +271,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def metrics_path(self) -> Path:
         """Folder in which the web processes share their counters."""
         return self.data_path / "metrics"
+
+    @property
+    def denylist_path(self) -> Path | None:
+        return self.resolve(self.denylist) if self.denylist else None
 
     def resolve(self, path: str) -> Path:
         """A path of the settings: they start at the folder of the configuration file."""

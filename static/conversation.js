@@ -141,6 +141,7 @@ export function statsText(turn) {
   if (turn.tokensPerS !== null) parts.push(`${rateText(turn.tokensPerS)} tokens/s`);
   if (turn.ttftMs !== null) parts.push(`first token after ${durationText(turn.ttftMs)}`);
   if (turn.finishReason === 'length') parts.push('ended at the token limit');
+  if (turn.finishReason === 'content_filter') parts.push('ended by the content filter');
   if (turn.state === 'stopped') parts.push('stopped');
   return parts.join(' · ');
 }

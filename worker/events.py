@@ -2,6 +2,9 @@
 
 import logging
 
+import msgspec
+
+from shared.denylist import OutputRules
 from shared.messages import (
     Delta,
     Echo,
@@ -12,6 +15,8 @@ from shared.messages import (
     FinishReason,
     Progress,
     Started,
+    TokenLogprobs,
+    later_filtered,
 )
 from worker.chat.parser import Parts
 from worker.engines.protocol import StepResult
@@ -41,6 +46,7 @@ def joined(emissions: list[Emission]) -> list[Emission]:
         first.finish_reason = item.finish_reason
         first.prefilled_tokens = item.prefilled_tokens
         first.embedding = item.embedding
+        first.filtered = later_filtered(first.filtered, item.filtered)
     for key, pieces in texts.items():
         if len(pieces) > 1:
             firsts[key].text = "".join(pieces)
@@ -125,5 +131,17 @@ def _delta(run: JobRun, item: StepResult) -> Delta:
         reason,
         parts.reasoning,
         parts.tool_calls,
-        item.logprobs,
+        item.logprobs if run.rules is None else _shown(item.logprobs, run.rules),
+        item.filtered,
     )
+
+
+def _shown(tokens: list[TokenLogprobs], rules: OutputRules) -> list[TokenLogprobs]:
+    """Without the alternatives that the denylist would not let through."""
+    return [
+        msgspec.structs.replace(
+            token,
+            top=[t for t in token.top if not rules.changes(t.piece.decode("utf-8", "replace"))],
+        )
+        for token in tokens
+    ]

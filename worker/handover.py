@@ -13,6 +13,8 @@ class Past:
 
     produced: dict[int, list[int]] = field(default_factory=dict)
     """Choice index → token ids of its deltas."""
+    seen: dict[int, int] = field(default_factory=dict)
+    """Choice index → `Filtered.seen`, where a denylist looked at it."""
     ended: set[int] = field(default_factory=set)
     """Choices, or inputs of an embedding job, that need nothing more."""
     echoed: set[int] = field(default_factory=set)
@@ -31,6 +33,8 @@ def past_of(events: list[Event]) -> Past:
     for event in events:
         if isinstance(event, Delta):
             past.produced.setdefault(event.index, []).extend(event.token_ids)
+            if event.filtered is not None:
+                past.seen[event.index] = event.filtered.seen
             if event.finish_reason is not None:
                 past.ended.add(event.index)
         elif isinstance(event, Embedding):
@@ -45,7 +49,7 @@ def past_of(events: list[Event]) -> Past:
 def go_on(run: JobRun, past: Past, vocabulary: Vocabulary) -> None:
     """Let a run whose sequences and parsers are made go on where the log ends.
 
-    The parsers read again what is out: what they hold back they hold back again.
+    The parsers and the denylist read again what is out: what they hold back they hold back again.
     """
     run.ended = frozenset(past.ended)
     run.completion_tokens = past.num_tokens
@@ -55,6 +59,7 @@ def go_on(run: JobRun, past: Past, vocabulary: Vocabulary) -> None:
             run.prompt_logprobs[index] = None
             sequence.prompt_logprobs = False
         sequence.produced = past.produced.get(index, [])
+        sequence.seen = past.seen.get(index)
         if not sequence.produced or index in past.ended:
             continue
         _, text = assembler_of(vocabulary, sequence)

@@ -15,6 +15,7 @@ import redis
 
 from shared import essential, names, registry
 from shared.connections import payload_bytes
+from shared.denylist_file import DenylistFile
 from shared.errors import DeadlineExceeded, EngineError, RequestCancelled
 from shared.messages import Priority, ReplicaRecord
 from worker.engine_loop import EngineLoop
@@ -41,6 +42,7 @@ class Heartbeat:
         on_wedged: Callable[[], None],
         is_kept: Callable[[], bool] = lambda: True,
         on_abandoned: Callable[[], None] = lambda: None,
+        denylist: DenylistFile | None = None,
     ) -> None:
         """`take_turns` is called with every beat of a loaded model. `is_kept` says whether an
         agent keeps this process; when none does any more, `on_abandoned` is called once."""
@@ -54,6 +56,7 @@ class Heartbeat:
         self._on_wedged = on_wedged
         self._is_kept = is_kept
         self._on_abandoned = on_abandoned
+        self._denylist = denylist
         self._loop: EngineLoop | None = None
         self._is_abandoned = False
         self._stop = threading.Event()
@@ -96,6 +99,8 @@ class Heartbeat:
                 self._is_abandoned = True
                 self._on_abandoned()
             try:
+                if self._denylist is not None:
+                    self._denylist.look()
                 registry.announce(self._client, self._record())
                 if loop is not None:
                     self._look_after_jobs(loop)

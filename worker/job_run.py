@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from shared.denylist import OutputRules
 from shared.errors import LlmisError
 from shared.messages import Job, Timings, TokenLogprobs, Usage
 from worker.chat.parser import OutputParser
@@ -22,6 +23,8 @@ class JobRun:
     """What the job's claim has to be for an event of this attempt to count."""
     channels: tuple[str, ...] = ()
     """Of the web processes that read the job. The task thread sets it, then the heartbeat."""
+    rules: OutputRules | None = None
+    """Of the denylist, for its answers. The task thread sets it before the job is submitted."""
     # engine loop
     ended: frozenset[int] = frozenset()
     """Choices that an earlier attempt has brought to their ends."""

@@ -21,6 +21,7 @@ from shared import lifecycle, logs, names, registry
 from shared import settings as settings_module
 from shared.celery_app import app
 from shared.connections import connect
+from shared.denylist_file import denylist_of
 from shared.errors import LlmisError, ReplicaLost, SettingsError
 from shared.job_queue import JobQueue
 from shared.lifecycle import Assignment, ModelSpec
@@ -57,6 +58,7 @@ class ReplicaProcess:
         self._running_ttl_s = int(settings.request_timeout_s) + settings.job_ttl_s
         self._queue = JobQueue(self._client, self._running_ttl_s)
         self._loop: EngineLoop | None = None
+        self._denylist = denylist_of(settings)
         self._heartbeat = Heartbeat(
             self._client,
             self._vital_signs.record,
@@ -70,6 +72,7 @@ class ReplicaProcess:
                 self._client, settings.node, int(os.environ.get("LLMIS_AGENT_PID", "0"))
             ).is_there,
             on_abandoned=lambda: os.kill(os.getpid(), signal.SIGTERM),
+            denylist=self._denylist,
         )
 
     def run(self) -> None:
@@ -103,6 +106,7 @@ class ReplicaProcess:
                 running_ttl_s=self._running_ttl_s,
                 max_queue_s=self._settings.max_queue_s,
                 is_draining=lambda: drain.has_begun,
+                denylist=self._denylist,
             )
         )
         app.steps["consumer"].add(PutBack)

@@ -21,7 +21,9 @@ from shared import claims, essential, logs, messages, names, registry
 from shared.celery_app import app
 from shared.claims import Claim
 from shared.connections import payload_bytes
+from shared.denylist_file import DenylistFile
 from shared.errors import (
+    ContentFiltered,
     DeadlineExceeded,
     EngineError,
     InternalError,
@@ -35,7 +37,7 @@ from shared.messages import Event, FinishReason, Job, JobKind
 from shared.outages import outlast
 from worker.at_work import AtWork
 from worker.engine_loop import EngineLoop
-from worker.engines.protocol import StepResult, Vocabulary
+from worker.engines.protocol import StepResult, Vocabulary, detokenize
 from worker.handover import Past, go_on, past_of
 from worker.job_run import (
     GiveBack,
@@ -76,6 +78,7 @@ class Replica:
     """How long after its arrival a job may begin; 0 = up to its deadline."""
     is_draining: Callable[[], bool]
     """Whether jobs that come now are for other replicas."""
+    denylist: DenylistFile | None = None
     at_work: AtWork = field(default_factory=AtWork)
 
 
@@ -275,6 +278,7 @@ def _start(replica: Replica, run: JobRun, claim: Claim, past: Past) -> None:
         _translate(replica, run)
         return
     run.sequences = replica.prompts.sequences(run.job)
+    _apply_denylist(replica, run)
     run.parsers = replica.prompts.parsers(run.job, run.sequences)
     if run.job.echo:
         run.echoes = replica.prompts.echoes(run.job)
@@ -292,6 +296,24 @@ def _start(replica: Replica, run: JobRun, claim: Claim, past: Past) -> None:
     replica.loop.submit(run)
     if was_idle:
         replica.on_busy()
+
+
+def _apply_denylist(replica: Replica, run: JobRun) -> None:
+    """Raises ContentFiltered. The web tier looks at prompts that are texts; of token ids the
+    text is known here alone."""
+    if replica.denylist is None:
+        return
+    denylist, job = replica.denylist.current, run.job
+    on_prompts = denylist.on_prompts(job.model)
+    if on_prompts is not None and on_prompts.refuse is not None:
+        for prompt in job.prompts:
+            if isinstance(prompt, list):
+                rules = on_prompts.refuse.rules_in(detokenize(replica.vocabulary, prompt))
+                if rules:
+                    raise ContentFiltered.by(rules[0].name, "prompt")
+    run.rules = denylist.on_output(job.model)
+    for sequence in run.sequences:
+        sequence.rules = run.rules
 
 
 def _is_stopped(replica: Replica, run: JobRun) -> bool:

@@ -190,7 +190,7 @@ def test_no_file_has_a_prompt_an_answer_a_key_or_a_header(logged: Service) -> No
     line = _line(logged, "secret-1")
     assert line["owner"] != "anonymous"
     wait_for(lambda: "undecodable message" in logged.log("web"), "the broken message is seen")
-    wait_for(lambda: "Invalid request" in logged.log("web"), "the broken header is seen")
+    wait_for(lambda: "request could not be read" in logged.log("web"), "the broken header is seen")
     for path in (logged.data_dir / "logs").glob("*.log"):
         text = path.read_text()
         assert _WORD not in text, path

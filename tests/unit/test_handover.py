@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.claims import Claim
+from shared.denylist import Denylist, OutputRules, Rule
 from shared.messages import Delta, Event, FinishReason, Sampling, Tool
 from tests.scripted_engine import ByteVocabulary
 from tests.unit.chat_jobs import chat_job
@@ -23,10 +24,33 @@ _TEXTS = [
 _VOCABULARY = ByteVocabulary()
 
 
-def _new_run(attempt: int) -> JobRun:
+_NO_RULES = None
+_MASKS = Denylist(
+    [
+        Rule(name="a", action="mask", literals=["ÜSSE 😀", "name", "by a"]),
+        Rule(name="b", action="mask", regex=r"\b12|char\w*er", max_chars=12),
+    ]
+).on_output("m")
+_CUTS = Denylist(
+    [
+        Rule(name="a", action="mask", literals=["ex", "alf"]),
+        Rule(name="b", action="truncate", literals=["arguments", "and on", "character and"]),
+        Rule(name="c", action="tag", literals=["t"]),
+    ]
+).on_output("m")
+_HOLDS = Denylist(
+    [
+        Rule(name="a", action="mask", literals=["text that ends in tears", "half a ton"]),
+        Rule(name="b", action="truncate", regex="never+", max_chars=9),
+    ]
+).on_output("m")
+"""They match nothing, and hold much back."""
+
+
+def _new_run(attempt: int, rules: OutputRules | None = _NO_RULES) -> JobRun:
     job = chat_job(tools=[Tool("f")])
-    sequence = Sequence(("j", 0), [1], 10_000, Sampling(), stop=["STOP"])
-    run = JobRun(job, attempt, [sequence])
+    sequence = Sequence(("j", 0), [1], 10_000, Sampling(), stop=["STOP"], rules=rules)
+    run = JobRun(job, attempt, [sequence], rules=rules)
     run.parsers[0] = OutputParser(
         ("j", 0),
         calls=CallSyntax.HERMES,
@@ -45,13 +69,14 @@ def _go(run: JobRun, tokens: list[int]) -> list[Event]:
     events: list[Event] = []
     for token in tokens[len(sequence.produced) :]:
         text = assembler.push(piece_in(_VOCABULARY, sequence, token))
-        step = StepResult(("j", 0), text, [token])
+        step = StepResult(("j", 0), text, [token], filtered=assembler.report())
         if assembler.is_stopped:
-            step.finish_reason = FinishReason.STOP
+            step.finish_reason = assembler.reason
         events += [event for _, event in events_of([(run, step)])]
         if assembler.is_stopped:
             return events
     end = StepResult(("j", 0), assembler.finish(), [], FinishReason.STOP)
+    end.finish_reason = assembler.reason
     return events + [event for _, event in events_of([(run, end)])]
 
 
@@ -68,14 +93,43 @@ def _told(events: list[Event]) -> tuple[object, ...]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(_TEXTS), st.lists(st.integers(0, 200), max_size=4))
-def test_a_job_goes_on_wherever_it_was_cut(text: str, cuts: list[int]) -> None:
+@given(
+    st.sampled_from(_TEXTS),
+    st.lists(st.integers(0, 200), max_size=4),
+    st.sampled_from([_NO_RULES, _MASKS, _CUTS, _HOLDS]),
+)
+def test_a_job_goes_on_wherever_it_was_cut(
+    text: str, cuts: list[int], rules: OutputRules | None
+) -> None:
     tokens = list(text.encode())
-    undisturbed = _told(_go(_new_run(0), tokens))
+    undisturbed = _told(_go(_new_run(0, rules), tokens))
     log: list[Event] = []
     for attempt, cut in enumerate([*cuts, 10_000]):
         past = past_of(log)
-        run = _new_run(attempt)
+        run = _new_run(attempt, rules)
+        run.next_seq = past.num_events
+        go_on(run, past, _VOCABULARY)
+        if run.ended:
+            break
+        log += _go(run, tokens)[:cut]
+    assert _told(log) == undisturbed
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(_TEXTS),
+    st.lists(st.tuples(st.integers(0, 200), st.sampled_from([_NO_RULES, _HOLDS])), max_size=4),
+)
+def test_the_next_replica_may_have_other_rules(
+    text: str, cuts: list[tuple[int, OutputRules | None]]
+) -> None:
+    """What is out stays out, what was held back comes, whoever had held it."""
+    tokens = list(text.encode())
+    undisturbed = _told(_go(_new_run(0), tokens))
+    log: list[Event] = []
+    for attempt, (cut, rules) in enumerate([*cuts, (10_000, _NO_RULES)]):
+        past = past_of(log)
+        run = _new_run(attempt, rules)
         run.next_seq = past.num_events
         go_on(run, past, _VOCABULARY)
         if run.ended:

@@ -13,7 +13,8 @@ from shared.settings import Settings
 
 def _services(settings: Settings) -> SimpleNamespace:
     """What asks Redis fails."""
-    return SimpleNamespace(settings=settings, authenticator=Authenticator(settings, redis.Redis()))
+    authenticator = Authenticator(settings, redis.Redis())
+    return SimpleNamespace(settings=settings, authenticator=authenticator, denylist=None)
 
 
 @cache

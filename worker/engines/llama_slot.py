@@ -99,16 +99,19 @@ class Slot:
             result.logprobs.append(
                 token_logprobs(raw, token, sequence.logprobs or 0, report, is_end=is_end)
             )
+        assembler = self.assembler
         if is_end:
-            result.text = self.assembler.finish()
-            result.finish_reason = FinishReason.STOP
-            return result
-        result.text = self.assembler.push(piece_in(vocabulary, sequence, token))
-        if self.assembler.is_stopped:
-            result.finish_reason = FinishReason.STOP
-        elif self.num_generated >= sequence.max_tokens:
-            result.text += self.assembler.finish()
-            result.finish_reason = FinishReason.LENGTH
+            result.text = assembler.finish()
+            result.finish_reason = assembler.reason
+        else:
+            result.text = assembler.push(piece_in(vocabulary, sequence, token))
+            if assembler.is_stopped:
+                result.finish_reason = assembler.reason
+            elif self.num_generated >= sequence.max_tokens:
+                result.text += assembler.finish()
+                is_cut = assembler.is_stopped
+                result.finish_reason = assembler.reason if is_cut else FinishReason.LENGTH
+        result.filtered = assembler.report()
         return result
 
     def end_unread(self) -> StepResult:

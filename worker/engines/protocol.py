@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from shared.denylist import NO_OUTPUT_RULES, OutputRules
 from shared.errors import EngineError, LlmisError
-from shared.messages import FinishReason, Grammar, Logprob, Sampling, TokenLogprobs
+from shared.messages import Filtered, FinishReason, Grammar, Logprob, Sampling, TokenLogprobs
 from worker.text import TextAssembler
 
 
@@ -96,6 +97,11 @@ class Sequence:
     """Tokens of the completion that an earlier attempt has drawn, and whose results are out: the
     engine goes on behind them as if it had drawn them itself. Fewer than `max_tokens`."""
 
+    rules: OutputRules | None = None
+    """Of the denylist; None = its text is not looked at."""
+    seen: int | None = None
+    """With `produced`: see `Filtered.seen`. None = it was not looked at."""
+
     @property
     def known_tokens(self) -> list[int]:
         """What is there to read before the next token is drawn."""
@@ -126,6 +132,8 @@ class StepResult:
     """Of the next prompt tokens, from the second one on, if the sequence asked for them."""
     embedding: bytes | None = None
     """With the finish reason, from an engine that embeds: float32, little-endian."""
+    filtered: Filtered | None = None
+    """With `token_ids`: what the denylist has done; None = there is none."""
     error: LlmisError | None = None
     """The sequence failed, alone, and is not in the batch any more. Its job ends with this."""
 
@@ -190,9 +198,25 @@ def logprob_in(vocabulary: Vocabulary, sequence: Sequence, token: int, logprob: 
 
 def assembler_of(vocabulary: Vocabulary, sequence: Sequence) -> tuple[TextAssembler, str]:
     """Make the assembler of a sequence, and the text that what is produced has given so far."""
-    assembler = TextAssembler(sequence.stop, strip_leading_space=sequence.strip_leading_space)
     pieces = [piece_in(vocabulary, sequence, token) for token in sequence.produced]
-    return assembler, "".join(assembler.push(piece) for piece in pieces)
+    assembler = _assembler(sequence, sequence.rules)
+    text = "".join(assembler.push(piece) for piece in pieces if not assembler.is_stopped)
+    if not pieces or assembler.seen == sequence.seen:
+        assembler.report()
+        return assembler, text
+    # It was filtered by other rules than those of today: what is out stays out.
+    assembler = _assembler(sequence, None)
+    text = "".join(assembler.push(piece) for piece in pieces)
+    num_out = len(text) if sequence.seen is None else sequence.seen - assembler.num_stripped
+    rules = sequence.rules or NO_OUTPUT_RULES
+    assembler.filter_behind(rules, text[:num_out], text[num_out:])
+    return assembler, text[:num_out]
+
+
+def _assembler(sequence: Sequence, rules: OutputRules | None) -> TextAssembler:
+    return TextAssembler(
+        sequence.stop, strip_leading_space=sequence.strip_leading_space, rules=rules
+    )
 
 
 def detokenize(vocabulary: Vocabulary, token_ids: list[int]) -> str:

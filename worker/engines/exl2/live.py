@@ -122,8 +122,9 @@ class LiveSequence:
                 self._accept(token, taken)
         if result["eos"] and taken.finish_reason is None:
             # Not by a token that we count as an end: the generator knows why.
-            taken.finish_reason = FinishReason.STOP
             taken.text += self._assembler.finish()
+            taken.finish_reason = self._assembler.reason
+        taken.filtered = self._assembler.report()
         return taken
 
     def _accept(self, token: int, taken: StepResult) -> None:
@@ -137,15 +138,16 @@ class LiveSequence:
             taken.cached_tokens = self._cached_tokens()
         if token in self._stop_ids:
             taken.text += self._assembler.finish()
-            taken.finish_reason = FinishReason.STOP
+            taken.finish_reason = self._assembler.reason
             return
         piece = piece_in(self._vocabulary, self.sequence, token)
         taken.text += self._assembler.push(piece)
         if self._assembler.is_stopped:
-            taken.finish_reason = FinishReason.STOP
+            taken.finish_reason = self._assembler.reason
         elif self._num_generated >= self.sequence.max_tokens:
             taken.text += self._assembler.finish()
-            taken.finish_reason = FinishReason.LENGTH
+            is_cut = self._assembler.is_stopped
+            taken.finish_reason = self._assembler.reason if is_cut else FinishReason.LENGTH
 
     def _cached_tokens(self) -> int:
         """As the generator reports it at the end of a job; ours may end before."""
