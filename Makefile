@@ -24,7 +24,7 @@ test: $(DEV_DEPS) ## Run every test: real Redis, Celery, gunicorn, engine, brows
 	@tests/install-chromium
 	@tests/install-prometheus
 	@tests/install-deploy-tools
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(DEV_DEPS) ## Format, lint, types, bandit and unit tests, in under a minute
 	@$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ import msgspec
 from flask import Blueprint, Flask, Response, current_app, request
 from werkzeug.routing import Rule
 
+from app import filtering
 from app.access import scope_of
 from app.documented import JSON, RouteDocument, document_of
 from app.error_answer import ErrorAnswer
@@ -64,7 +65,11 @@ _HEADERS = {
         "schema": {"type": "string"},
     },
 }
-_LIMIT_HEADERS: dict[str, Any] = {
+_JOB_HEADERS: dict[str, Any] = {
+    filtering.HEADER: {
+        "description": "Rules of the denylist that are in the prompt and only tag it, by name.",
+        "schema": {"type": "string"},
+    },
     "x-llmis-queue-position": {
         "description": "Requests that were before this one in the queue when it was admitted.",
         "schema": {"type": "integer", "minimum": 0},
@@ -122,7 +127,7 @@ def build(app: Flask) -> dict[str, Any]:
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": components.schemas,
-            "headers": _HEADERS | _LIMIT_HEADERS,
+            "headers": _HEADERS | _JOB_HEADERS,
             **security,
         },
     }
@@ -214,7 +219,7 @@ def _responses(
             content[_EVENT_STREAM] = {"schema": _event(document.stream, components)}
         headers = ["x-request-id"] + ["Retry-After"] * (status in _RETRY_STATUSES)
         headers += ["WWW-Authenticate"] * (status == 401)
-        headers += list(_LIMIT_HEADERS) if TooManyRequests in document.errors else []
+        headers += list(_JOB_HEADERS) if TooManyRequests in document.errors else []
         responses[str(status)] = {
             "description": "\n".join(words[status]),
             "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},

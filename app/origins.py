@@ -12,13 +12,20 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, request
 
 from app.access import WEBSOCKET
+from app.filtering import HEADER as FILTER_HEADER
 from app.services import services
 from shared.errors import ForbiddenHost, ForbiddenOrigin
 from shared.settings import Settings, is_loopback
 
 _EXPOSED = ", ".join(
     (
-        *("x-request-id", "retry-after", "idempotent-replayed", "x-llmis-queue-position"),
+        *(
+            "x-request-id",
+            "retry-after",
+            "idempotent-replayed",
+            "x-llmis-queue-position",
+            FILTER_HEADER,
+        ),
         *(
             f"x-ratelimit-{what}-{unit}"
             for what in ("limit", "remaining", "reset")

@@ -26,7 +26,7 @@ _CELL_BYTES = 48
 _F32_BYTES, _F16_BYTES = 4, 2
 _CACHE_TYPES = {"f16": GGML_TYPES[1], "q8_0": GGML_TYPES[8], "q4_0": GGML_TYPES[2]}
 
-_PROCESS_BYTES = 84 * MIB
+_PROCESS_BYTES = 88 * MIB
 """A replica of the counter model had 84 MiB after some hundred requests, 8 of them for the model;
 the rest is reserve."""
 _SLOT_BYTES = MIB // 4
