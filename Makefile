@@ -31,7 +31,7 @@ check: $(DEV_DEPS) ## Format, lint, types, bandit and unit tests, in under a min
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/bandit -q -c pyproject.toml -r app worker shared cli celeryconfig.py
-	@$(BIN)/python -m pytest -q tests/unit
+	@$(BIN)/python -m pytest -q -n $(JOBS) tests/unit
 
 audit: $(DEV_DEPS) ## Look the pinned packages up among known vulnerabilities; needs PyPI
 	@$(BIN)/python -m tools.audit

@@ -174,6 +174,8 @@ class Job(Struct, frozen=True, kw_only=True):
     grammar: Grammar | None = None
     stop: list[str] = []
     sampling: Sampling = Sampling()
+    reply_channel: str = ""
+    """Not used any more: replicas of the version before cannot read a job without it."""
     priority: Priority = Priority.INTERACTIVE
     owner: str = "anonymous"
     """Whose request it is: limits and turns are its own, and nobody else may read the answer."""

@@ -153,7 +153,7 @@ def test_a_client_that_does_not_read_holds_up_nobody_and_gets_larger_pieces(
     service: Service, ws: Client
 ) -> None:
     """Its frames wait in the socket, and the text behind them is joined."""
-    num_choices, num_tokens = 64, 1900
+    num_choices, num_tokens = 64, 600
     body = {"model": "counter", "prompt": "5", "max_tokens": num_tokens, "temperature": 0}
     request = {"type": "request", "id": "slow", "endpoint": "completions"}
     request["request_id"] = "slow-reader"

@@ -58,3 +58,9 @@ def test_a_job_of_another_version_is_refused() -> None:
     other = msgspec.structs.replace(_JOB, version=99)
     with pytest.raises(messages.DecodeError, match="version 99"):
         messages.decode_job(messages.encode_job(other))
+
+
+def test_a_job_can_be_read_by_the_version_before() -> None:
+    """What it wants of every job; the rest has defaults there."""
+    required = {"id", "model", "kind", "reply_channel", "created_at", "deadline_at"}
+    assert required <= set(msgspec.msgpack.decode(messages.encode_job(_JOB)))
