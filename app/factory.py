@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import gevent
@@ -163,28 +163,45 @@ def _services(settings: Settings) -> Services:
 def _refresh_forever(services: Services) -> None:
     """With every beat: keys, the registry, queues and who waits where into memory, what was
     measured into the shared files."""
-    rescuer = Rescuer(services.client, services.dispatcher.queue)
+    steps = _steps(services)
     while True:
-        meters.flush()
-        STREAMS.set(services.hub.num_streams)
+        take_steps(steps, services.sight)
+        gevent.sleep(registry.BEAT_S)
+
+
+def take_steps(steps: Iterable[Callable[[], None]], sight: Sight) -> None:
+    """One that fails does not keep the others from what they do, unless Redis is away."""
+    for step in steps:
         try:
-            if services.denylist is not None:
-                services.denylist.look()
-            services.authenticator.refresh()
-            services.directory.refresh()
-            services.relay.queues.refresh(services.catalog.names())
-            lengths = services.relay.queues.all()
-            services.relay.positions.refresh(name for name, length in lengths.items() if length)
-            services.sight.clear()
-            rescuer.look()
-            services.usage.flush()
+            step()
         except redis.RedisError as exc:
-            services.sight.cloud()
+            sight.cloud()
             _log.warning("registry not readable: %s", exc)
+            return
         except Exception:
             # A web process that sees nothing new would serve yesterday's replicas: go on.
-            _log.exception("the copy of the registry was not refreshed")
-        gevent.sleep(registry.BEAT_S)
+            _log.exception("a part of the beat failed")
+
+
+def _steps(services: Services) -> list[Callable[[], None]]:
+    """What touches Redis comes last."""
+    queues, positions = services.relay.queues, services.relay.positions
+
+    def look() -> None:
+        services.directory.refresh()
+        queues.refresh(services.catalog.names())
+        positions.refresh(name for name, length in queues.all().items() if length)
+        services.sight.clear()
+
+    return [
+        meters.flush,
+        lambda: STREAMS.set(services.hub.num_streams),
+        *([services.denylist.look] if services.denylist is not None else []),
+        services.authenticator.refresh,
+        look,
+        Rescuer(services.client, services.dispatcher.queue).look,
+        services.usage.flush,
+    ]
 
 
 def _take_request_id() -> None:
