@@ -160,14 +160,25 @@ def _run_once(replica: Replica, job_id: str) -> str:
         try:
             job = messages.decode_job(payload_bytes(payload))
         except messages.DecodeError:
-            outlast(lambda: replica.client.srem(names.held_key(replica.id), job_id), "a job's end")
-            raise
-        if replica.is_draining():
-            outlast(lambda: replica.queue.rescue(job, replica.id), "a job's return")
-            return GiveBack.HANDED_OVER
-        outcome = _run_job(replica, job, readers)
+            outcome = _refuse(replica, job_id, readers)
+        else:
+            if replica.is_draining():
+                outlast(lambda: replica.queue.rescue(job, replica.id), "a job's return")
+                return GiveBack.HANDED_OVER
+            outcome = _run_job(replica, job, readers)
     outlast(lambda: replica.client.srem(names.held_key(replica.id), job_id), "a job's end")
     return outcome
+
+
+def _refuse(replica: Replica, job_id: str, readers: set[bytes]) -> str:
+    """End a job that this process cannot read: of another version, or damaged."""
+    _log.error("job is not readable: it ends", exc_info=True)
+    num_events = outlast(lambda: replica.client.llen(names.log_key(job_id)), "a job's log")
+    job = Job(id=job_id, model="", kind=JobKind.COMPLETION, created_at=0.0, deadline_at=0.0)
+    run = JobRun(job, 0, [], next_seq=num_events, channels=_channels(readers))
+    _fail(replica, run, InternalError("The replica cannot read the request. Send it again."))
+    run.done.wait()
+    return run.outcome
 
 
 def _run_job(replica: Replica, job: Job, readers: set[bytes]) -> str:
@@ -182,7 +193,7 @@ def _run_job(replica: Replica, job: Job, readers: set[bytes]) -> str:
         return "duplicate"
     claim, past = claimed
     run = JobRun(job, claim.attempt, [], claim=claim.encode(), next_seq=past.num_events)
-    run.channels = tuple(sorted(payload_bytes(reader).decode() for reader in readers))
+    run.channels = _channels(readers)
     try:
         outlast(lambda: replica.queue.begin(job), "a job's begin")
         _start(replica, run, claim, past)
@@ -204,6 +215,10 @@ def _run_job(replica: Replica, job: Job, readers: set[bytes]) -> str:
         return "taken_over"
     outlast(lambda: _settle(replica, run), "a job's end")
     return run.outcome
+
+
+def _channels(readers: set[bytes]) -> tuple[str, ...]:
+    return tuple(sorted(payload_bytes(reader).decode() for reader in readers))
 
 
 def _take(replica: Replica, job_id: str) -> Any:

@@ -10,6 +10,7 @@ from shared import names, registry
 from tests.admin_client import Completion, read_together
 from tests.conftest import ENDLESS, Service, wait_for
 from tests.counter_model import expected_text
+from tests.paused_replica import paused
 
 
 def _complete(service: Service, **body: object) -> http.client.HTTPResponse:
@@ -137,3 +138,18 @@ def test_garbage_on_the_hub_channel_and_in_the_queue_hurts_nobody(own_service: S
     client.publish(channel, b"\x00garbage")
     client.lpush("model.counter", b"not a celery message")
     assert _text(_complete(own_service)) == expected_text(5, 5)
+
+
+def test_a_job_that_no_replica_can_read_ends(service: Service) -> None:
+    """As one of another version would be, or a damaged one."""
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+    body = json.dumps({"model": "counter", "prompt": "5", "max_tokens": 5})
+    key = names.job_key("unreadable")
+    with paused(service, "counter"):
+        connection.request("POST", "/v1/completions", body, {"x-request-id": "unreadable"})
+        wait_for(lambda: service.redis.exists(key), "it is queued")
+        service.redis.set(key, b"\x01" + (service.redis.get(key) or b""))
+    response = connection.getresponse()
+    assert response.status == 500
+    assert json.loads(response.read())["error"]["type"] == "server_error"
+    assert _text(_complete(service)) == expected_text(5, 5)
