@@ -12,7 +12,7 @@ from app.parsing import shortened
 from app.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from app.services import services
 from app.tool_schemas import ToolParam, tool_use
-from shared.errors import InvalidRequest, ModelNotFound, ModelUnloaded, Unavailable
+from shared.errors import GoingAway, InvalidRequest, ModelNotFound, ModelUnloaded
 from shared.messages import AnswerOptions, ChatMessage, Job, JobKind, Priority, Tool, ToolChoice
 from shared.settings import SamplingDefaults, Settings
 
@@ -78,7 +78,7 @@ def is_streamable(job: Job) -> bool:
 
 
 def check_model(name: str) -> None:
-    """Raise what keeps a model from being asked: ModelNotFound, ModelUnloaded, Unavailable.
+    """Raise what keeps a model from being asked: ModelNotFound, ModelUnloaded, GoingAway.
 
     A configured model may be on its way up: its queue keeps the request until then. From here on
     a refusal of the request at hand counts as the model's.
@@ -93,7 +93,7 @@ def check_model(name: str) -> None:
     if shared.catalog.is_leaving(name):
         raise ModelUnloaded(f"The model {shortened(name)} is being unloaded.")
     if shared.is_stopping:
-        raise Unavailable("The service is shutting down.")
+        raise GoingAway("The service is shutting down. Send the request again.")
     shared.loader.check(name)
 
 

@@ -43,7 +43,7 @@ def _error(
         return _queue_full(admission.ahead, model, replicas)
     what = "open" if refusal is Refusal.OPEN else "waiting"
     return TooManyRequests(
-        f"{admission.ahead} requests of this key are {what}: more are not allowed at a time.",
+        f"Requests of this key that are {what}: {admission.ahead}. More are not allowed at a time.",
         retry_after_s=retry_after_s(expected_wait_s(replicas, 0)),
     )
 

@@ -180,7 +180,8 @@ class _Service:
         """`more`: environment variables for it alone."""
         log_path = self._log_folder / f"{name}.log"
         child = Child(name, command, log_path, {**self._env, **(more or {})})
-        child.log_path.unlink(missing_ok=True)
+        if log_path.exists():
+            log_path.replace(log_path.with_suffix(".log.1"))  # why the last start ended
         child.start()
         return child
 

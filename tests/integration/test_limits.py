@@ -132,7 +132,7 @@ def test_waiting_and_open_requests_of_a_key(limited: Service, senders: Senders) 
         refused = complete(limited, key=key)
         other = senders.send(f"{prefix}-other", key=_unique("other"))
     assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
-    assert refused.error["message"].startswith("5 requests of this key are waiting")
+    assert refused.error["message"].startswith("Requests of this key that are waiting: 5.")
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.headers["x-ratelimit-remaining-requests"] == str(_REQUESTS - 5)
     assert [r.result(60).status for r in [*requests, other]] == [200] * 6
