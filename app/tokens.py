@@ -7,6 +7,7 @@ for a key that is not known.
 """
 
 import hashlib
+import http.client
 import logging
 import threading
 import time
@@ -29,6 +30,7 @@ _ALGORITHMS = ("RS256", "ES256")
 _MAX_AGE_S = 600.0
 _MIN_AGE_S = 60.0
 _TIMEOUT_S = 5.0
+"""For all of an answer of the URL, however slowly it comes."""
 _LEEWAY_S = 30
 _MAX_CHARACTERS = 16_384
 _MAX_JWKS_BYTES = 1 << 20
@@ -163,9 +165,10 @@ class TokenReader:
         """Raises ValueError."""
         try:
             keys = jwt.PyJWKSet.from_dict(msgspec.json.decode(payload, type=dict)).keys
-        except (msgspec.DecodeError, RecursionError, jwt.PyJWTError) as exc:
+            usable = {k.key_id: k for k in keys if k.algorithm_name in _ALGORITHMS}
+        except (msgspec.DecodeError, RecursionError, TypeError, jwt.PyJWTError) as exc:
+            # A TypeError is a list as `kid` or `alg`.
             raise ValueError(str(exc)) from exc
-        usable = {k.key_id: k for k in keys if k.algorithm_name in _ALGORITHMS}
         if not usable:
             raise ValueError(f"none of its keys is for {' or '.join(_ALGORITHMS)}")
         self._keys = usable
@@ -183,8 +186,16 @@ _opener = urllib.request.build_opener(_NoRedirects())
 
 def _fetch(url: str) -> bytes:
     """Raises OSError, ValueError."""
-    with _opener.open(url, timeout=_TIMEOUT_S) as response:
-        payload: bytes = response.read(_MAX_JWKS_BYTES + 1)
+    # The opener's own timeout is for each read: an answer of single bytes would never end.
+    too_slow = TimeoutError(f"no whole answer in {_TIMEOUT_S:g} s")
+    try:
+        with (
+            gevent.Timeout(_TIMEOUT_S, too_slow),
+            _opener.open(url, timeout=_TIMEOUT_S) as response,
+        ):
+            payload: bytes = response.read(_MAX_JWKS_BYTES + 1)
+    except http.client.HTTPException as exc:
+        raise ValueError(f"the answer is not HTTP: {type(exc).__name__}") from exc
     if len(payload) > _MAX_JWKS_BYTES:
         raise ValueError(f"more than {_MAX_JWKS_BYTES} bytes")
     return payload

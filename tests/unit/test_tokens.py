@@ -1,13 +1,18 @@
 """JSON Web Tokens: whose they are, what they allow, and which are refused."""
 
+import contextlib
 import hashlib
 import hmac
+import itertools
 import json
+import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -286,6 +291,79 @@ def _redirecting() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
         thread.join()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x16\x03\x01 no HTTP\r\n\r\n",
+        b"HTTP/1.1 " + b"9" * 70_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnone\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n200001\r\n" + b" " * 0x200001,
+        b"",
+    ],
+    ids=range(7),
+)
+def test_an_answer_of_the_issuer_that_is_no_keys_refuses_the_token(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, answer: bytes
+) -> None:
+    with _answering([answer]) as url:
+        reader = TokenReader(msgspec.structs.replace(_settings(tmp_path), jwt_jwks=url))
+        with pytest.raises(InvalidToken, match="not signed with a key of the issuer"):
+            reader.read(_token())
+    assert "could not be read" in caplog.text
+
+
+def test_an_issuer_that_sends_byte_by_byte_is_not_waited_for() -> None:
+    """Each of its bytes comes in time. In a process of its own: sockets have to be gevent's."""
+    code = (
+        "from gevent import monkey; monkey.patch_all()\n"
+        "import sys\n"
+        "from app import tokens\n"
+        "tokens._TIMEOUT_S = 2.0\n"
+        "try: tokens._fetch(sys.argv[1])\n"
+        "except OSError as exc: print(exc)\n"
+    )
+    slowly = itertools.chain([b"HTTP/1.1 200 OK\r\nx: "], itertools.repeat(b"y"))
+    with _answering(slowly) as url:
+        done = subprocess.run(
+            [sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60
+        )
+    assert "no whole answer in 2 s" in done.stdout, done.stderr
+
+
+@contextmanager
+def _answering(pieces: Iterable[bytes]) -> Iterator[str]:
+    """One connection gets these bytes, whatever it asks."""
+    is_over = threading.Event()
+
+    def answer() -> None:
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65_536)
+            for piece in pieces:
+                connection.sendall(piece)
+                if is_over.wait(0.05):
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        is_over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("field", ["kid", "alg"])
+def test_keys_with_odd_fields_leave_the_old_ones(
+    reader: TokenReader, tmp_path: Path, field: str
+) -> None:
+    odd = {**_public(_EC, "ES256", "new"), field: ["x"]}
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [odd]}))
+    reader.refresh()
+    assert _read(reader, _token())
 
 
 def test_api_keys_are_no_tokens() -> None:
