@@ -5,7 +5,7 @@ A route that is not named here needs a key. Requests that `auth` refuses are not
 
 from flask import Flask, g, request
 
-from app.auth import Reason, refusal
+from app.auth import check_scope
 from app.services import services
 from shared.api_keys import Scope
 
@@ -16,14 +16,15 @@ _OPEN_ROUTES = frozenset(
         *("/docs", "/docs/<any('swagger-ui.css', 'swagger-ui-bundle.js'):name>", "/openapi.json"),
     }
 )
-_ADMIN_ROUTES = ("/admin/", "/metrics")
 
 
 def scope_of(rule: str) -> Scope | None:
     """The scope that a route needs; None = it is open."""
     if rule in _OPEN_ROUTES:
         return None
-    return Scope.ADMIN if rule.startswith(_ADMIN_ROUTES) else Scope.USER
+    if rule == "/metrics":
+        return Scope.METRICS
+    return Scope.ADMIN if rule.startswith("/admin/") else Scope.USER
 
 
 def register(app: Flask) -> None:
@@ -43,5 +44,5 @@ def _authenticate() -> None:
         g.principal = None
         return
     g.principal = authenticator.principal(header, request.remote_addr or "")
-    if authenticator.is_on and scope is Scope.ADMIN and g.principal.scope is not Scope.ADMIN:
-        raise refusal(Reason.SCOPE, "This needs an API key with the scope admin.")
+    if authenticator.is_on and scope is not None:
+        check_scope(g.principal, scope)

@@ -170,6 +170,12 @@ class Authenticator:
         )
 
 
+def check_scope(principal: Principal, needed: Scope) -> None:
+    """Raises Forbidden. The scope admin has all others in it."""
+    if principal.scope not in (needed, Scope.ADMIN):
+        raise refusal(Reason.SCOPE, f"This needs an API key with the scope {needed}.")
+
+
 def refusal(reason: Reason, message: str, retry_after_s: int = 1) -> LlmisError:
     """The error for somebody who is refused: made, and counted, here once for each that is."""
     AUTH_FAILURES.labels(reason.value).inc()

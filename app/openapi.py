@@ -43,12 +43,10 @@ _SECURITY_SCHEME = {
     "scheme": "bearer",
     "description": "An API key, or a token of the issuer that the service trusts.",
 }
-_KEY_ERRORS: dict[Scope | None, frozenset[type[LlmisError]]] = {
-    None: frozenset(),
-    Scope.USER: frozenset({Unauthorized, TooManyRequests, QueueUnavailable}),
-    Scope.ADMIN: frozenset({Unauthorized, TooManyRequests, QueueUnavailable, Forbidden}),
-}
-"""Of routes by the scope that they need."""
+_KEY_ERRORS: frozenset[type[LlmisError]] = frozenset(
+    {Unauthorized, TooManyRequests, QueueUnavailable, Forbidden}
+)
+"""Of routes that need a key."""
 _HEADERS = {
     "x-request-id": {
         "description": "Names the request in logs and for cancelling: the client's own, if it "
@@ -162,12 +160,13 @@ def _operation(
     components: Components,
     scope: Scope | None,
 ) -> dict[str, Any]:
+    errors = document.errors | (_KEY_ERRORS if scope is not None else frozenset())
     summary, _, description = (inspect.getdoc(view) or "").partition("\n\n")
     operation: dict[str, Any] = {
         "operationId": rule.endpoint.replace(".", "_"),
         "summary": summary.rstrip("."),
         "tags": [_TAGS.get(rule.endpoint.partition(".")[0], "Inference")],
-        "responses": _responses(document, components, document.errors | _KEY_ERRORS[scope]),
+        "responses": _responses(document, components, errors),
     }
     if scope is not None:
         operation["security"] = [{"key": []}]

@@ -21,7 +21,7 @@ from wsproto.utilities import LocalProtocolError
 from app import request_log
 from app.access import WEBSOCKET
 from app.answers import timings_ms
-from app.auth import ANONYMOUS, Principal, Reason, refusal
+from app.auth import ANONYMOUS, Principal, Reason, check_scope, refusal
 from app.dispatch import Reading, new_request_id, request_id_from
 from app.errors import from_exception
 from app.event_id import EventId, parse_event_id
@@ -36,6 +36,7 @@ from app.services import services
 from app.stream_metrics import count_rejection
 from app.streamed import followed
 from app.wording import Piece, Wording
+from shared.api_keys import Scope
 from shared.errors import GoingAway, InvalidRequest, LlmisError, RequestCancelled
 from shared.lifecycle import Progress
 from shared.messages import Job
@@ -197,6 +198,7 @@ class _Connection:
         if not key:
             raise refusal(Reason.MISSING, "key must be an API key.")
         principal = services().authenticator.identify(key, self._address)
+        check_scope(principal, Scope.USER)
         before = self._principal
         if self._readings and before is not None and before.owner != principal.owner:
             raise InvalidRequest("The key of open requests cannot be changed.", param="key")

@@ -28,8 +28,10 @@ _NUM_SHOWN = len(_PREFIX) + 4
 class Scope(StrEnum):
     USER = "user"
     """Inference, and the requests that are one's own."""
+    METRICS = "metrics"
+    """`GET /metrics`, and nothing else: for Prometheus."""
     ADMIN = "admin"
-    """That, the admin routes, metrics, and everybody's requests to cancel."""
+    """Both, the admin routes, and everybody's requests to cancel."""
 
 
 class ApiKey(Struct, frozen=True, kw_only=True):

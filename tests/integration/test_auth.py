@@ -131,6 +131,20 @@ def test_some_routes_need_the_scope_admin(
     assert _ask(guarded, path, admin)[0] == 200
 
 
+def test_a_key_for_metrics_reads_metrics_alone(guarded: Service) -> None:
+    key, _ = _make(guarded, Scope.METRICS)
+    assert _ask(guarded, "/metrics", key)[0] == 200
+    with pytest.raises(openai.PermissionDeniedError) as refused:
+        _complete(guarded, key)
+    assert refused.value.code == "insufficient_scope"
+    with pytest.raises(Exception, match="403"):
+        _Socket(guarded, key)
+    socket = _Socket(guarded)
+    socket.send(type="auth", key=key)
+    assert socket.receive()["error"]["code"] == "insufficient_scope"
+    assert socket.closed_with() == 1008
+
+
 class _Socket:
     """A WebSocket connection as its frames."""
 

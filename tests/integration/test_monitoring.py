@@ -128,7 +128,7 @@ def test_prometheus_reads_a_service_that_asks_for_keys(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     with running_service(tmp_path / "llmis", extra="auth = true") as guarded:
         target = f"127.0.0.1:{guarded.port}"
-        key = api_keys.create(guarded.redis, "prometheus", Scope.ADMIN)[0]
+        key = api_keys.create(guarded.redis, "prometheus", Scope.METRICS)[0]
         configuration = _uncommented(tmp_path, key, "authorization", "  credentials_file")
         with running_prometheus(tmp_path / "without", target) as prometheus:
             wait_for(lambda: prometheus.query('up{job="llmis"} == 0'), "it is refused", _PATIENCE_S)

@@ -10,10 +10,12 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import openapi
+from app import access, openapi
 from app.access import scope_of
-from app.auth import Authenticator
-from shared.api_keys import Scope
+from app.auth import Authenticator, Principal, check_scope
+from shared.api_keys import ApiKey, Scope, digest
+from shared.errors import Forbidden
+from shared.limits import Limits
 from shared.settings import Settings
 from tests.unit import web_app
 
@@ -57,6 +59,34 @@ def test_a_new_route_needs_a_key() -> None:
     assert scope_of("/admin/something") is Scope.ADMIN
 
 
+def test_a_key_for_metrics_opens_nothing_else(
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = ApiKey(id="key-1", name="p", scope=Scope.METRICS, shown="sk-", created_at=0.0)
+    authenticator = app.extensions["llmis"].authenticator
+    monkeypatch.setattr(authenticator, "_keys", {digest("sk-metrics"): key})
+    header = {"Authorization": "Bearer sk-metrics"}
+    opened = []
+    for method, path in _guarded(app):
+        if path == "/metrics":
+            opened.append(method)
+            continue
+        answer = client.open(path, method=method, headers=header)
+        assert answer.status_code == 403, (method, path)
+        if method != "HEAD":
+            assert answer.json["error"]["code"] == "insufficient_scope"
+    assert sorted(opened) == ["GET", "HEAD"]
+    assert client.get("/v1/ws", headers=header).status_code == 403
+    with app.test_request_context("/metrics", headers=header):
+        access._authenticate()
+
+
+def test_a_key_for_requests_does_not_open_metrics() -> None:
+    assert scope_of("/metrics") is Scope.METRICS
+    with pytest.raises(Forbidden, match="scope metrics"):
+        check_scope(Principal(owner="a", scope=Scope.USER, limits=Limits()), Scope.METRICS)
+
+
 def test_without_a_key_no_other_route_answers(app: Flask, client: FlaskClient) -> None:
     asked = list(_guarded(app))
     assert ("POST", "/admin/models/load") in asked
@@ -96,4 +126,4 @@ def test_the_document_says_where_a_key_is_needed(app: Flask) -> None:
             assert ("security" in operation) is not is_open, path
             assert ("401" in operation["responses"]) is not is_open, path
             refusals = operation["responses"]["403"]["description"]
-            assert ("insufficient_scope" in refusals) is (scope_of(path) is Scope.ADMIN), path
+            assert ("insufficient_scope" in refusals) is not is_open, path

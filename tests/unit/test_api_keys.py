@@ -58,4 +58,6 @@ def test_the_command_makes_lists_and_revokes(
     assert [r["id"] for r in json.loads(run("keys", "list", "--json").stdout)] == [record.id]
     assert re.fullmatch(rf"revoked {record.id} \(ci\)", run("keys", "revoke", "ci").stdout.strip())
     assert run("keys", "revoke", "ci").exit_code == 1
+    made = run("keys", "create", "prometheus", "--scope", "metrics")
+    assert api_keys.read(client)[api_keys.digest(made.stdout.strip())].scope is Scope.METRICS
     assert run("keys", "create", "x", "--expires", "soon").exit_code == 2
