@@ -28,6 +28,7 @@ from shared.limits import MAX_LIMIT
 
 _LIMIT = click.IntRange(0, MAX_LIMIT)
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
+_MAX_EXPIRES_S = 3650 * 86400
 
 
 @click.group(short_help="Make, list and revoke API keys.")
@@ -41,7 +42,11 @@ def keys() -> None:
 @keys.command()
 @click.argument("name")
 @click.option("--scope", type=click.Choice([s.value for s in Scope]), default=Scope.USER.value)
-@click.option("--expires", metavar="TIME", help="From now: 90m, 12h, 30d, 8w.  [default: never]")
+@click.option(
+    "--expires",
+    metavar="TIME",
+    help="From now: 90m, 12h, 30d, 8w; ten years at most.  [default: never]",
+)
 @click.option("--rpm", type=_LIMIT, help="Requests per minute; 0 = no limit.")
 @click.option("--tpm", type=_LIMIT, help="Tokens per minute; 0 = no limit.")
 @click.option("--max-open", type=_LIMIT, help="Open requests; 0 = no limit.")
@@ -137,7 +142,13 @@ def _seconds(text: str) -> int:
         raise click.BadParameter(
             f"{text!r} is not like 90m, 12h, 30d or 8w", param_hint="--expires"
         )
-    return int(match[1]) * _UNITS_S[match[2]]
+    seconds = int(match[1]) * _UNITS_S[match[2]]
+    if seconds > _MAX_EXPIRES_S:
+        raise click.BadParameter(
+            f"{text!r} is more than ten years (3650d); leave it out for a key without an end",
+            param_hint="--expires",
+        )
+    return seconds
 
 
 def _body(record: ApiKey) -> dict[str, Any]:
@@ -146,4 +157,10 @@ def _body(record: ApiKey) -> dict[str, Any]:
 
 
 def _day(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M") if at else "never"
+    """A number that is no time is shown as it is: others may have written the record."""
+    if not at:
+        return "never"
+    try:
+        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        return f"{at:g}"

@@ -61,3 +61,28 @@ def test_the_command_makes_lists_and_revokes(
     made = run("keys", "create", "prometheus", "--scope", "metrics")
     assert api_keys.read(client)[api_keys.digest(made.stdout.strip())].scope is Scope.METRICS
     assert run("keys", "create", "x", "--expires", "soon").exit_code == 2
+
+
+def test_a_key_ends_within_ten_years_or_never(
+    redis_socket: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", f"unix://{redis_socket}")
+    for expires in ("999999w", "3651d"):
+        refused = run("keys", "create", "x", "--expires", expires)
+        assert refused.exit_code == 2
+        assert "ten years" in refused.output
+    assert not api_keys.read(client)
+    assert run("keys", "create", "x", "--expires", "3650d").exit_code == 0
+
+
+@pytest.mark.parametrize("at", [6e11, 1e300, -1e300, float("inf"), float("nan")])
+def test_a_time_that_there_is_not_does_not_hide_the_keys(
+    redis_socket: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, at: float
+) -> None:
+    monkeypatch.setenv("REDIS_URL", f"unix://{redis_socket}")
+    api_keys.create(client, "odd", Scope.USER, expires_at=at)
+    api_keys.create(client, "good", Scope.USER)
+    for more in ([], ["--json"]):
+        listed = run("keys", "list", *more)
+        assert listed.exit_code == 0
+        assert "odd" in listed.stdout and "good" in listed.stdout
