@@ -105,16 +105,16 @@ class TokenReader:
                 leeway=_LEEWAY_S,
                 options={"require": ["exp", "sub", "aud", "iss"]},
             )
+            return self._claims(said)
         except jwt.ExpiredSignatureError as exc:
             raise InvalidToken("it has expired", is_expired=True) from exc
         except jwt.PyJWTError as exc:
             raise InvalidToken(_words(exc)) from exc
         except (ValueError, OverflowError, RecursionError) as exc:
             raise InvalidToken("it cannot be read") from exc
-        return self._claims(said)
 
     def _claims(self, said: dict[str, Any]) -> Claims:
-        """Raises InvalidToken."""
+        """Raises InvalidToken, and ValueError or OverflowError for what no claim can be."""
         settings = self._settings
         subject = hashlib.sha256(f"{said['iss']} {said['sub']}".encode()).hexdigest()[:24]
         scopes = said.get(settings.jwt_scope_claim, "")
@@ -129,7 +129,7 @@ class TokenReader:
             owner=f"jwt-{subject}",
             scope=Scope.ADMIN if is_admin else Scope.USER,
             limits=limits,
-            expires_at=float(said["exp"]) + _LEEWAY_S,
+            expires_at=float(int(said["exp"])) + _LEEWAY_S,
         )
 
     # -- the issuer's keys -------------------------------------------------------------------

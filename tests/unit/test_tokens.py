@@ -109,11 +109,15 @@ def test_a_claim_gives_limits(reader: TokenReader) -> None:
         _token("a secret that is long enough for this", "HS256"),
         _token(llmis_limits={"requests_per_minute": "many"}),
         _token(llmis_limits={"requests_per_minute": -1}),
+        _token(llmis_limits={"requests_per_minute": 10**400}),
+        _token(exp=10**400),
+        _token(exp="9" * 400),
+        _token(sub="\ud800"),
         _token()[:-4] + "AAAA",
         "e30.e30.",
         "a.b.c",
     ],
-    ids=range(13),
+    ids=range(17),
 )
 def test_what_is_not_valid_is_refused(reader: TokenReader, token: str) -> None:
     with pytest.raises(InvalidToken):
