@@ -52,6 +52,8 @@ class Principal(Struct, frozen=True, kw_only=True):
     """Of the API key; empty = there is none to check."""
     expires_at: float = 0.0
     """Unix time in seconds at which the token ends; 0 = it is none."""
+    token_key_id: str | None = None
+    """Of the issuer's key that signed the token."""
 
 
 class Authenticator:
@@ -127,8 +129,11 @@ class Authenticator:
                 return self._of_key(principal.key_digest)
             except _Invalid as exc:
                 raise refusal(exc.reason, str(exc)) from exc
-        if principal.expires_at and time.time() >= principal.expires_at:
-            raise refusal(Reason.EXPIRED, "The token has expired.")
+        if self._tokens is not None and principal.expires_at:
+            if time.time() >= principal.expires_at:
+                raise refusal(Reason.EXPIRED, "The token has expired.")
+            if not self._tokens.has_key(principal.token_key_id):
+                raise refusal(Reason.UNKNOWN, "The issuer has withdrawn the key of the token.")
         return principal
 
     def _unchecked(self, credential: str) -> Principal:
@@ -167,6 +172,7 @@ class Authenticator:
             scope=claims.scope,
             limits=claims.limits,
             expires_at=claims.expires_at,
+            token_key_id=claims.key_id,
         )
 
 

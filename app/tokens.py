@@ -52,6 +52,8 @@ class Claims(Struct, frozen=True, kw_only=True):
     limits: Limits
     expires_at: float
     """Unix time in seconds."""
+    key_id: str | None
+    """Of the issuer's key that signed it; None = that key has no name."""
 
 
 def is_token(credential: str) -> bool:
@@ -93,7 +95,8 @@ class TokenReader:
         if len(token) > _MAX_CHARACTERS:
             raise InvalidToken("it is too long")
         try:
-            key = self._key(jwt.get_unverified_header(token).get("kid"))
+            key_id = jwt.get_unverified_header(token).get("kid")
+            key = self._key(key_id)
             if key is None:
                 raise InvalidToken("it is not signed with a key of the issuer")
             said = jwt.decode(
@@ -105,7 +108,7 @@ class TokenReader:
                 leeway=_LEEWAY_S,
                 options={"require": ["exp", "sub", "aud", "iss"]},
             )
-            return self._claims(said)
+            return self._claims(said, key_id)
         except jwt.ExpiredSignatureError as exc:
             raise InvalidToken("it has expired", is_expired=True) from exc
         except jwt.PyJWTError as exc:
@@ -113,7 +116,7 @@ class TokenReader:
         except (ValueError, OverflowError, RecursionError) as exc:
             raise InvalidToken("it cannot be read") from exc
 
-    def _claims(self, said: dict[str, Any]) -> Claims:
+    def _claims(self, said: dict[str, Any], key_id: str | None) -> Claims:
         """Raises InvalidToken, and ValueError or OverflowError for what no claim can be."""
         settings = self._settings
         subject = hashlib.sha256(f"{said['iss']} {said['sub']}".encode()).hexdigest()[:24]
@@ -130,7 +133,12 @@ class TokenReader:
             scope=Scope.ADMIN if is_admin else Scope.USER,
             limits=limits,
             expires_at=float(int(said["exp"])) + _LEEWAY_S,
+            key_id=key_id,
         )
+
+    def has_key(self, key_id: str | None) -> bool:
+        """Whether the issuer still has that key, as far as is known here."""
+        return key_id in self._keys
 
     # -- the issuer's keys -------------------------------------------------------------------
 

@@ -23,13 +23,16 @@ import gevent.lock
 import jwt
 import msgspec
 import pytest
+import redis
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from app import tokens
+from app.auth import Authenticator
 from app.tokens import Claims, InvalidToken, TokenReader, is_token
+from shared import api_keys
 from shared.api_keys import Scope
-from shared.errors import SettingsError
+from shared.errors import SettingsError, Unauthorized
 from shared.limits import Limits
 from shared.settings import Settings
 
@@ -79,7 +82,8 @@ def _read(reader: TokenReader, token: str) -> Claims:
 def test_both_algorithms_name_the_same_owner(reader: TokenReader) -> None:
     first = _read(reader, _token())
     second = _read(reader, _token(_RSA, "RS256", "rsa"))
-    assert first == second
+    assert (first.key_id, second.key_id) == ("ec", "rsa")
+    assert first == msgspec.structs.replace(second, key_id="ec")
     assert (first.scope, first.limits) == (Scope.USER, Limits())
     assert "alice" not in first.owner
     assert _read(reader, _token(sub="bob")).owner != first.owner
@@ -207,6 +211,25 @@ def test_a_file_that_changes_is_read_again(reader: TokenReader, tmp_path: Path) 
         path.write_text(broken)
         reader.refresh()
         assert _read(reader, _token(_STRANGER, key_id="new")), "the old keys hold"
+
+
+def test_a_connection_does_not_outlive_the_key_of_its_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "jwks.json"
+    ec_key, rsa_key = _public(_EC, "ES256", "ec"), _public(_RSA, "RS256", "rsa")
+    path.write_text(json.dumps({"keys": [ec_key, rsa_key]}))
+    authenticator = Authenticator(_settings(tmp_path), redis.Redis(port=1))
+    monkeypatch.setattr(api_keys, "version", lambda _client: b"")
+    monkeypatch.setattr(api_keys, "read", lambda _client: {})
+    first = authenticator.identify(_token(), "192.0.2.1")
+    second = authenticator.identify(_token(_RSA, "RS256", "rsa"), "192.0.2.1")
+    path.write_text(json.dumps({"keys": [rsa_key]}))
+    assert authenticator.renewed(first) == first, "nobody has looked yet"
+    authenticator.refresh()
+    with pytest.raises(Unauthorized, match="withdrawn"):
+        authenticator.renewed(first)
+    assert authenticator.renewed(second) == second
 
 
 class _Issuer:
