@@ -86,14 +86,18 @@ def create(
 
 
 def read(client: "redis.Redis") -> dict[str, ApiKey]:
-    """All keys by their digests; one that cannot be read does not hold. Raises redis.RedisError."""
+    """All keys by their digests; one that cannot be read does not hold. Raises redis.RedisError.
+
+    Limits that this version does not know are left out: a newer one may have made the key.
+    """
     entries: dict[bytes, bytes] = client.hgetall(names.API_KEYS)  # type: ignore[assignment]
     found = {}
     for field, payload in entries.items():
         try:
             record = msgspec.msgpack.decode(payload, type=ApiKey)
-            msgspec.convert(record.limits, Limits)
-            found[field.decode()] = record
+            limits = {n: v for n, v in record.limits.items() if n in Limits.__struct_fields__}
+            msgspec.convert(limits, Limits)
+            found[field.decode()] = msgspec.structs.replace(record, limits=limits)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             _log.error("an API key cannot be read: %s", exc)
     return found

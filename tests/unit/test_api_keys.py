@@ -33,6 +33,18 @@ def test_a_key_expires(client: redis.Redis) -> None:
     assert record.is_expired(now + 5)
 
 
+def test_a_limit_of_a_newer_version_leaves_the_key_and_its_other_limits(
+    client: redis.Redis,
+) -> None:
+    key, record = api_keys.create(
+        client, "new", Scope.USER, limits={"requests_per_minute": 3, "images_per_minute": 1}
+    )
+    assert record.limits["images_per_minute"] == 1
+    found = api_keys.read(client)[api_keys.digest(key)]
+    assert (found.id, found.limits) == (record.id, {"requests_per_minute": 3})
+    assert api_keys.revoke(client, record.id) == [found]
+
+
 def test_keys_are_revoked_by_id_or_name(client: redis.Redis) -> None:
     _, first = api_keys.create(client, "a", Scope.USER)
     _, second = api_keys.create(client, "a", Scope.ADMIN)
