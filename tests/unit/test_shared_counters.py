@@ -74,20 +74,31 @@ def test_the_dead_are_counted_once_and_leave_no_files(tmp_path: Path) -> None:
 
 
 def test_nobody_sees_a_sum_with_a_process_missing_or_in_it_twice(tmp_path: Path) -> None:
+    """Somebody reads all the time while processes are buried, come back, and are buried again."""
     pids = [_count(tmp_path, 2) for _ in range(6)]
-    reading = subprocess.Popen(
+    alive = {file: file.read_bytes() for file in tmp_path.glob("*.db")}
+    seen: list[str] = []
+    with subprocess.Popen(
         [sys.executable, "-c", _READING, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    assert reading.stdout is not None
-    assert reading.stdout.readline() == "12.0\n"
-    for pid in pids:
-        shared_counters.bury(tmp_path, pid)
-    reading.terminate()
-    assert set(reading.stdout.read().split()) <= {"12.0"}
-    reading.stdout.close()
-    reading.wait()
+    ) as reading:
+        assert reading.stdout is not None
+        reader = threading.Thread(target=seen.extend, args=(iter(reading.stdout.readline, ""),))
+        reader.start()
+        while len(seen) < _NUM_READ and reading.poll() is None:
+            for pid in pids:
+                shared_counters.bury(tmp_path, pid)
+            with shared_counters._locked(tmp_path, shared_counters.fcntl.LOCK_EX):
+                for file in tmp_path.glob("*.db"):
+                    file.unlink()
+                for file, content in alive.items():
+                    file.write_bytes(content)
+        reading.terminate()
+        reader.join()
+    assert set(seen) == {"12.0\n"}
+    assert len(seen) >= _NUM_READ, "the reader has not failed"
 
 
+_NUM_READ = 100
 _READING = """
 import sys
 from pathlib import Path
