@@ -132,8 +132,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Web pages of other origins that may use the service, such as https://chat.example.com;
     "*" = all. In the environment: with commas between them."""
     allowed_hosts: list[str] = []
-    """Host names that the service answers to, besides localhost and addresses; "*" = all.
-    Empty = no others where `host` is a loopback address and `auth` is off, else all."""
+    """Without `auth`: host names that the service answers to, besides localhost and addresses;
+    "*" = all. Empty = no others where `host` is a loopback address, else all. With `auth`: all."""
     web_workers: Count = 1
     """Web processes."""
     web_connections: Count = 4000
