@@ -189,7 +189,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     be loopback addresses."""
     open_access: bool = False
     """Without `auth`, listen on other addresses all the same: whoever reaches them may do
-    everything."""
+    everything, and so may web pages that they open (DNS rebinding), unless `allowed_hosts` names
+    the service's names."""
     jwt_jwks: str = ""
     """Public keys of a token issuer, as JWKS: a file, relative to the configuration file, or an
     https URL. Empty = API keys alone."""
