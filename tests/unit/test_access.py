@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from app import openapi
 from app.access import scope_of
 from app.auth import Authenticator
+from app.sight import Sight
 from shared.api_keys import Scope
 from shared.settings import Settings
 from tests.unit import web_app
@@ -29,7 +30,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Flask:
     made = web_app.made()
     settings = Settings(auth=True)
     parts = SimpleNamespace(
-        settings=settings, authenticator=Authenticator(settings, redis.Redis(port=1))
+        settings=settings, authenticator=Authenticator(settings, redis.Redis(port=1), Sight())
     )
     monkeypatch.setitem(made.extensions, "llmis", parts)
     return made
