@@ -13,10 +13,11 @@ from msgspec import Struct
 
 from app.guesses import Guesses
 from app.metrics import AUTH_FAILURES
+from app.sight import Sight
 from app.tokens import InvalidToken, TokenReader, is_token
 from shared import api_keys
 from shared.api_keys import ApiKey, Scope
-from shared.errors import Forbidden, LlmisError, TooManyRequests, Unauthorized
+from shared.errors import Forbidden, LlmisError, QueueUnavailable, TooManyRequests, Unauthorized
 from shared.limits import Limits, limits_of
 from shared.settings import Settings
 
@@ -59,10 +60,11 @@ class Principal(Struct, frozen=True, kw_only=True):
 class Authenticator:
     """Knows the keys by a copy that `refresh` renews: Redis is not asked with every request."""
 
-    def __init__(self, settings: Settings, client: "redis.Redis") -> None:
+    def __init__(self, settings: Settings, client: "redis.Redis", sight: Sight) -> None:
         """Raises SettingsError when the issuer's keys are a file that has none."""
         self._settings = settings
         self._client = client
+        self._sight = sight
         self._keys: dict[str, ApiKey] = {}
         self._version: bytes | None = None
         self._refreshing = threading.Lock()
@@ -101,7 +103,8 @@ class Authenticator:
         return self.identify(credential, address)
 
     def identify(self, credential: str, address: str) -> Principal:
-        """Who has this key or token. Raises Unauthorized, TooManyRequests.
+        """Who has this key or token. Raises Unauthorized, TooManyRequests; QueueUnavailable for
+        one that cannot be looked up.
 
         Whoever has a valid one is let in, whatever others have sent from the same address.
         """
@@ -112,6 +115,11 @@ class Authenticator:
                 return self._by_token(self._tokens, credential)
             return self._by_key(credential, address)
         except _Invalid as exc:
+            if not (self._sight.is_clear or self._guesses.wait_s(address)):
+                # To ask would hold the request for as long as Redis hangs.
+                raise QueueUnavailable(
+                    "Whether the API key holds cannot be looked up at the moment. Please try again."
+                ) from exc
             wait_s = self._guesses.count(address)
             if wait_s:
                 raise refusal(
@@ -146,7 +154,7 @@ class Authenticator:
         """Raises _Invalid, redis.RedisError."""
         key_digest = api_keys.digest(credential)
         is_new = key_digest not in self._keys and not self._guesses.wait_s(address)
-        if is_new and api_keys.is_there(self._client, key_digest):
+        if is_new and self._sight.is_clear and api_keys.is_there(self._client, key_digest):
             self.refresh()  # it has just been made
         return self._of_key(key_digest)
 

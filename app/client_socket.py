@@ -12,6 +12,7 @@ import logging
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from gevent import socket as gevent_socket
@@ -73,6 +74,15 @@ class ClientSocket(gevent_socket.socket):  # type: ignore[misc]
         with contextlib.suppress(OSError):
             # Of the plain socket: gevent's would raise EBADF where it is waited for.
             self._sock.shutdown(socket.SHUT_RDWR)
+
+    @contextlib.contextmanager
+    def evictable(self) -> Iterator[None]:
+        """Within it the client is waited for elsewhere, in `select`: it may have to make room."""
+        self._waiting[self] = None
+        try:
+            yield
+        finally:
+            self._waiting.pop(self, None)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Receive what is there, at least one byte, or b"" at the end. Raises OSError when the

@@ -72,7 +72,7 @@ class Services:
     usage: Usage
     relay: RelayParts
     authenticator: Authenticator
-    sight: Sight = field(default_factory=Sight)
+    sight: Sight
     denylist: DenylistFile | None = None
     """None = no filter."""
     is_stopping: bool = False
@@ -149,11 +149,12 @@ def _services(settings: Settings) -> Services:
     lookout.start()
     positions = Positions(dispatcher.queue)
     relay = RelayParts(settings, dispatcher, directory, queues, loader, lookout, positions)
-    authenticator = Authenticator(settings, client)
+    sight = Sight()
+    authenticator = Authenticator(settings, client, sight)
     outlast(authenticator.refresh, "the start")
     services = Services(
         *(settings, client, hub, dispatcher, directory, catalog, loader, usage, relay),
-        authenticator,
+        *(authenticator, sight),
         denylist=denylist,
     )
     gevent.spawn(_refresh_forever, services)

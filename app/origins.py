@@ -33,6 +33,8 @@ _EXPOSED = ", ".join(
         ),
     )
 )
+_FOR_PROBES = ("/healthz", "/readyz")
+"""Answered under any name: a balancer uses what it knows a host by, and they say nothing else."""
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, HEAD, POST",
     "Access-Control-Max-Age": "7200",
@@ -58,9 +60,10 @@ def is_allowed_origin() -> bool:
 
 def _check() -> Response | None:
     """Answer a preflight. Raises ForbiddenHost, ForbiddenOrigin."""
-    if not _is_allowed_host(request.host, services().settings):
+    host = _host()
+    if request.path not in _FOR_PROBES and not is_allowed_host(host, services().settings):
         raise ForbiddenHost(
-            f"The host name {request.host[:200]!r} is none of this service's. "
+            f"The host name {host[:200]!r} is none of this service's. "
             "Name it in the setting allowed_hosts."
         )
     if request.path == WEBSOCKET:
@@ -94,9 +97,15 @@ def _send_cors_headers(response: Response) -> Response:
     return response
 
 
+def _host() -> str:
+    """As the client sent it: Werkzeug's is empty for names with an underscore."""
+    host: str = request.environ.get("HTTP_HOST") or request.host
+    return host
+
+
 def _is_same_origin(origin: str) -> bool:
     try:
-        return urlsplit(origin).netloc.lower() == request.host.lower()
+        return urlsplit(origin).netloc.lower() == _host().lower()
     except ValueError:
         return False
 
@@ -106,12 +115,12 @@ def _is_named(origin: str) -> bool:
     return "*" in origins or origin.lower() in origins
 
 
-def _is_allowed_host(host: str, settings: Settings) -> bool:
-    """Addresses always are: only names can be pointed elsewhere. Where keys are asked for, a page
-    under such a name has none."""
+def is_allowed_host(host: str, settings: Settings) -> bool:
+    """Whether a request with this header `Host` may come in. Addresses always are: only names can
+    be pointed elsewhere. Where keys are asked for, a page under such a name has none."""
     names = settings.allowed_hosts
-    is_private = is_loopback(settings.host) and not settings.auth
-    if "*" in names or not (names or is_private):
+    is_checked = not settings.auth and (names or is_loopback(settings.host))
+    if not is_checked or "*" in names:
         return True
     try:
         name = urlsplit(f"//{host}").hostname or ""

@@ -184,6 +184,7 @@ def _write_at_the_end(response: Response) -> Response:
     principal: Principal | None = g.get("principal")
     owner = principal.owner if principal else ANONYMOUS
     line, request_id = g.line, g.request_id
+    response.direct_passthrough = False  # a file's: Werkzeug would tell nobody of its end
     response.call_on_close(lambda: line.write(request_id, owner, response.status_code))
     return response
 

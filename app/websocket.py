@@ -48,6 +48,8 @@ _ASKING = ("request", "resume")
 """Types of frames that are requests: each has a line in the log."""
 _AUTH_TIMEOUT_S = 10.0
 """For the first frame of a connection that has to bring an API key."""
+_MAX_KEYLESS_BYTES = 16 * 1024
+"""Of that frame: a key, or a token with many claims."""
 _CANCELLED = "The client cancelled the request."
 
 
@@ -73,21 +75,28 @@ def _check_handshake() -> None:
         raise InvalidRequest("The header Sec-WebSocket-Key is missing.")
 
 
-class _WholeSendSocket:
-    """A socket whose `send` sends everything.
+class _PatientSocket:
+    """A socket whose `send` sends everything, and that is not read while `may_read` is cleared.
 
     simple-websocket calls `send` and ignores how much went out: a large frame to a slow reader
-    would break the stream.
+    would break the stream. It reads on while the frame before is looked at.
     """
 
     def __init__(self, sock: Any) -> None:
         self._sock = sock
         self._lock = threading.Lock()
+        self.may_read = threading.Event()
+        self.may_read.set()
 
     def send(self, payload: bytes) -> int:
         with self._lock:
             self._sock.sendall(payload)
         return len(payload)
+
+    def recv(self, size: int) -> bytes:
+        self.may_read.wait()
+        payload: bytes = self._sock.recv(size)
+        return payload
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -97,7 +106,7 @@ def _serve(ws: Server) -> None:
     if not is_allowed_origin():
         ws.close(1008, "cross-origin connections are not allowed")
         return
-    ws.sock = _WholeSendSocket(ws.sock)
+    ws.sock = _PatientSocket(ws.sock)
     connection = _Connection(ws, current_app._get_current_object())  # type: ignore[attr-defined]
     services().close_sockets.add(connection.go_away)
     try:
@@ -127,16 +136,24 @@ class _Connection:
         self._cancelled: set[str] = set()
 
     def authenticate(self) -> None:
-        """Wait for the frame that brings the API key, if the handshake has not: for one, and not
-        for long. Raises ConnectionClosed."""
+        """Wait for the frame that brings the API key, if the handshake has not: for one, a small
+        one, and not for long. Raises ConnectionClosed."""
         if self._principal is not None:
             return
-        frame = self._ws.receive(_AUTH_TIMEOUT_S)
-        if frame is not None:
-            self.take(frame)
-        if self._principal is None:
-            self.close_with(1008, "an API key is needed")
-            raise ConnectionClosed(1008)
+        max_message_size = self._ws.max_message_size
+        self._ws.max_message_size = _MAX_KEYLESS_BYTES
+        with self._ws.sock.evictable():
+            frame = self._ws.receive(_AUTH_TIMEOUT_S)
+        self._ws.sock.may_read.clear()
+        try:
+            if frame is not None:
+                self.take(frame)
+            if self._principal is None:
+                self.close_with(1008, "an API key is needed")
+                raise ConnectionClosed(1008)
+            self._ws.max_message_size = max_message_size
+        finally:
+            self._ws.sock.may_read.set()
 
     def take(self, frame: str | bytes) -> None:
         """Act on one frame. A bad one is answered with an error frame."""

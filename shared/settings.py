@@ -132,8 +132,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Web pages of other origins that may use the service, such as https://chat.example.com;
     "*" = all. In the environment: with commas between them."""
     allowed_hosts: list[str] = []
-    """Host names that the service answers to, besides localhost and addresses; "*" = all.
-    Empty = no others where `host` is a loopback address and `auth` is off, else all."""
+    """Without `auth`: host names that the service answers to, besides localhost and addresses;
+    "*" = all. Empty = no others where `host` is a loopback address, else all. With `auth`: all."""
     web_workers: Count = 1
     """Web processes."""
     web_connections: Count = 4000
@@ -189,7 +189,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     be loopback addresses."""
     open_access: bool = False
     """Without `auth`, listen on other addresses all the same: whoever reaches them may do
-    everything."""
+    everything, and so may web pages that they open (DNS rebinding), unless `allowed_hosts` names
+    the service's names."""
     jwt_jwks: str = ""
     """Public keys of a token issuer, as JWKS: a file, relative to the configuration file, or an
     https URL. Empty = API keys alone."""

@@ -1,6 +1,7 @@
 """A service that asks for keys: who gets in, who does not, and what each may do."""
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -24,9 +25,11 @@ from shared.api_keys import ApiKey, Scope
 from tests.conftest import ROOT, Service, running_service, wait_for
 
 _ISSUER = ec.generate_private_key(ec.SECP256R1())
-_SETTINGS = """
+_MAX_CONNECTIONS = 40
+_SETTINGS = f"""
 auth = true
 web_workers = 2
+web_connections = {_MAX_CONNECTIONS}
 jwt_jwks = "jwks.json"
 jwt_issuer = "https://issuer.test"
 jwt_audience = "llmis"
@@ -208,6 +211,24 @@ def test_a_socket_without_a_key_is_closed(guarded: Service, frame: dict[str, Any
     assert socket.closed_with() == 1008
 
 
+def test_a_socket_without_a_key_cannot_send_much(guarded: Service) -> None:
+    socket = _Socket(guarded)
+    socket.client.send("a" * 20_000)
+    assert socket.closed_with() == 1009
+
+
+def test_what_follows_the_key_at_once_may_be_large(guarded: Service) -> None:
+    """The key has just been made: it is asked for in Redis while the next frame comes."""
+    socket = _Socket(guarded)
+    key = _make(guarded)[0]
+    guarded.redis.client_pause(500)
+    socket.send(type="auth", key=key)
+    socket.send(type="ping", id="large", filler="a" * 500_000)
+    assert socket.receive() == {"type": "authenticated"}
+    assert socket.receive() == {"type": "pong", "id": "large"}
+    socket.client.close()
+
+
 def test_a_handshake_with_a_wrong_key_is_refused(guarded: Service) -> None:
     with pytest.raises(Exception, match="401"):
         _Socket(guarded, "sk-wrong")
@@ -384,6 +405,25 @@ def test_tokens_of_the_issuer_are_let_in(guarded: Service) -> None:
 
 def test_a_socket_that_says_nothing_is_closed(silent: _Socket) -> None:
     assert silent.closed_with() == 1008
+
+
+def test_sockets_without_a_key_make_room_for_others(guarded: Service) -> None:
+    """Half of a frame each, and more of them than connections are served at the same time."""
+    half = b"\x81\xfe\x20\x00" + b"\0" * 4 + b"a" * 1000
+    sockets = [_Socket(guarded).client for _ in range(3 * _MAX_CONNECTIONS)]
+    for client in sockets:
+        with contextlib.suppress(OSError):
+            client.sock.sendall(half)
+
+    def num_cut_off() -> int:
+        """Without a word: those whose time is over are told so."""
+        return sum(client.close_reason == 1005 and not client.connected for client in sockets)
+
+    wait_for(lambda: num_cut_off() >= _MAX_CONNECTIONS // 2, "they make room")
+    for _ in range(5):
+        assert _ask(guarded, "/healthz")[0] == 200
+    for client in sockets:
+        client.sock.close()
 
 
 def test_who_guesses_has_to_wait_and_keys_that_hold_work_on(guarded: Service, user: str) -> None:

@@ -103,6 +103,13 @@ def test_every_kind_of_request_has_exactly_one_line(logged: Service) -> None:
     assert lines["all-embed"].items() >= {"kind": "embedding", "completion_tokens": 0}.items()
 
 
+def test_a_static_file_has_a_line(logged: Service) -> None:
+    assert _ask(logged, "static", "/static/chat.js") == 200
+    line = _line(logged, "static")
+    assert (line["route"], line["status"]) == ("GET /static/<path:filename>", 200)
+    assert line["outcome"] == "finished"
+
+
 def test_a_stream_has_its_line_at_its_end(logged: Service) -> None:
     body = _body(stream=True, model="counter-small", max_tokens=400)
     answer = Answer(logged, "completions", body, **{"x-request-id": "left-1"})

@@ -19,7 +19,9 @@ _PARTNER = "https://chat.example.com"
 _STRANGER = "https://evil.example"
 _MAX_BODY_BYTES = 50_000
 _MAX_CONNECTIONS = 40
+_NAME = "my_service"
 _EXTRA = f"""
+allowed_hosts = ["{_NAME}"]
 cors_origins = ["{_PARTNER}"]
 max_body_bytes = {_MAX_BODY_BYTES}
 read_timeout_s = 1
@@ -200,6 +202,29 @@ def test_a_name_that_was_pointed_at_this_machine_is_refused(service: Service, ho
                                   "10.0.0.7:8000"])  # fmt: skip
 def test_local_names_and_addresses_are_answered(service: Service, host: str) -> None:
     assert _ask(service, "GET", "/v1/models", Host=host).status == 200
+
+
+def test_the_chat_page_works_under_a_name_with_an_underscore(service: Service) -> None:
+    page = {"Host": f"{_NAME}:{service.port}", "Origin": f"http://{_NAME}:{service.port}"}
+    assert _ask(service, "GET", "/", Host=page["Host"]).status == 200
+    assert _ask(service, "GET", "/static/chat.js", **page).status == 200
+    assert _ask(service, "POST", "/v1/completions", _COMPLETION, **page).status == 200
+    for origin, is_own in {page["Origin"]: True, _STRANGER: False}.items():
+        handshake = request("GET /v1/ws", [
+            "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", f"Origin: {origin}",
+        ]).replace(b"Host: 127.0.0.1", f"Host: {page['Host']}".encode())  # fmt: skip
+        handshake = handshake.replace(b"Connection: close", b"Connection: Upgrade")
+        with connect(service) as sock:
+            sock.sendall(handshake + b"\x88\x80\0\0\0\0")  # and a frame that closes
+            answer = read_all(sock)
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        assert (b"cross-origin" not in answer) == is_own
+
+
+def test_probes_may_use_any_name_and_others_may_not(service: Service) -> None:
+    for path, status in {"/healthz": 200, "/readyz": 200, "/metrics": 403, "/": 403}.items():
+        assert _ask(service, "GET", path, Host="web:8000").status == status
 
 
 def test_a_websocket_of_a_named_origin_is_served_and_another_is_closed(service: Service) -> None:

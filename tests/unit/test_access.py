@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from app import access, openapi
 from app.access import scope_of
 from app.auth import Authenticator, Principal, check_scope
+from app.sight import Sight
 from shared.api_keys import ApiKey, Scope, digest
 from shared.errors import Forbidden
 from shared.limits import Limits
@@ -31,7 +32,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Flask:
     made = web_app.made()
     settings = Settings(auth=True)
     parts = SimpleNamespace(
-        settings=settings, authenticator=Authenticator(settings, redis.Redis(port=1))
+        settings=settings, authenticator=Authenticator(settings, redis.Redis(port=1), Sight())
     )
     monkeypatch.setitem(made.extensions, "llmis", parts)
     return made

@@ -11,9 +11,10 @@ from prometheus_client import REGISTRY
 from app import auth, guesses
 from app.auth import Authenticator
 from app.guesses import Guesses
+from app.sight import Sight
 from shared import api_keys, names
 from shared.api_keys import Scope
-from shared.errors import TooManyRequests, Unauthorized
+from shared.errors import QueueUnavailable, TooManyRequests, Unauthorized
 from shared.limits import Limits
 from shared.settings import Settings
 
@@ -22,13 +23,23 @@ _NOBODY = redis.Redis(port=1)
 """Does not answer."""
 
 
+class _AlwaysClear(Sight):
+    """No beat renews it here."""
+
+    @property
+    def is_clear(self) -> bool:
+        return True
+
+
 @pytest.fixture
 def client(redis_socket: str) -> redis.Redis:
     return redis.Redis(unix_socket_path=redis_socket, protocol=2)
 
 
-def _authenticator(client: redis.Redis, **settings: object) -> Authenticator:
-    made = Authenticator(Settings(auth=True, **settings), client)
+def _authenticator(
+    client: redis.Redis, sight: Sight | None = None, **settings: object
+) -> Authenticator:
+    made = Authenticator(Settings(auth=True, **settings), client, sight or _AlwaysClear())
     made.refresh()
     return made
 
@@ -48,6 +59,24 @@ def test_a_key_works_as_soon_as_it_is_made(client: redis.Redis) -> None:
     principal = authenticator.identify(key, _HERE)
     assert principal.owner == record.id
     assert authenticator.renewed(principal) == principal
+
+
+def test_while_redis_hangs_known_keys_hold_and_others_are_told_at_once(
+    client: redis.Redis,
+) -> None:
+    known, record = api_keys.create(client, "a", Scope.USER)
+    sight = Sight()
+    authenticator = _authenticator(client, sight)
+    new, _ = api_keys.create(client, "b", Scope.USER)
+    client.config_resetstat()
+    sight.cloud()
+    assert authenticator.identify(known, _HERE).owner == record.id
+    for key in (new, "sk-wrong"):
+        with pytest.raises(QueueUnavailable):
+            authenticator.identify(key, _HERE)
+    assert not {"cmdstat_hexists", "cmdstat_incr"} & client.info("commandstats").keys()
+    sight.clear()
+    assert authenticator.identify(new, _HERE)
 
 
 def test_a_revoked_key_is_refused_from_the_next_beat_on(client: redis.Redis) -> None:
@@ -137,7 +166,7 @@ def test_keys_are_read_only_when_they_have_changed(
 
 
 def test_without_auth_keys_tell_owners_apart_and_are_not_checked() -> None:
-    authenticator = Authenticator(Settings(), _NOBODY)
+    authenticator = Authenticator(Settings(), _NOBODY, Sight())
     authenticator.refresh()
     anybody = authenticator.principal("", _HERE)
     alice, bob = (authenticator.principal(f"Bearer {key}", _HERE) for key in ("alice", "bob"))

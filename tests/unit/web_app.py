@@ -8,12 +8,13 @@ from flask import Flask
 
 from app import factory
 from app.auth import Authenticator
+from app.sight import Sight
 from shared.settings import Settings
 
 
 def _services(settings: Settings) -> SimpleNamespace:
     """What asks Redis fails."""
-    authenticator = Authenticator(settings, redis.Redis())
+    authenticator = Authenticator(settings, redis.Redis(), Sight())
     return SimpleNamespace(settings=settings, authenticator=authenticator, denylist=None)
 
 
