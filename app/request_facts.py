@@ -11,16 +11,7 @@ from app import metrics
 from app.job_stream import ClientGone
 from app.meters import Meters, meters_of
 from shared.errors import InternalError, LlmisError, RequestCancelled
-from shared.messages import (
-    Delta,
-    Event,
-    Finished,
-    FinishReason,
-    Job,
-    JobKind,
-    Started,
-    Usage,
-)
+from shared.messages import Delta, Event, Finished, FinishReason, Job, JobKind, Started, Usage
 
 _MAX_TEXT = 4000
 """Characters of a prompt, and of an answer, with `log_prompts`."""
