@@ -32,8 +32,7 @@ def register(app: Flask) -> None:
 
 def respond(error: LlmisError) -> Response:
     """Shape an error as an HTTP response."""
-    g.line.fail(error)
-    g.error = error
+    g.facts.fail(error)
     response = Response(
         msgspec.json.encode(error.body()), status=error.status, content_type="application/json"
     )

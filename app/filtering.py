@@ -1,15 +1,13 @@
-"""The denylist in the web tier: prompts are looked at here, before they are queued; what replicas
-have found in answers is counted here."""
+"""The denylist in the web tier: prompts are looked at here, before they are queued."""
 
 from collections.abc import Iterator
 
 import msgspec
 from flask import Flask, Response, g
 
-from app.metrics import FILTER_MATCHES
 from app.services import services
 from shared.errors import ContentFiltered
-from shared.messages import ChatMessage, Delta, Event, Failed, Job, JobKind
+from shared.messages import ChatMessage, Job, JobKind
 
 HEADER = "x-llmis-filter"
 _PARAMS = {JobKind.CHAT: "messages", JobKind.COMPLETION: "prompt", JobKind.EMBEDDING: "input"}
@@ -32,32 +30,13 @@ def check_prompt(job: Job) -> None:
     for text in _texts(job):
         found = rules.refuse.rules_in(text) if rules.refuse is not None else []
         if found:
-            _note(job.model, "refuse", found[0].name)
+            g.facts.note_match(found[0].name, "refuse", "prompt")
             raise ContentFiltered.by(found[0].name, _PARAMS[job.kind])
         if rules.tag is not None:
             tags |= dict.fromkeys(rule.name for rule in rules.tag.rules_in(text))
     for name in tags:
-        _note(job.model, "tag", name)
+        g.facts.note_match(name, "tag", "prompt")
     g.filter_tags = list(tags)
-
-
-def _note(model: str, action: str, rule: str) -> None:
-    _count(model, action, "prompt")
-    g.line.note_rule(rule)
-
-
-def count(model: str, events: list[Event]) -> None:
-    """Count what a replica has found."""
-    for event in events:
-        if isinstance(event, Delta) and event.filtered is not None:
-            for match in event.filtered.matches:
-                _count(model, match.action, "output")
-        elif isinstance(event, Failed) and event.code == ContentFiltered.code:
-            _count(model, "refuse", "prompt")
-
-
-def _count(model: str, action: str, where: str) -> None:
-    FILTER_MATCHES.labels(model, action, where).inc()
 
 
 def _texts(job: Job) -> Iterator[str]:

@@ -34,7 +34,6 @@ def admit(job: Job) -> Reading:
     same = None if key is None else once(key, g.fingerprint)
     reading = services().dispatcher.submit(job, g.principal.limits, same)
     request_log.name_request(reading.job.id)
-    g.has_job = True
     g.is_replay = not reading.is_first
     if reading.is_first:
         limit_headers.note(reading.allowances, reading.ahead)

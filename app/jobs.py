@@ -89,7 +89,7 @@ def check_model(name: str) -> None:
             f"The model {shortened(name)} does not exist. GET /v1/models lists those that do.",
             param="model",
         )
-    g.model = name
+    g.facts.model = name
     if shared.catalog.is_leaving(name):
         raise ModelUnloaded(f"The model {shortened(name)} is being unloaded.")
     if shared.is_stopping:
@@ -145,7 +145,7 @@ def _job(
         deadline_at=shared.dispatcher.deadline(body.timeout_s),
         **fields,
     )
-    g.line.ask(job)
+    g.facts.ask(job)
     check_prompt(job)
     return job
 

@@ -28,7 +28,7 @@ REQUESTS = Counter(
     ("model", "outcome", "finish_reason"),
 )
 FAILURES = Counter(
-    "llmis_failures", "Requests that failed after they were admitted.", ("model", "reason")
+    "llmis_failures", "Requests that failed after they became a job.", ("model", "reason")
 )
 REJECTIONS = Counter("llmis_rejections", "Requests that never became a job.", ("model", "reason"))
 RATE_LIMIT_HITS = Counter("llmis_rate_limit_hits", "Refusals for a limit of a key.", ("limit",))
@@ -44,13 +44,13 @@ RESUMES = Counter("llmis_resumes", "Clients that came back to a request.", _MODE
 
 TIME_TO_FIRST_TOKEN = Histogram(
     "llmis_time_to_first_token_seconds",
-    "Request received to first content.",
+    "Request received to first tokens that the reader got.",
     _MODEL,
     buckets=_LATENCY_S,
 )
 INTER_TOKEN_LATENCY = Histogram(
     "llmis_inter_token_latency_seconds",
-    "Gap between contents divided by the tokens that came with the later one.",
+    "Gap between tokens that came, divided by the number of the later ones.",
     _MODEL,
     buckets=_GAP_S,
 )

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, Request, Response, g, request
+from flask import Flask, Request, Response, request
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_flask_exporter import PrometheusMetrics
@@ -12,11 +12,8 @@ from prometheus_flask_exporter import PrometheusMetrics
 from app import meters, shared_counters
 from app.documented import documented
 from app.state_metrics import ServiceState
-from app.stream_metrics import count_rejection
 
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0)
-_JOB_BLUEPRINTS = ("generation", "embeddings", "tokenization")
-"""Their requests become jobs, or are rejected."""
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
@@ -25,7 +22,6 @@ def register(app: Flask) -> None:
     _Exporter(app, group_by=route, defaults_prefix="llmis", buckets=_BUCKETS_S)
     # After the exporter's own: what is registered last runs first.
     app.after_request(_bound_method)
-    app.after_request(_count_rejection)
     view = app.view_functions["prometheus_metrics"]
     view.__doc__ = "Show the service's metrics in Prometheus' text format."
     documented(str, media_type="text/plain")(view)
@@ -40,12 +36,6 @@ def _bound_method(response: Response) -> Response:
     """The method becomes a label, too, and clients may send any word."""
     if request.method not in _METHODS:
         request.method = "other"
-    return response
-
-
-def _count_rejection(response: Response) -> Response:
-    if request.blueprint in _JOB_BLUEPRINTS and "error" in g and not g.get("has_job"):
-        count_rejection(g.get("model", ""), g.error)
     return response
 
 

@@ -11,7 +11,6 @@ import msgspec
 import redis
 from kombu.exceptions import OperationalError
 
-from app import filtering
 from app.dispatch import Dispatcher, Reading
 from app.job_stream import JobStream, raise_failure
 from app.loader import Loader
@@ -21,8 +20,7 @@ from app.metrics import RESUMES
 from app.positions import Place, Positions
 from app.queues import QueueLengths
 from app.refusals import expected_wait_s, retry_after_s
-from app.request_log import RequestLine
-from app.stream_metrics import StreamMetrics
+from app.request_facts import RequestFacts
 from shared.errors import DeadlineExceeded, QueueTimeout, ReplicaLost, RequestCancelled
 from shared.lifecycle import Progress
 from shared.messages import Delta, Echo, Event, Failed
@@ -53,7 +51,7 @@ class RelayParts:
 class Relay:
     """Reads one job for one client."""
 
-    def __init__(self, parts: RelayParts, reading: Reading, line: RequestLine) -> None:
+    def __init__(self, parts: RelayParts, reading: Reading, facts: RequestFacts) -> None:
         self._parts = parts
         self._settings = parts.settings
         # What it asks for is in Redis; a long queue of long prompts would be held here, too.
@@ -61,11 +59,9 @@ class Relay:
             reading.job, messages=[], prompts=[], tools=[], suffix=None, grammar=None
         )
         self._reading = replace(reading, job=job)
-        self._line = line
-        line.read(job)
+        self._facts = facts
+        facts.read(job, is_first=reading.is_first)
         self._stream = reading.stream
-        # A request is measured once, where it came in.
-        self._metrics = StreamMetrics(job, line.began_at) if reading.is_first else None
         if not reading.is_first:
             RESUMES.labels(job.model).inc()
         self._lag = meters_of(job.model).stream_lag
@@ -165,10 +161,7 @@ class Relay:
             time.sleep(_REDIS_RETRY_S)
             return []
         if events:
-            self._line.observe(events)
-            if self._metrics is not None:
-                self._metrics.observe(events)
-                filtering.count(self._job.model, events)
+            self._facts.observe(events)
             self._unserved_since = self.load = None
             self._has_begun()
             self._num_requeues, self._requeue_wait_s = 0, TICK_S
@@ -304,6 +297,4 @@ class Relay:
         self._parts.lookout.forget(self)
         self._has_begun()
         self._parts.dispatcher.release(self._reading)
-        self._line.fail(error)
-        if self._metrics is not None:
-            self._metrics.close(error)
+        self._facts.fail(error)

@@ -36,7 +36,7 @@ def resume(at: EventId, kind: JobKind | None = None) -> Response:
 
 def followed(at: EventId, kind: JobKind | None = None) -> Reading:
     """Read the job, of that kind, that an event belongs to. Raises LlmisError."""
-    g.has_job = True  # or had one
+    g.facts.is_counted = False
     job = services().dispatcher.find(at.job_id, g.principal.owner)
     if kind not in (None, job.kind):
         raise InvalidRequest(
@@ -50,7 +50,7 @@ def followed(at: EventId, kind: JobKind | None = None) -> Reading:
 def respond(reading: Reading, at: EventId | None = None) -> Response:
     """Raises LlmisError: before the first byte an error is an HTTP status."""
     watcher = DisconnectWatcher(request.environ, reading.stream.close)
-    relay = Relay(services().relay, reading, g.line)
+    relay = Relay(services().relay, reading, g.facts)
     wording = Wording(reading.job)
     try:
         pieces = wording.begin(reading.stream, at)

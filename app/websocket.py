@@ -31,9 +31,9 @@ from app.jobs import chat_job, completion_job
 from app.origins import is_allowed_origin
 from app.parsing import convert
 from app.relay import Relay
+from app.request_facts import RequestFacts
 from app.schemas import ChatRequest, CompletionRequest
 from app.services import services
-from app.stream_metrics import count_rejection
 from app.streamed import followed
 from app.wording import Piece, Wording
 from shared.api_keys import Scope
@@ -180,12 +180,10 @@ class _Connection:
         except (LlmisError, redis.RedisError, OperationalError) as exc:
             error = from_exception(exc)
             if kind in _ASKING:
-                line = request_log.new_line(f"WS {WEBSOCKET}")
-                line.fail(error)
+                facts = _new_facts(kind)
+                facts.fail(error)
                 owner = self._principal.owner if self._principal else ANONYMOUS
-                line.write(new_request_id(), owner, error.status)
-            if kind == "request":
-                count_rejection("", error)
+                request_log.end(facts, new_request_id(), owner, error.status)
             self._send({"type": "error", "id": frame_id, **error.body()})
 
     def go_away(self) -> None:
@@ -244,7 +242,7 @@ class _Connection:
     def _answer(self, frame_id: str, message: dict[str, Any], principal: Principal) -> None:
         with self._app.app_context():
             g.principal = principal
-            g.line = request_log.new_line(f"WS {WEBSOCKET}")
+            g.facts = _new_facts(message["type"])
             request_log.name_request(new_request_id())
             status = 200
             try:
@@ -256,15 +254,13 @@ class _Connection:
                 status = exc.status  # the connection is closed next, and the client may come back
             except Exception as exc:
                 error = from_exception(exc)
-                g.line.fail(error)
+                g.facts.fail(error)
                 status = error.status
-                if self._readings.get(frame_id) is None and message["type"] == "request":
-                    count_rejection(g.get("model", ""), error)
                 self._report(frame_id, {"type": "error", "id": frame_id, **error.body()})
             finally:
                 self._readings.pop(frame_id, None)
                 self._cancelled.discard(frame_id)
-                g.line.write(g.request_id, principal.owner, status)
+                request_log.end(g.facts, g.request_id, principal.owner, status)
 
     def _report(self, frame_id: str, frame: dict[str, Any]) -> None:
         """Tell how a request ended, if there is still somebody to tell."""
@@ -276,7 +272,7 @@ class _Connection:
         reading = followed(at) if at else _submit(message)
         self._readings[frame_id] = reading
         request_log.name_request(reading.job.id)
-        relay = Relay(services().relay, reading, g.line)
+        relay = Relay(services().relay, reading, g.facts)
         error: BaseException | None = None
         try:
             if frame_id in self._cancelled:
@@ -332,6 +328,10 @@ class _Connection:
                 self._send(
                     {"type": "chunk", "id": frame_id, "event_id": event_id, "data": piece.chunk}
                 )
+
+
+def _new_facts(kind: str) -> RequestFacts:
+    return request_log.new_facts(f"WS {WEBSOCKET}", is_counted=kind == "request")
 
 
 def _decode(frame: str | bytes) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def new_job(model: str, kind: JobKind, prompts: list[str | list[int]], **fields:
         deadline_at=shared.dispatcher.deadline(),
         **fields,
     )
-    g.line.ask(job)
+    g.facts.ask(job)
     check_prompt(job)
     return job
 
@@ -52,7 +52,7 @@ def new_job(model: str, kind: JobKind, prompts: list[str | list[int]], **fields:
 def respond(reading: Reading, answer: Answer) -> Response:
     """Read a job to its end and respond with its answer. Raises LlmisError."""
     watcher = DisconnectWatcher(request.environ, reading.stream.close)
-    relay = Relay(services().relay, reading, g.line)
+    relay = Relay(services().relay, reading, g.facts)
     error: BaseException | None = None
     try:
         body = body_of(relay.events([]), answer)

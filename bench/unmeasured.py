@@ -1,19 +1,14 @@
 """The web application without its metrics: what `bench.metrics_cost` compares with."""
 
-from typing import Any
-
-from app import factory, meters, metrics_page, relay
-
-
-class _Nothing:
-    def __init__(self, *_: Any) -> None: ...
-
-    def observe(self, *_: Any) -> None: ...
-
-    def close(self, *_: Any) -> None: ...
+from app import factory, meters, metrics_page, relay, request_log
+from app.request_facts import RequestFacts
 
 
-relay.StreamMetrics = _Nothing  # type: ignore[assignment,misc]
+def _new_facts(route: str, **_: bool) -> RequestFacts:
+    return RequestFacts(route)
+
+
+request_log.new_facts = _new_facts
 relay.Relay.delivered = lambda self: None  # type: ignore[method-assign]
 meters.flush = lambda: None
 metrics_page.register = lambda app: None

@@ -1,5 +1,6 @@
-"""What one request adds to the metrics, by its events."""
+"""What one request adds to the metrics, by its events, and that its log line says the same."""
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from app import meters, metrics
+from app import meters, metrics, request_log
 from app.job_stream import ClientGone
-from app.stream_metrics import StreamMetrics
+from app.request_facts import Outcome, RequestFacts
 from shared import errors
 from shared.messages import (
     Delta,
+    Echo,
     Embedding,
     Event,
     Finished,
@@ -63,12 +65,18 @@ def added() -> Added:
 
 
 def _measure(
-    *batches: list[Event], error: BaseException | None = None, kind: JobKind = JobKind.COMPLETION
-) -> None:
-    measured = StreamMetrics(_job(kind), time.monotonic())
+    *batches: list[Event],
+    error: BaseException | None = None,
+    kind: JobKind = JobKind.COMPLETION,
+    is_first: bool = True,
+) -> RequestFacts:
+    facts = RequestFacts("POST /x", is_counted=True)
+    facts.read(_job(kind), is_first=is_first)
     for events in batches:
-        measured.observe(events)
-    measured.close(error)
+        facts.observe(events)
+    facts.fail(error)
+    request_log.end(facts, "r", "anonymous", 200)
+    return facts
 
 
 def test_a_finished_request(added: Added) -> None:
@@ -150,6 +158,73 @@ def test_tokenizing_is_counted_and_not_timed(added: Added) -> None:
         assert added(name) == 0
     for name in ("e2e_request_latency_seconds_count", "request_queue_time_seconds_count"):
         assert added(name) == 0
+
+
+_LAST = [_delta(1, 2, FinishReason.STOP), _END]
+
+
+@pytest.mark.parametrize(
+    ("seen", "errors_of_it", "outcome"),
+    [
+        (_LAST, [], "finished"),
+        (_LAST, [ZeroDivisionError(), errors.InternalError("x")], "failed"),
+        ([_delta(1, 2)], [errors.EngineError("x")], "failed"),
+        ([_delta(1, 2)], [errors.RequestCancelled("x")], "cancelled"),
+        (_LAST, [errors.RequestCancelled("x")], "cancelled"),
+        ([_delta(1, 2)], [ClientGone()], "client_gone"),
+        (_LAST, [GeneratorExit()], "client_gone"),
+        (None, [errors.InvalidRequest("x")], "rejected"),
+        (None, [errors.RequestCancelled("x")], "rejected"),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "resumed"])
+def test_log_line_and_metrics_agree(
+    added: Added,
+    caplog: pytest.LogCaptureFixture,
+    seen: list[Event] | None,
+    errors_of_it: list[BaseException],
+    outcome: str,
+    is_first: bool,
+) -> None:
+    facts = RequestFacts("POST /x", is_counted=is_first or seen is not None)
+    facts.model = "m"
+    if seen is not None:
+        facts.read(_job(), is_first=is_first)
+        facts.observe([Started(0, 0, 7)])
+        facts.observe(seen)
+    for error in errors_of_it:
+        facts.fail(error)
+    with caplog.at_level(logging.DEBUG):
+        request_log.end(facts, "r", "anonymous", 200)
+    (line,) = caplog.records
+    fields = line.__dict__
+    assert fields["outcome"] == outcome
+    number = int(is_first)
+    counted = {
+        (one.value, word): added("requests_total", outcome=one, finish_reason=word)
+        for one in Outcome
+        for word in ("", "stop")
+    }
+    word = fields["finish_reason"] if outcome == "finished" else ""
+    assert counted == {key: number * (key == (outcome, word)) for key in counted}
+    for name in ("failed", "rejected"):
+        reason = fields.get("error", "") if outcome == name else "?"
+        counter = {"failed": "failures_total", "rejected": "rejections_total"}[name]
+        assert added(counter, reason=reason) == (number if outcome == name else 0)
+    if seen is not None:
+        assert added("generation_tokens_total") == 2 * number
+        assert added("time_to_first_token_seconds_count") == number
+        ttft_s = added("time_to_first_token_seconds_sum")
+        assert ttft_s == pytest.approx(number * fields["ttft_ms"] / 1000, abs=1e-4)
+    is_finished = outcome == "finished"
+    assert added("e2e_request_latency_seconds_count") == number * is_finished
+    assert added("prompt_tokens_total") == number * is_finished * fields.get("prompt_tokens", 0)
+
+
+def test_tokens_are_content_and_neither_an_echo_nor_an_empty_delta_is(added: Added) -> None:
+    facts = _measure([Started(0, 0, 7)], [Echo(1, 0, 0, "5")], [_delta(2, 0, FinishReason.LENGTH)])
+    assert facts.ttft_s is None
+    assert added("time_to_first_token_seconds_count") == 0
 
 
 def test_what_is_buffered_arrives_as_if_it_were_not(added: Added) -> None:
