@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from app import tokens
 from app.auth import Authenticator
+from app.sight import Sight
 from app.tokens import Claims, InvalidToken, TokenReader, is_token
 from shared import api_keys
 from shared.api_keys import Scope
@@ -219,7 +220,7 @@ def test_a_connection_does_not_outlive_the_key_of_its_token(
     path = tmp_path / "jwks.json"
     ec_key, rsa_key = _public(_EC, "ES256", "ec"), _public(_RSA, "RS256", "rsa")
     path.write_text(json.dumps({"keys": [ec_key, rsa_key]}))
-    authenticator = Authenticator(_settings(tmp_path), redis.Redis(port=1))
+    authenticator = Authenticator(_settings(tmp_path), redis.Redis(port=1), Sight())
     monkeypatch.setattr(api_keys, "version", lambda _client: b"")
     monkeypatch.setattr(api_keys, "read", lambda _client: {})
     first = authenticator.identify(_token(), "192.0.2.1")
