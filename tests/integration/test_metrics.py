@@ -246,9 +246,9 @@ def test_quantiles_are_those_that_clients_measure(service: Service) -> None:
     for name, values in measured.items():
         for q in (0.5, 0.95):
             found, lower, upper = page.quantile(f"llmis_{name}_seconds", q, before, model="counter")
-            clients, width = measure.quantile(values, q), upper - lower
+            clients = measure.quantile(values, q)
             print(f"{name} p{100 * q:g}: {1000 * found:.2f} ms, clients {1000 * clients:.2f} ms")
-            assert lower - width <= clients, (name, q, found, clients)
+            assert 0.8 * lower <= clients, (name, q, found, clients)
             assert q > 0.5 or clients <= 4 * upper, (name, q, found, clients)
         assert _added(page, before, f"{name}_seconds_count") == len(done) == 160
     gaps = [gap for one in done for gap in _gaps(one)]
