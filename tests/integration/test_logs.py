@@ -111,7 +111,7 @@ def test_a_static_file_has_a_line(logged: Service) -> None:
 
 
 def test_a_stream_has_its_line_at_its_end(logged: Service) -> None:
-    body = _body(stream=True, model="counter-small", max_tokens=400)
+    body = _body(stream=True, max_tokens=2000)
     answer = Answer(logged, "completions", body, **{"x-request-id": "left-1"})
     answer.read(1)
     assert not _requests(logged, "left-1")
