@@ -12,6 +12,7 @@ from functools import partial
 from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
+from app import shared_counters
 from shared import logs
 from shared import settings as settings_module
 
@@ -38,6 +39,8 @@ limit_request_line = 8190
 _is_stopping = RawValue("b", 0)
 _has_served = RawValue("b", 0)
 """Both are explained in `app.fresh_worker`."""
+_dead: set[int] = set()
+"""Workers whose counters are still to be added to those of all the dead."""
 
 
 def on_starting(server: Any) -> None:
@@ -94,6 +97,7 @@ def _manage_workers(server: Any) -> None:
     for worker in up[: max(0, len(up) - server.num_workers)]:
         worker.is_leaving = True
         server.kill_worker(worker.pid, signal.SIGTERM)
+    _bury()
 
 
 def pre_fork(server: Any, worker: Any) -> None:
@@ -109,6 +113,17 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    from app import shared_counters
+    _dead.add(worker.pid)
+    _bury()
 
-    shared_counters.bury(_settings.metrics_path, worker.pid)
+
+def _bury() -> None:
+    """Never raises: it would be the end of all workers."""
+    for pid in tuple(_dead):
+        try:
+            shared_counters.bury(_settings.metrics_path, pid)
+        except BlockingIOError:
+            continue  # it is tried again with the next second
+        except Exception:
+            _log.exception("the counters of web process %d were not put to those of others", pid)
+        _dead.discard(pid)
