@@ -29,6 +29,9 @@ class FreshWorker(GeventWorker):  # type: ignore[misc]
     """The master's: it has been told to end."""
     is_stopping: Any
     """Shared by all: everything is to stop. Else a worker that ends is replaced."""
+    denylist_name = ""
+    denylist = b""
+    """Both as in `app.heritage`."""
     has_served: Any
     """Shared by all: some worker of this master has been up."""
 

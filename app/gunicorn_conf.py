@@ -15,6 +15,7 @@ from typing import Any
 from app import shared_counters
 from shared import logs
 from shared import settings as settings_module
+from shared.denylist_file import denylist_of
 
 _settings = settings_module.load()
 # Before prometheus_client is imported, which looks for it then.
@@ -39,6 +40,8 @@ limit_request_line = 8190
 _is_stopping = RawValue("b", 0)
 _has_served = RawValue("b", 0)
 """Both are explained in `app.fresh_worker`."""
+_denylist = denylist_of(_settings)
+"""Read here for web processes that start while the file is not valid."""
 _dead: set[int] = set()
 """Workers whose counters are still to be added to those of all the dead."""
 
@@ -98,11 +101,16 @@ def _manage_workers(server: Any) -> None:
         worker.is_leaving = True
         server.kill_worker(worker.pid, signal.SIGTERM)
     _bury()
+    if _denylist is not None:
+        _denylist.look()
 
 
 def pre_fork(server: Any, worker: Any) -> None:
     worker.is_up = RawValue("b", 0)
     worker.is_stopping, worker.has_served = _is_stopping, _has_served
+    if _denylist is not None:
+        worker.denylist_name = str(_settings.denylist_path)
+        worker.denylist = _denylist.payload
 
 
 def worker_exit(server: Any, worker: Any) -> None:

@@ -21,6 +21,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from app.client_socket import ClientSocket
 from app.fresh_worker import FreshWorker
+from app.heritage import heritage
 from shared.errors import InternalError, InvalidRequest, LlmisError
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class WebWorker(FreshWorker):
         """The master has made this object, by its own code: `__init__` was another's."""
         self._num_open = 0
         self._waiting = {}
+        heritage.is_first = not self.has_served.value
+        heritage.denylist_name, heritage.denylist = self.denylist_name, self.denylist
         GeventWorker.init_process(self)
 
     def run(self) -> None:

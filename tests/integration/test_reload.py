@@ -7,14 +7,28 @@ import shutil
 import signal
 import sys
 import threading
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+import jwt
+import psutil
+import redis
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from shared import api_keys
+from shared.api_keys import Scope
 from tests import alone, image
 from tests.conftest import Service, wait_for
 
 _WEB = [sys.executable, "-m", "cli", "web"]
+_RULES = """
+[[rules]]
+name = "{name}"
+literals = ["{word}"]
+action = "refuse"
+"""
 
 
 def _get(service: Service, path: str) -> Any:
@@ -97,6 +111,63 @@ def test_new_code_of_all_modules_is_served_after_sighup_and_broken_code_never(
         assert not asking.errors
         assert asking.num_answers
         assert service.process.poll() is None
+
+
+def test_web_processes_start_with_broken_key_and_denylist_files_but_not_the_first(
+    tmp_path: Path,
+) -> None:
+    denylist, jwks = tmp_path / "denylist.toml", tmp_path / "jwks.json"
+    more = {"LLMIS_AUTH": "true", "LLMIS_DENYLIST": str(denylist), "LLMIS_JWT_JWKS": str(jwks)}
+    more |= {"LLMIS_JWT_ISSUER": "https://issuer.test", "LLMIS_JWT_AUDIENCE": "llmis"}
+    key = jwt.algorithms.ECAlgorithm.to_jwk(
+        ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True
+    )
+    with alone.environment(tmp_path) as environment:
+        denylist.write_text(_RULES.format(name="old", word="x"))
+        jwks.write_text("{}")
+        with environment.started(_WEB, **more) as service:
+            assert service.process.wait(60) != 0
+        assert "jwt_jwks" in environment.output()
+        jwks.write_text(json.dumps({"keys": [{**key, "kid": "1"}]}))
+        with environment.started(_WEB, **more) as service:
+            wait_for(lambda: _status(service) == 200, "it answers", 60)
+            client = redis.Redis.from_url(environment.variables["REDIS_URL"])
+            user, _ = api_keys.create(client, "test", Scope.USER)
+            # The rules of now are those that hold later, not those of the start.
+            denylist.write_text(_RULES.format(name="new-rule", word="forbidden"))
+            # By the worker and by the master.
+            wait_for(lambda: environment.output().count("denylist read again") == 2, "read", 60)
+            assert "new-rule" in _refusal(service, user)
+            denylist.write_text("broken")
+            jwks.write_text("broken")
+            (worker,) = psutil.Process(service.process.pid).children()
+            worker.kill()
+            wait_for(lambda: "No token holds" in environment.output(), "a new one starts", 60)
+            wait_for(lambda: _status(service) == 200, "it answers", 60)
+            assert "new-rule" in _refusal(service, user)
+        assert "the denylist stays as it was" in environment.output()
+
+
+def _status(service: Service) -> int:
+    try:
+        with urllib.request.urlopen(f"{service.url}/healthz", timeout=60) as answer:
+            return int(answer.status)
+    except OSError:
+        return 0
+
+
+def _refusal(service: Service, key: str) -> str:
+    """The error for a prompt that the denylist has."""
+    body = {"model": "counter", "prompt": "a forbidden word", "max_tokens": 1}
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    request = urllib.request.Request(
+        f"{service.url}/v1/completions", json.dumps(body).encode(), headers
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60):
+            return ""
+    except urllib.error.HTTPError as exc:
+        return exc.read().decode()
 
 
 def test_the_first_start_of_broken_code_is_an_end(tmp_path: Path) -> None:
