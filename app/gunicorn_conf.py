@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.sharedctypes import RawValue
+from pathlib import Path
 from typing import Any
 
 from app import shared_counters
@@ -18,8 +19,6 @@ from shared import settings as settings_module
 from shared.denylist_file import denylist_of
 
 _settings = settings_module.load()
-# Before prometheus_client is imported, which looks for it then.
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_settings.metrics_path)
 _log = logging.getLogger(__name__)
 _OTHER_FILES = 256
 """Descriptors of a web process besides its clients'."""
@@ -73,10 +72,9 @@ def _allow_open_files() -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Of this folder's masters only one comes so far: it listens, and has no workers yet."""
-    _settings.metrics_path.mkdir(parents=True, exist_ok=True)
-    for file in _settings.metrics_path.glob("*.db"):
-        file.unlink()
+    """Before prometheus_client is imported, which looks for the variable then."""
+    folder = shared_counters.own_folder(_settings.metrics_path)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
 def _stop(server: Any, stop: Callable[[bool], None], graceful: bool = True) -> None:
@@ -129,7 +127,7 @@ def _bury() -> None:
     """Never raises: it would be the end of all workers."""
     for pid in tuple(_dead):
         try:
-            shared_counters.bury(_settings.metrics_path, pid)
+            shared_counters.bury(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), pid)
         except BlockingIOError:
             continue  # it is tried again with the next second
         except Exception:

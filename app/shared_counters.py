@@ -11,9 +11,11 @@ waits for a lock but a reader: gunicorn's master, which must not stop, adds up.
 """
 
 import fcntl
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from struct import Struct
 
@@ -22,6 +24,24 @@ _DEAD = "dead"
 _LENGTH, _VALUE, _HEAD = Struct("i"), Struct("d"), Struct("i4x")
 _HEAD_BYTES, _TAIL_BYTES = 8, 16
 """Before the first entry: the bytes in use. Behind each key: its value and a time."""
+
+
+def own_folder(parent: Path) -> Path:
+    """Take the first of the folders 1, 2, … that no other web tier has, and empty it. It is this
+    one's for as long as this process, or one that it has forked, lives. Raises OSError."""
+    for number in count(1):
+        folder = parent / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        owner = os.open(folder / "owner", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(owner)
+            continue
+        for file in folder.glob("*.db"):
+            file.unlink()
+        return folder
+    raise AssertionError  # there is always another number
 
 
 def sums_of(folder: Path) -> dict[str, dict[bytes, float]]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -174,3 +175,21 @@ def test_what_cannot_be_written_is_counted_where_it_is(
     page = _page(tmp_path)
     assert page.value("llmis_requests_total") == 3
     assert page.value("llmis_streams") == 0
+
+
+def test_each_owner_has_a_folder_of_its_own_and_begins_at_zero(tmp_path: Path) -> None:
+    own = "import sys; from pathlib import Path; from app.shared_counters import own_folder; "
+    own += "print(own_folder(Path(sys.argv[1])).name, flush=True); sys.stdin.read()"
+    owners = [subprocess.Popen([sys.executable, "-c", own, str(tmp_path)], **_PIPES)]
+    assert owners[0].stdout.readline() == "1\n"
+    (tmp_path / "1" / "counter_1.db").touch()
+    owners.append(subprocess.Popen([sys.executable, "-c", own, str(tmp_path)], **_PIPES))
+    assert owners[1].stdout.readline() == "2\n"
+    assert (tmp_path / "1" / "counter_1.db").exists()
+    for owner in owners:
+        owner.communicate()
+    assert shared_counters.own_folder(tmp_path).name == "1"
+    assert not (tmp_path / "1" / "counter_1.db").exists()
+
+
+_PIPES: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
