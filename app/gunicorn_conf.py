@@ -33,6 +33,7 @@ timeout = 60
 control_socket_disable = True
 # No header of a client may change the paths or the scheme that the application sees.
 forwarder_headers = ""
+secure_scheme_headers: dict[str, str] = {}
 proc_name = "llmis-web"
 limit_request_line = 8190
 
