@@ -35,8 +35,8 @@ def _is_ready(service: Service) -> bool:
         return False
 
 
-def _check(environment: alone.Environment, process: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "cli", "check", process]
+def _check(environment: alone.Environment, *process: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "cli", "check", *process]
     result = subprocess.run(command, env=environment.variables, capture_output=True, text=True)
     return result.returncode, result.stderr
 
@@ -52,6 +52,7 @@ def test_the_procfile_runs_the_service_and_stops_it(tmp_path: Path) -> None:
         assert service.pids("worker.replica")
         for process in ("web", "agent", "flower"):
             assert _check(environment, process) == (0, "")
+        assert _check(environment) == (0, "")
         service.process.send_signal(signal.SIGTERM)
         service.process.wait(60)
         assert not service.pids(), environment.output()
