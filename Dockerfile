@@ -65,7 +65,7 @@ WORKDIR /opt/llmis
 USER 10001:10001
 VOLUME /data
 HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 \
-    CMD ["llmis", "check", "agent"]
+    CMD ["llmis", "check"]
 ENTRYPOINT ["tini", "--", "llmis"]
 CMD ["agent"]
 
@@ -89,6 +89,6 @@ USER 10001:10001
 VOLUME /data
 EXPOSE 8000 5555
 HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 \
-    CMD ["llmis", "check", "web"]
+    CMD ["llmis", "check"]
 ENTRYPOINT ["tini", "--", "llmis"]
 CMD ["up"]

@@ -60,8 +60,16 @@ class Principal(Struct, frozen=True, kw_only=True):
 class Authenticator:
     """Knows the keys by a copy that `refresh` renews: Redis is not asked with every request."""
 
-    def __init__(self, settings: Settings, client: "redis.Redis", sight: Sight) -> None:
-        """Raises SettingsError when the issuer's keys are a file that has none."""
+    def __init__(
+        self,
+        settings: Settings,
+        client: "redis.Redis",
+        sight: Sight,
+        *,
+        needs_issuer: bool = True,
+    ) -> None:
+        """Raises SettingsError when the issuer's keys are a file that has none, if they are
+        needed; else no token holds until it has some."""
         self._settings = settings
         self._client = client
         self._sight = sight
@@ -69,7 +77,9 @@ class Authenticator:
         self._version: bytes | None = None
         self._refreshing = threading.Lock()
         self._guesses = Guesses(client)
-        self._tokens = TokenReader(settings) if settings.auth and settings.jwt_jwks else None
+        self._tokens: TokenReader | None = None
+        if settings.auth and settings.jwt_jwks:
+            self._tokens = TokenReader(settings, needs_keys=needs_issuer)
 
     @property
     def is_on(self) -> bool:

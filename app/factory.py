@@ -36,6 +36,7 @@ from app import (
 from app.auth import Authenticator
 from app.catalog import Catalog
 from app.dispatch import Dispatcher, request_id_from
+from app.heritage import Heritage
 from app.hub import Hub
 from app.loader import Loader
 from app.lookout import Lookout
@@ -84,14 +85,14 @@ class Services:
     """Closes one open WebSocket each; for when the process stops."""
 
 
-def create_app(settings: Settings | None = None) -> Flask:
+def create_app(settings: Settings | None = None, heritage: Heritage | None = None) -> Flask:
     """Build the application and connect it, once Redis answers. Raises SettingsError,
     redis.RedisError when Redis refuses."""
     settings = settings or settings_module.load()
     logs.configure("web", settings.log_level, with_prompts=settings.log_prompts)
     app = bare_app()
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.extensions["llmis"] = _services(settings)
+    app.extensions["llmis"] = _services(settings, heritage or Heritage())
     register_routes(app)
     return app
 
@@ -131,10 +132,10 @@ def register_routes(app: Flask) -> None:
     openapi.register(app)
 
 
-def _services(settings: Settings) -> Services:
-    denylist = denylist_of(settings)
+def _services(settings: Settings, heritage: Heritage) -> Services:
+    denylist = denylist_of(settings, heritage.denylist_at(str(settings.denylist_path)))
     client = connect(settings)
-    # A web process that fails to start takes gunicorn and all the others with it.
+    # The first web process that fails to start takes gunicorn and all the others with it.
     outlast(lambda: check_server(client), "the start")
     hub = Hub(client)
     outlast(hub.start, "the start")
@@ -150,7 +151,7 @@ def _services(settings: Settings) -> Services:
     positions = Positions(dispatcher.queue)
     relay = RelayParts(settings, dispatcher, directory, queues, loader, lookout, positions)
     sight = Sight()
-    authenticator = Authenticator(settings, client, sight)
+    authenticator = Authenticator(settings, client, sight, needs_issuer=heritage.is_first)
     outlast(authenticator.refresh, "the start")
     services = Services(
         *(settings, client, hub, dispatcher, directory, catalog, loader, usage, relay),

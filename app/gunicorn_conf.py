@@ -1,51 +1,49 @@
-"""gunicorn's configuration of the web tier, from the settings."""
+"""gunicorn's configuration of the web tier, from the settings, and what its master does.
+
+The master reads code and settings once, when it starts.
+"""
 
 import logging
 import os
 import resource
 import signal
-import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.sharedctypes import RawValue
+from pathlib import Path
 from typing import Any
 
-import gevent
-
+from app import shared_counters
 from shared import logs
 from shared import settings as settings_module
-from shared.errors import GoingAway
+from shared.denylist_file import denylist_of
 
 _settings = settings_module.load()
-# Before prometheus_client is imported, which looks for it then.
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_settings.metrics_path)
 _log = logging.getLogger(__name__)
-_POLL_S = 0.1
 _OTHER_FILES = 256
 """Descriptors of a web process besides its clients'."""
-_GOING_AWAY = (
-    "The server stops before the answer is complete. Send the request again; with the same "
-    "Idempotency-Key it goes on where it was."
-)
 
 _host = f"[{_settings.host}]" if ":" in _settings.host else _settings.host
 bind = f"{_host}:{_settings.port}"
-worker_class = "app.web_worker.WebWorker"
+worker_class = "app.fresh_worker.FreshWorker"
 workers = _settings.web_workers
 worker_connections = _settings.web_connections
 keepalive = 75
-# Of the master at a reload, where it looks after nothing else meanwhile. What it waits when all is
-# to stop, and what the workers wait, is set below.
-graceful_timeout = 1
 timeout = 60
 control_socket_disable = True
 # No header of a client may change the paths or the scheme that the application sees.
 forwarder_headers = ""
+secure_scheme_headers: dict[str, str] = {}
 proc_name = "llmis-web"
 limit_request_line = 8190
 
 _is_stopping = RawValue("b", 0)
-"""Shared by the master and its workers: all is to stop. Else a worker that ends is replaced."""
+_has_served = RawValue("b", 0)
+"""Both are explained in `app.fresh_worker`."""
+_denylist = denylist_of(_settings)
+"""Read here for web processes that start while the file is not valid."""
+_dead: set[int] = set()
+"""Workers whose counters are still to be added to those of all the dead."""
 
 
 def on_starting(server: Any) -> None:
@@ -56,6 +54,8 @@ def on_starting(server: Any) -> None:
         logger.propagate = True
     _allow_open_files()
     server.stop = partial(_stop, server, server.stop)
+    server.reload = partial(_reload, server)
+    server.manage_workers = partial(_manage_workers, server)
 
 
 def _allow_open_files() -> None:
@@ -73,10 +73,9 @@ def _allow_open_files() -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Of this folder's masters only one comes so far: it listens, and has no workers yet."""
-    _settings.metrics_path.mkdir(parents=True, exist_ok=True)
-    for file in _settings.metrics_path.glob("*.db"):
-        file.unlink()
+    """Before prometheus_client is imported, which looks for the variable then."""
+    folder = shared_counters.own_folder(_settings.metrics_path)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
 def _stop(server: Any, stop: Callable[[bool], None], graceful: bool = True) -> None:
@@ -85,49 +84,53 @@ def _stop(server: Any, stop: Callable[[bool], None], graceful: bool = True) -> N
     stop(graceful)
 
 
-def post_worker_init(worker: Any) -> None:
-    # Of its own copy of the configuration.
-    worker.cfg.set("graceful_timeout", int(_settings.web_drain_s) + 2)
-    gevent.spawn(_drain, worker)
-    worker.wsgi.extensions["llmis"].reload_web = partial(os.kill, worker.ppid, signal.SIGHUP)
-    if worker.age == 1:
-        # The first one of this service: one that replaces another does not load what an
-        # operator has unloaded since.
-        gevent.spawn(worker.wsgi.extensions["llmis"].loader.preload)
+def _reload(server: Any) -> None:
+    for _ in range(server.num_workers):
+        server.spawn_worker()
 
 
-def _drain(worker: Any) -> None:
-    """Let requests end, then end the others: gunicorn would kill them without their `finally`."""
-    services = worker.wsgi.extensions["llmis"]
-    while worker.alive:
-        gevent.sleep(_POLL_S)
-    began_at = time.monotonic()
-    told: set[Callable[[], None]] = set()
-    while True:
-        # One that is replaced serves its connections on: who has one does not know of it.
-        is_stop = bool(_is_stopping.value) or os.getppid() != worker.ppid
-        services.is_stopping = is_stop
-        limit_s = _settings.drain_grace_s if is_stop else _settings.web_drain_s
-        is_over = time.monotonic() - began_at >= limit_s
-        if is_over:
-            services.hub.close_streams(GoingAway(_GOING_AWAY))
-        if is_over or not services.hub.num_streams:
-            for close in services.close_sockets - told:
-                gevent.spawn(close)  # it may have to wait for a client that does not read
-            told |= services.close_sockets
-            if is_over or is_stop:
-                # Nothing but idle connections is left.
-                worker.cfg.set("graceful_timeout", 0)
-        gevent.sleep(_POLL_S)
+def _manage_workers(server: Any) -> None:
+    """Have `num_workers`. Of more the oldest are told to end, but not before others are up: new
+    ones that cannot start end nothing."""
+    ours = [worker for worker in server.WORKERS.values() if not worker.is_leaving]
+    for _ in range(server.num_workers - len(ours)):
+        server.spawn_worker()
+    up = sorted((worker for worker in ours if worker.is_up.value), key=lambda worker: worker.age)
+    for worker in up[: max(0, len(up) - server.num_workers)]:
+        worker.is_leaving = True
+        server.kill_worker(worker.pid, signal.SIGTERM)
+    _bury()
+    if _denylist is not None:
+        _denylist.look()
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    worker.is_up = RawValue("b", 0)
+    worker.is_stopping, worker.has_served = _is_stopping, _has_served
+    if _denylist is not None:
+        worker.denylist_name = str(_settings.denylist_path)
+        worker.denylist = _denylist.payload
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    from app import meters
+    if worker.booted:  # never so in the master, which calls this for a worker that it has lost
+        from app import meters
 
-    meters.flush()
+        meters.flush()
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    from app import shared_counters
+    _dead.add(worker.pid)
+    _bury()
 
-    shared_counters.bury(_settings.metrics_path, worker.pid)
+
+def _bury() -> None:
+    """Never raises: it would be the end of all workers."""
+    for pid in tuple(_dead):
+        try:
+            shared_counters.bury(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), pid)
+        except BlockingIOError:
+            continue  # it is tried again with the next second
+        except Exception:
+            _log.exception("the counters of web process %d were not put to those of others", pid)
+        _dead.discard(pid)

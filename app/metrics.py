@@ -8,6 +8,9 @@ client may choose freely.
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from app import counter_files
+
+counter_files.install()
 _MODEL = ("model",)
 _LATENCY_S = (
     *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5),

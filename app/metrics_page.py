@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_flask_exporter import PrometheusMetrics
 
-from app import meters, shared_counters
+from app import counter_text, meters
 from app.documented import documented
 from app.state_metrics import ServiceState
 
@@ -54,7 +54,7 @@ class _Exporter(PrometheusMetrics):  # type: ignore[misc]
         """All there is, in the one format that every Prometheus reads."""
         meters.flush()
         folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-        counted = shared_counters.shown(Path(folder)) if folder else _text(REGISTRY)
+        counted = counter_text.shown(Path(folder)) if folder else _text(REGISTRY)
         return counted + _text(self._state), CONTENT_TYPE_PLAIN_0_0_4
 
 

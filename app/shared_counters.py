@@ -6,95 +6,45 @@ neither files nor the time to read them grow with restarts. Readers and the one 
 a lock: nothing is missing from a sum, and nothing is in it twice.
 
 The files are read here and not by `MultiProcessCollector`: with ten models and four processes it
-holds up the streams of a process for ten times as long.
+holds up the streams of a process for ten times as long. Nothing here maps a file into memory or
+waits for a lock but a reader: gunicorn's master, which must not stop, adds up.
 """
 
 import fcntl
-import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from itertools import count
 from pathlib import Path
 from struct import Struct
-from typing import NamedTuple
-
-from prometheus_client.mmap_dict import MmapedDict
-from prometheus_client.utils import floatToGoString
 
 _DEAD = "dead"
 """Instead of a pid."""
-_LENGTH, _VALUE = Struct("i"), Struct("d")
+_LENGTH, _VALUE, _HEAD = Struct("i"), Struct("d"), Struct("i4x")
 _HEAD_BYTES, _TAIL_BYTES = 8, 16
 """Before the first entry: the bytes in use. Behind each key: its value and a time."""
 
 
-class _Series(NamedTuple):
-    """What a key in the files says."""
-
-    family: str
-    text: str
-    name: str
-    labels: str
-    """As they are shown, but for `le`."""
-    bound: float
-    """Of a bucket; otherwise 0."""
-
-
-def shown(folder: Path) -> str:
-    """All counters, histograms and gauges in Prometheus' text format."""
-    lines: list[str] = []
-    for kind, sums in _sums(folder).items():
-        families: dict[str, list[tuple[_Series, float]]] = defaultdict(list)
-        for key, value in sums.items():
-            series = _series(key)
-            families[series.family].append((series, value))
-        for family, found in families.items():
-            name = f"{family}_total" if kind == "counter" else family
-            lines += (f"# HELP {name} {found[0][0].text}", f"# TYPE {name} {kind}")
-            if kind == "histogram":
-                lines += _histogram(family, found)
-            else:
-                lines += (_line(one.name, one.labels, value) for one, value in found)
-    return "\n".join([*lines, ""])
+def own_folder(parent: Path) -> Path:
+    """Take the first of the folders 1, 2, … that no other web tier has, and empty it. It is this
+    one's for as long as this process, or one that it has forked, lives. Raises OSError."""
+    for number in count(1):
+        folder = parent / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        owner = os.open(folder / "owner", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(owner)
+            continue
+        for file in folder.glob("*.db"):
+            file.unlink()
+        return folder
+    raise AssertionError  # there is always another number
 
 
-def _histogram(family: str, found: list[tuple[_Series, float]]) -> Iterator[str]:
-    """The files have what fell into each bucket alone; what is shown goes up from one to the
-    next."""
-    totals: dict[str, float] = defaultdict(float)
-    buckets = sorted((s.labels, s.bound, value) for s, value in found if s.name.endswith("_bucket"))
-    for labels, bound, value in buckets:
-        totals[labels] += value
-        bounded = ",".join(filter(None, (labels, f'le="{_worded(bound)}"')))
-        yield _line(f"{family}_bucket", bounded, totals[labels])
-    for series, value in found:
-        if series.name.endswith("_sum"):
-            yield _line(f"{family}_sum", series.labels, value)
-            yield _line(f"{family}_count", series.labels, totals[series.labels])
-
-
-def _line(name: str, labels: str, value: float) -> str:
-    return f"{name}{{{labels}}} {_worded(value)}" if labels else f"{name} {_worded(value)}"
-
-
-@cache
-def _series(key: bytes) -> _Series:
-    family, name, labels, text = json.loads(key)
-    bound = float(labels.pop("le", 0))
-    pairs = (f'{label}="{_escaped(value)}"' for label, value in sorted(labels.items()))
-    return _Series(family, text, name, ",".join(pairs), bound)
-
-
-def _worded(value: float) -> str:
-    return str(floatToGoString(value))  # type: ignore[no-untyped-call]
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-
-
-def _sums(folder: Path) -> dict[str, dict[bytes, float]]:
+def sums_of(folder: Path) -> dict[str, dict[bytes, float]]:
     """Kind → key → the sum over all processes."""
     sums: dict[str, dict[bytes, float]] = defaultdict(lambda: defaultdict(float))
     with _locked(folder, fcntl.LOCK_SH):
@@ -119,26 +69,39 @@ def _entries(content: bytes) -> Iterable[tuple[bytes, float]]:
 
 
 def bury(folder: Path, pid: int) -> None:
-    """Add what a process has counted that has ended to what the dead have, and remove its files."""
-    with _locked(folder, fcntl.LOCK_EX):
+    """Add what a process has counted that has ended to what the dead have, and remove its files.
+
+    Raises BlockingIOError while somebody reads, OSError when the files cannot be written: they are
+    counted where they are then.
+    """
+    with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        for file in folder.glob(f"gauge_*_{pid}.db"):
+            file.unlink()
         for kind in ("counter", "histogram"):
             file = folder / f"{kind}_{pid}.db"
             if file.exists():
                 _add(file.read_bytes(), folder / f"{kind}_{_DEAD}.db")
                 file.unlink()
-        for file in folder.glob(f"gauge_*_{pid}.db"):
-            file.unlink()
 
 
 def _add(content: bytes, target: Path) -> None:
-    total = MmapedDict(str(target))  # type: ignore[no-untyped-call]
+    totals: dict[bytes, float] = defaultdict(float)
+    for source in (target.read_bytes() if target.exists() else b"", content):
+        for key, value in _entries(source):
+            totals[key] += value
+    body = b"".join(_entry(key, value) for key, value in totals.items())
+    partial = target.with_suffix(".partial")
     try:
-        for key, value in _entries(content):
-            name = key.decode()
-            before, _ = total.read_value(name)  # type: ignore[no-untyped-call]
-            total.write_value(name, before + value, 0.0)  # type: ignore[no-untyped-call]
-    finally:
-        total.close()  # type: ignore[no-untyped-call]
+        partial.write_bytes(_HEAD.pack(_HEAD_BYTES + len(body)) + body)
+        partial.replace(target)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _entry(key: bytes, value: float) -> bytes:
+    padding = b" " * (8 - (len(key) + 4) % 8)
+    return _LENGTH.pack(len(key)) + key + padding + _VALUE.pack(value) + bytes(8)
 
 
 @contextmanager

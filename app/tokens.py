@@ -62,8 +62,9 @@ def is_token(credential: str) -> bool:
 
 
 class TokenReader:
-    def __init__(self, settings: Settings) -> None:
-        """Read the issuer's keys. Raises SettingsError when a file has none; a URL may follow."""
+    def __init__(self, settings: Settings, *, needs_keys: bool = True) -> None:
+        """Read the issuer's keys. Raises SettingsError when a file has none and they are needed;
+        a URL may follow."""
         self._settings = settings
         self._source = settings.jwt_jwks
         self._is_url = "://" in self._source
@@ -77,7 +78,10 @@ class TokenReader:
             try:
                 self._read_file()
             except (OSError, ValueError) as exc:
-                raise SettingsError(f"jwt_jwks = {self._source!r}: no keys there: {exc}") from exc
+                message = f"jwt_jwks = {self._source!r}: no keys there: {exc}"
+                if needs_keys:
+                    raise SettingsError(message) from exc
+                _log.error("%s. No token holds until there are some", message)
 
     def refresh(self) -> None:
         """Take over what the issuer has changed. Never raises: the old keys hold until then."""

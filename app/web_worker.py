@@ -1,8 +1,12 @@
 """gunicorn's gevent worker: client sockets of our own, room for new clients, errors as JSON."""
 
 import logging
+import os
+import signal
+from functools import partial
 from typing import Any
 
+import gevent
 import msgspec
 from gevent import GreenletExit
 from gunicorn.http.errors import (
@@ -16,6 +20,8 @@ from gunicorn.http.errors import (
 from gunicorn.workers.ggevent import GeventWorker
 
 from app.client_socket import ClientSocket
+from app.fresh_worker import FreshWorker
+from app.heritage import heritage
 from shared.errors import InternalError, InvalidRequest, LlmisError
 
 _log = logging.getLogger(__name__)
@@ -28,11 +34,32 @@ _OUR_FAULTS = (InvalidResponseHeader, InvalidResponseHeaderName)
 _INVALID = "400 Bad Request"
 
 
-class WebWorker(GeventWorker):  # type: ignore[misc]
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+class WebWorker(FreshWorker):
+    _num_open: int
+    _waiting: dict[ClientSocket, None]
+
+    def init_process(self) -> None:
+        """The master has made this object, by its own code: `__init__` was another's."""
         self._num_open = 0
-        self._waiting: dict[ClientSocket, None] = {}
+        self._waiting = {}
+        heritage.is_first = not self.has_served.value
+        heritage.denylist_name, heritage.denylist = self.denylist_name, self.denylist
+        GeventWorker.init_process(self)
+
+    def run(self) -> None:
+        from app.drain import drain  # with all that is to be imported after gevent's patches
+
+        services = self.wsgi.extensions["llmis"]
+        # Of its own copy of the configuration.
+        self.cfg.set("graceful_timeout", int(services.settings.web_drain_s) + 2)
+        gevent.spawn(drain, self, services)
+        services.reload_web = partial(os.kill, self.ppid, signal.SIGHUP)
+        if self.age == 1:
+            # The first one of this service: one that replaces another does not load what an
+            # operator has unloaded since.
+            gevent.spawn(services.loader.preload)
+        self.is_up.value = self.has_served.value = 1
+        super().run()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         settings = self.wsgi.extensions["llmis"].settings

@@ -260,12 +260,25 @@ def _pattern(rules: list[Rule], *actions: Action) -> Pattern | None:
 
 def read(path: Path) -> Denylist:
     """Read and compile a file. Raises SettingsError with the file, the rule and the reason."""
+    return parse(path, payload_of(path))
+
+
+def payload_of(path: Path) -> bytes:
+    """Raises SettingsError."""
     try:
         size = path.stat().st_size
         if size > _MAX_FILE_BYTES:
             raise SettingsError(f"{path}: {size} bytes; at most {_MAX_FILE_BYTES} are read")
-        raw = msgspec.toml.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as exc:
+        return path.read_bytes()
+    except OSError as exc:
+        raise SettingsError(f"{path}: not readable: {exc}") from exc
+
+
+def parse(path: Path, payload: bytes) -> Denylist:
+    """Compile what a file says. Raises SettingsError likewise."""
+    try:
+        raw = msgspec.toml.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise SettingsError(f"{path}: not readable as TOML: {exc}") from exc
     tables = raw.get("rules", []) if isinstance(raw, dict) else []
     try:

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from shared.denylist import Denylist, read
+from shared.denylist import Denylist, parse, payload_of
 from shared.errors import SettingsError
 from shared.settings import Settings
 
@@ -14,11 +14,27 @@ _Stamp = tuple[int, int, int] | None
 class DenylistFile:
     """`current` may be read by any thread; one calls `look`."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises SettingsError."""
+    def __init__(self, path: Path, earlier: bytes | None = None) -> None:
+        """`earlier`: what the file said when it was valid. Raises SettingsError when it is not
+        now and nothing is known from earlier."""
         self._path = path
+        self.current: Denylist
+        self.payload: bytes
+        """What `current` was read from."""
         self._stamp = self._read_stamp()
-        self.current: Denylist = read(path)
+        try:
+            self._read()
+        except SettingsError as exc:
+            if earlier is None:
+                raise
+            _log.error("the denylist stays as it was: %s", exc)
+            self.payload, self.current = earlier, parse(path, earlier)
+
+    def _read(self) -> None:
+        """Raises SettingsError."""
+        payload = payload_of(self._path)
+        self.current = parse(self._path, payload)
+        self.payload = payload
 
     def look(self) -> None:
         """Read the file again if it has changed. One that is not valid changes nothing."""
@@ -27,7 +43,7 @@ class DenylistFile:
             return
         self._stamp = stamp
         try:
-            self.current = read(self._path)
+            self._read()
         except SettingsError as exc:
             _log.error("the denylist stays as it was: %s", exc)
         else:
@@ -41,7 +57,7 @@ class DenylistFile:
         return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def denylist_of(settings: Settings) -> DenylistFile | None:
+def denylist_of(settings: Settings, earlier: bytes | None = None) -> DenylistFile | None:
     """None = the filter is off. Raises SettingsError with the file, the rule and the reason."""
     path = settings.denylist_path
-    return DenylistFile(path) if path is not None else None
+    return DenylistFile(path, earlier) if path is not None else None

@@ -270,7 +270,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def metrics_path(self) -> Path:
-        """Folder in which the web processes share their counters."""
+        """Folder of the folders in which the web processes of a master share their counters."""
         return self.data_path / "metrics"
 
     @property

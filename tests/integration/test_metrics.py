@@ -320,7 +320,7 @@ def test_without_redis_it_says_so(own_service: Service) -> None:
 def test_counters_outlive_web_processes_and_their_files_do_not_pile_up(
     own_service: Service,
 ) -> None:
-    folder = own_service.data_dir / "metrics"
+    folder = own_service.data_dir / "metrics" / "1"
     before = Page.of(own_service)
     numbers_of_files = []
     for done in range(1, 5):

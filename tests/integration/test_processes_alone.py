@@ -13,7 +13,7 @@ import pytest
 
 from tests import alone, image
 from tests.admin_client import Completion, readiness
-from tests.conftest import ROOT, Service, models_folder, wait_for
+from tests.conftest import ROOT, Service, free_port, models_folder, wait_for
 from tests.counter_model import expected_text
 
 
@@ -35,8 +35,8 @@ def _is_ready(service: Service) -> bool:
         return False
 
 
-def _check(environment: alone.Environment, process: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "cli", "check", process]
+def _check(environment: alone.Environment, *process: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "cli", "check", *process]
     result = subprocess.run(command, env=environment.variables, capture_output=True, text=True)
     return result.returncode, result.stderr
 
@@ -48,10 +48,11 @@ def test_the_procfile_runs_the_service_and_stops_it(tmp_path: Path) -> None:
         assert Completion(service, "counter", 20).read().text == expected_text(5, 20)
         wait_for(lambda: _status(service.flower_port, "/") == 200, "Flower answers", 60)
         assert _status(service.port, "/metrics") == 200
-        assert list((service.data_dir / "metrics").glob("*.db"))
+        assert list((service.data_dir / "metrics").glob("1/*.db"))
         assert service.pids("worker.replica")
         for process in ("web", "agent", "flower"):
             assert _check(environment, process) == (0, "")
+        assert _check(environment) == (0, "")
         service.process.send_signal(signal.SIGTERM)
         service.process.wait(60)
         assert not service.pids(), environment.output()
@@ -96,8 +97,8 @@ def test_web_processes_begin_with_empty_counters_and_tell_systemd(tmp_path: Path
     ):
         notices.bind(str(tmp_path / "notify"))
         notices.settimeout(60)
-        metrics = environment.data_dir / "metrics"
-        metrics.mkdir()
+        metrics = environment.data_dir / "metrics" / "1"
+        metrics.mkdir(parents=True)
         (metrics / "counter_1.db").write_bytes(b"of an earlier start")
         with environment.started(web, NOTIFY_SOCKET=str(tmp_path / "notify")) as service:
             assert b"READY=1" in notices.recv(4096)
@@ -110,8 +111,12 @@ def test_a_second_web_tier_leaves_the_counters_of_the_first(tmp_path: Path) -> N
     web = [sys.executable, "-m", "cli", "web"]
     with alone.environment(tmp_path) as environment, environment.started(web) as service:
         wait_for(lambda: _status(service.port, "/metrics") == 200, "it answers", 60)
-        files = set((service.data_dir / "metrics").glob("*.db"))
+        files = set((service.data_dir / "metrics").glob("1/*.db"))
         assert files
         with environment.started(web) as second:
             assert second.process.wait(60) != 0
-        assert files <= set((service.data_dir / "metrics").glob("*.db"))
+        port = free_port()
+        with environment.started(web, LLMIS_PORT=str(port)):
+            wait_for(lambda: _status(port, "/metrics") == 200, "the second answers", 60)
+            assert list((service.data_dir / "metrics").glob("2/*.db"))
+        assert files <= set((service.data_dir / "metrics").glob("1/*.db"))

@@ -100,6 +100,12 @@ def test_every_answer_has_the_security_headers(
     assert ("cross-origin-opener-policy" in answer.headers) == is_page
 
 
+def test_no_header_tells_the_scheme(service: Service) -> None:
+    """gunicorn by itself would believe each of them, and refuse two that differ."""
+    answer = _ask(service, "GET", "/healthz", X_Forwarded_Proto="https", X_Forwarded_Ssl="off")
+    assert answer.status == 200
+
+
 # -- web pages of other origins ----------------------------------------------------------------
 
 

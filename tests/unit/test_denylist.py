@@ -133,6 +133,20 @@ def test_a_file_is_read_again_when_it_has_changed(
     assert file.current.rules[0].literals == ["yy"]
 
 
+def test_what_the_file_said_earlier_holds_while_it_is_not_valid(tmp_path: Path) -> None:
+    path = _write(tmp_path, "broken")
+    earlier = (_RULE + 'literals = ["x"]').encode()
+    with pytest.raises(SettingsError):
+        DenylistFile(path)
+    file = DenylistFile(path, earlier)
+    file.look()
+    assert file.current.rules[0].literals == ["x"]
+    assert file.payload == earlier
+    _write(tmp_path, _RULE + 'literals = ["yy"]')
+    file.look()
+    assert file.current.rules[0].literals == ["yy"]
+
+
 def test_without_the_setting_there_is_none(tmp_path: Path) -> None:
     assert denylist_of(Settings()) is None
     with pytest.raises(SettingsError, match=r"none\.toml"):

@@ -1,11 +1,16 @@
 """What processes that share their counters have counted, also those that have ended."""
 
+import errno
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
-from app import shared_counters
+import pytest
+
+from app import counter_text, shared_counters
+from tests.conftest import wait_for
 from tests.metrics_page import Page
 
 _COUNTING = """
@@ -34,8 +39,16 @@ def _count(folder: Path, number: int = 1) -> int:
     return int(done.stdout)
 
 
+def _is_buried(folder: Path, pid: int) -> bool:
+    try:
+        shared_counters.bury(folder, pid)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _page(folder: Path) -> Page:
-    return Page(shared_counters.shown(folder))
+    return Page(counter_text.shown(folder))
 
 
 def test_what_the_processes_have_counted_is_added_up(tmp_path: Path) -> None:
@@ -86,7 +99,7 @@ def test_nobody_sees_a_sum_with_a_process_missing_or_in_it_twice(tmp_path: Path)
         reader.start()
         while len(seen) < _NUM_READ and reading.poll() is None:
             for pid in pids:
-                shared_counters.bury(tmp_path, pid)
+                wait_for(lambda pid=pid: _is_buried(tmp_path, pid), "nobody reads", 60)
             with shared_counters._locked(tmp_path, shared_counters.fcntl.LOCK_EX):
                 for file in tmp_path.glob("*.db"):
                     file.unlink()
@@ -102,10 +115,10 @@ _NUM_READ = 100
 _READING = """
 import sys
 from pathlib import Path
-from app import shared_counters
+from app import counter_text, shared_counters
 from tests.metrics_page import Page
 while True:
-    print(Page(shared_counters.shown(Path(sys.argv[1]))).value("llmis_requests_total"), flush=True)
+    print(Page(counter_text.shown(Path(sys.argv[1]))).value("llmis_requests_total"), flush=True)
 """
 
 
@@ -123,16 +136,60 @@ def test_labels_are_escaped(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), "1"], check=True, capture_output=True
     )
-    assert r'model="a\"b\\c\nd"' in shared_counters.shown(tmp_path)
+    assert r'model="a\"b\\c\nd"' in counter_text.shown(tmp_path)
 
 
 def test_a_reader_waits_for_who_adds_up(tmp_path: Path) -> None:
     _count(tmp_path)
     with shared_counters._locked(tmp_path, shared_counters.fcntl.LOCK_EX):
         seen: list[str] = []
-        reader = threading.Thread(target=lambda: seen.append(shared_counters.shown(tmp_path)))
+        reader = threading.Thread(target=lambda: seen.append(counter_text.shown(tmp_path)))
         reader.start()
         reader.join(0.05)
         assert not seen
     reader.join()
     assert seen
+
+
+def test_who_adds_up_does_not_wait_for_a_reader(tmp_path: Path) -> None:
+    pid = _count(tmp_path)
+    reading = shared_counters._locked(tmp_path, shared_counters.fcntl.LOCK_SH)
+    with reading, pytest.raises(BlockingIOError):
+        shared_counters.bury(tmp_path, pid)
+    shared_counters.bury(tmp_path, pid)
+    assert _page(tmp_path).value("llmis_requests_total") == 1
+
+
+def test_what_cannot_be_written_is_counted_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared_counters.bury(tmp_path, _count(tmp_path))
+    pid = _count(tmp_path, 2)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match="no space"):
+        shared_counters.bury(tmp_path, pid)
+    page = _page(tmp_path)
+    assert page.value("llmis_requests_total") == 3
+    assert page.value("llmis_streams") == 0
+
+
+def test_each_owner_has_a_folder_of_its_own_and_begins_at_zero(tmp_path: Path) -> None:
+    own = "import sys; from pathlib import Path; from app.shared_counters import own_folder; "
+    own += "print(own_folder(Path(sys.argv[1])).name, flush=True); sys.stdin.read()"
+    owners = [subprocess.Popen([sys.executable, "-c", own, str(tmp_path)], **_PIPES)]
+    assert owners[0].stdout.readline() == "1\n"
+    (tmp_path / "1" / "counter_1.db").touch()
+    owners.append(subprocess.Popen([sys.executable, "-c", own, str(tmp_path)], **_PIPES))
+    assert owners[1].stdout.readline() == "2\n"
+    assert (tmp_path / "1" / "counter_1.db").exists()
+    for owner in owners:
+        owner.communicate()
+    assert shared_counters.own_folder(tmp_path).name == "1"
+    assert not (tmp_path / "1" / "counter_1.db").exists()
+
+
+_PIPES: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -404,3 +404,6 @@ def test_a_file_without_keys_stops_the_start(tmp_path: Path, text: str) -> None:
     (tmp_path / "jwks.json").write_text(text)
     with pytest.raises(SettingsError, match="jwt_jwks"):
         TokenReader(_settings(tmp_path))
+    reader = TokenReader(_settings(tmp_path), needs_keys=False)
+    with pytest.raises(InvalidToken, match="not signed with a key of the issuer"):
+        reader.read(_token())
