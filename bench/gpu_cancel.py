@@ -72,7 +72,7 @@ def _open(
     }
     payload = json.dumps(body).encode()
     head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nx-request-id: {request_id}\r\n"
+        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nx-request-id: {request_id}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
     )
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)

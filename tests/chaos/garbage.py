@@ -54,7 +54,7 @@ def _noise(service: Service, rng: random.Random) -> str | None:
 
 def _half_request(service: Service, rng: random.Random) -> str | None:
     body = json.dumps({"model": "pair", "prompt": "1", "stream": True}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(body)}\r\n\r\n"
     request = head.encode() + body
     with socket.create_connection(("127.0.0.1", service.port), timeout=60) as sock:
         sock.sendall(request[: rng.randrange(1, len(request) - 1)])

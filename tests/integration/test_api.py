@@ -289,7 +289,7 @@ def test_body_too_large_is_413(service: Service) -> None:
 
 def test_a_broken_chunked_body_is_400(service: Service) -> None:
     connection = socket.create_connection(("127.0.0.1", service.port), timeout=30)
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     connection.sendall(head + b"ZZ\r\nno chunk\r\n")
     assert connection.recv(65536).startswith(b"HTTP/1.1 400")
     connection.close()

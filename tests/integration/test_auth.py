@@ -385,7 +385,7 @@ def test_no_key_is_found_where_others_look(guarded: Service, user: str, admin: s
     assert _ask(guarded, f"/v1/models?api_key={user}")[0] == 401, "a URL brings none"
     for line in (f"Authorization Bearer {user}", f"X: y\r\n {user}", f"Auth orization: {user}"):
         with socketlib.create_connection(("127.0.0.1", guarded.port), timeout=30) as raw:
-            raw.sendall(f"GET /v1/models HTTP/1.1\r\nHost: x\r\n{line}\r\n\r\n".encode())
+            raw.sendall(f"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n{line}\r\n\r\n".encode())
             assert b"400" in raw.recv(4096)
     for log in (guarded.data_dir / "logs").iterdir():
         assert user not in log.read_text(errors="replace"), log

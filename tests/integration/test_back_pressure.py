@@ -65,7 +65,7 @@ def _body(num_tokens: int = _NUM_TOKENS, **fields: Any) -> dict[str, Any]:
 def _post(service: Service, request_id: str, body: dict[str, Any]) -> socket.socket:
     payload = json.dumps(body).encode()
     head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: t\r\nx-request-id: {request_id}\r\n"
+        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nx-request-id: {request_id}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
     )
     sock = _connect(service)

@@ -22,7 +22,7 @@ def _send(service: Service, request_id: str, **body: Any) -> socket.socket:
     """Send a completion request and return its open socket."""
     payload = json.dumps({**_LONG, "temperature": 0.7, **body}).encode()
     head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: t\r\nx-request-id: {request_id}\r\n"
+        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nx-request-id: {request_id}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
     )
     connection = socket.create_connection(("127.0.0.1", service.port), timeout=90)
@@ -126,7 +126,7 @@ def test_a_client_that_pipelines_and_leaves_is_noticed(service: Service) -> None
 def _cancel(service: Service, request_id: str) -> None:
     canceller = socket.create_connection(("127.0.0.1", service.port), timeout=30)
     path = f"/v1/requests/{request_id}/cancel"
-    canceller.sendall(f"POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n\r\n".encode())
+    canceller.sendall(f"POST {path} HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 0\r\n\r\n".encode())
     assert b"200 OK" in _read_until(canceller, b"cancelling")
     canceller.close()
 
@@ -146,7 +146,7 @@ def test_cancelling_by_id_ends_the_stream_with_an_error_event(service: Service) 
 def test_cancelling_an_unknown_request_is_404(service: Service) -> None:
     connection = socket.create_connection(("127.0.0.1", service.port), timeout=30)
     connection.sendall(
-        b"POST /v1/requests/none/cancel HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n\r\n"
+        b"POST /v1/requests/none/cancel HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
     )
     assert b"404" in _read_until(connection, b"not_found")
     connection.close()

@@ -31,7 +31,7 @@ def test_a_killed_web_process_leaves_no_job_running(service: Service) -> None:
          "stream": True, "logit_bias": ENDLESS}
     ).encode()  # fmt: skip
     connection = socket.create_connection(("127.0.0.1", service.port), timeout=30)
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: {len(payload)}\r\n\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(payload)}\r\n\r\n"
     connection.sendall(head.encode() + payload)
     assert b"data:" in connection.recv(65536) or b"data:" in connection.recv(65536)
 

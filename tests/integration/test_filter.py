@@ -313,7 +313,7 @@ def test_rules_change_without_a_restart_and_bad_ones_do_not(tmp_path: Path) -> N
         time.sleep(2)
         assert text() == " 6 7 8"
         lines = [json.loads(x) for x in service.log("web").splitlines() if "stays as" in x]
-        assert len(lines) == 1
+        assert len(lines) <= 2  # gunicorn's master reads it, too
         assert "rule 'broken': regex: invalid perl operator" in lines[0]["message"]
         _write(tmp_path, '[[rules]]\nname = "a"\naction = "refuse"\nliterals = ["5"]\n')
         wait_for(lambda: complete(service, model="counter").status == 400, "prompts, too", 20)

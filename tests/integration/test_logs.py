@@ -192,7 +192,7 @@ def test_no_file_has_a_prompt_an_answer_a_key_or_a_header(logged: Service) -> No
     channel = next(iter(logged.redis.pubsub_channels("llmis:hub:*")))
     logged.redis.publish(channel, broken)
     with socket.create_connection(("127.0.0.1", logged.port)) as raw:
-        raw.sendall(f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization {_KEY}\r\n\r\n".encode())
+        raw.sendall(f"GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization {_KEY}\r\n\r\n".encode())
         raw.recv(1000)
     line = _line(logged, "secret-1")
     assert line["owner"] != "anonymous"
