@@ -18,7 +18,7 @@ from tests.conftest import Service, running_service
 
 _SETTINGS = """\
 web_workers = 2
-job_ttl_s = 15
+job_ttl_s = 30
 request_timeout_s = 180
 """
 _WARM_UP_S = 6.0
