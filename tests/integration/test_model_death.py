@@ -177,6 +177,7 @@ def test_unloading_a_model_while_a_request_loads_it_loses_nothing(tmp_path: Path
 
 def test_an_outage_of_redis_costs_no_replica(own_service: Service) -> None:
     replicas = own_service.pids("worker.replica")
+    wait_for(lambda: own_service.log("agent").count("replica ready") == 2, "its loads are over")
     (valkey,) = own_service.pids("valkey-server")
     os.kill(valkey, signal.SIGSTOP)
     time.sleep(20)  # longer than a replica may be silent
