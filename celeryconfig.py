@@ -1,7 +1,7 @@
 """Celery's configuration. Why each value: docs/decisions/0003-celery-settings.md."""
 
 from shared import names as _names
-from shared import settings as _settings
+from shared.settings import load as _settings
 
 _s = _settings.load()
 
@@ -33,7 +33,7 @@ task_default_priority = 3
 task_create_missing_queues = True
 
 worker_prefetch_multiplier = 1
-worker_consumer = "worker.consumer:Consumer"
+worker_consumer = "worker.celery_consumer:Consumer"
 worker_send_task_events = True
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False

@@ -1,4 +1,5 @@
-"""What the web tier and the replicas agree on: messages, names, errors, settings, registry.
+"""What app, worker and cli share: messages, names, errors, settings, queue, registry, denylist.
 
-Imports nothing but the standard library, redis, celery, kombu and msgspec.
+It imports none of them, and nothing but the standard library, redis, celery, kombu, msgspec and
+re2.
 """

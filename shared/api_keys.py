@@ -1,14 +1,13 @@
-"""The API keys of the service, in Redis: made and revoked by `llmis keys`, known by their hashes.
+"""The API keys in Redis: `llmis keys` makes and revokes them; only their hashes are stored.
 
-A key is 256 random bits, so one SHA-256 keeps it as safe as a slow hash keeps a password, and
-finding a key by its hash gives nothing away by the time it takes: nobody can choose how the hash
-of a guess begins. The key itself is shown once, when it is made, and stored nowhere.
+A key is 256 random bits, so one SHA-256 protects it as well as a slow hash protects a password.
+Looking a hash up leaks nothing by its timing, as a client cannot choose the hash of a guess. The
+key itself is shown once, when it is made.
 """
 
 import hashlib
 import logging
 import secrets
-import time
 import uuid
 from collections.abc import Mapping
 from enum import StrEnum
@@ -18,6 +17,7 @@ import redis
 from msgspec import Struct
 
 from shared import names
+from shared.clock import clock
 from shared.limits import Limits
 
 _log = logging.getLogger(__name__)
@@ -27,29 +27,29 @@ _NUM_SHOWN = len(_PREFIX) + 4
 
 class Scope(StrEnum):
     USER = "user"
-    """Inference, and the requests that are one's own."""
+    """Inference, and the key's own requests."""
     METRICS = "metrics"
-    """`GET /metrics`, and nothing else: for Prometheus."""
+    """Only `GET /metrics`, for Prometheus."""
     ADMIN = "admin"
-    """Both, the admin routes, and everybody's requests to cancel."""
+    """Both, the admin routes, and cancelling the requests of all keys."""
 
 
 class ApiKey(Struct, frozen=True, kw_only=True):
-    """What is stored of a key."""
+    """The stored record of a key."""
 
     id: str
-    """Names the key where the key itself must not be seen: in logs, limits and `llmis keys`."""
+    """Identifies the key without revealing it: in logs, limits and `llmis keys`."""
     name: str
-    """For people."""
+    """Chosen by the operator."""
     scope: Scope
     shown: str
-    """How it begins."""
+    """The first characters of the key."""
     created_at: float
     """Unix time in seconds."""
     expires_at: float = 0.0
     """Unix time in seconds; 0 = never."""
     limits: dict[str, int] = {}
-    """Fields of `Limits` in place of those of the settings."""
+    """Fields of `Limits` that override those of the settings."""
 
     def is_expired(self, now: float) -> bool:
         return bool(self.expires_at) and now >= self.expires_at
@@ -74,7 +74,7 @@ def create(
         name=name,
         scope=scope,
         shown=key[:_NUM_SHOWN],
-        created_at=time.time(),
+        created_at=clock.now(),
         expires_at=expires_at,
         limits=dict(limits or {}),
     )
@@ -86,9 +86,10 @@ def create(
 
 
 def read(client: "redis.Redis") -> dict[str, ApiKey]:
-    """All keys by their digests; one that cannot be read does not hold. Raises redis.RedisError.
+    """Digest → key of all keys; an undecodable one is logged and left out, so it is not valid.
 
-    Limits that this version does not know are left out: a newer one may have made the key.
+    Limits unknown to this version are ignored: a newer one may have made the key. Raises
+    redis.RedisError.
     """
     entries: dict[bytes, bytes] = client.hgetall(names.API_KEYS)  # type: ignore[assignment]
     found = {}
@@ -109,12 +110,12 @@ def is_there(client: "redis.Redis", key_digest: str) -> bool:
 
 
 def version(client: "redis.Redis") -> bytes:
-    """Another one after each change. Raises redis.RedisError."""
+    """A text that differs after each change of the keys. Raises redis.RedisError."""
     return client.get(names.API_KEYS_VERSION) or b""  # type: ignore[return-value]
 
 
 def revoke(client: "redis.Redis", id_or_name: str) -> list[ApiKey]:
-    """Delete the keys of that id or name and return what they were. Raises redis.RedisError."""
+    """Delete the keys of that id or name and return their records. Raises redis.RedisError."""
     found = {d: k for d, k in read(client).items() if id_or_name in (k.id, k.name)}
     if found:
         pipe = client.pipeline()

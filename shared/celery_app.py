@@ -1,9 +1,9 @@
-"""The Celery application that web tier, replicas and Flower share. Holds no task code."""
+"""The Celery application of web tier, replicas, agents and Flower. It holds no task code."""
 
 from celery import Celery
 
-from shared import broker
+from shared.redis import celery_transport
 
-broker.register()
+celery_transport.register()
 app = Celery("llmis")
 app.config_from_object("celeryconfig")

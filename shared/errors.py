@@ -1,50 +1,14 @@
-"""The errors a client can see. One class is one status, one type and one code.
-
-    LlmisError
-    ├── InvalidRequest            400 invalid_request_error
-    │   ├── ContextLengthExceeded 400 … code context_length_exceeded
-    │   ├── ContentFiltered       400 … code content_filter
-    │   ├── Quarantined           400 … code request_quarantined
-    │   ├── Unauthorized          401 … code invalid_api_key
-    │   ├── Forbidden             403 … code insufficient_scope
-    │   ├── ForbiddenOrigin       403 … code origin_not_allowed
-    │   ├── ForbiddenHost         403 … code host_not_allowed
-    │   ├── NotFound              404 … code not_found
-    │   │   ├── ModelNotFound     404 … code model_not_found
-    │   │   └── UnknownRoute      404 … code unknown_url
-    │   ├── MethodNotAllowed      405 … code method_not_allowed
-    │   ├── RequestTooSlow        408 … code request_timeout
-    │   ├── Conflict              409 … code conflict
-    │   ├── BodyTooLarge          413 … code body_too_large
-    │   ├── UnsupportedMediaType  415 … code unsupported_media_type
-    │   ├── InvalidModel          422 … code invalid_model
-    │   └── IdempotencyKeyReused  422 … code idempotency_key_reused
-    ├── TooManyRequests           429 requests … code rate_limit_exceeded
-    │   ├── TooManyTokens         429 tokens … code rate_limit_exceeded
-    │   └── QueueFull             429 … code queue_full
-    ├── RequestCancelled          499 … code request_cancelled
-    ├── InternalError             500 server_error
-    │   └── EngineError           500 … code engine_error
-    ├── Unavailable               503 service_unavailable
-    │   ├── GoingAway             503 … code going_away
-    │   ├── ReplicaLost           503 … code replica_lost
-    │   ├── QueueUnavailable      503 … code queue_unavailable
-    │   ├── StorageFull           503 … code storage_full
-    │   ├── QueueTimeout          503 … code queue_timeout
-    │   ├── NoNode                503 … code no_node
-    │   ├── ModelUnloaded         503 … code model_unloaded
-    │   └── ModelFailed           503 … code model_failed
-    ├── DeadlineExceeded          504 timeout_error
-    └── InsufficientResources     507 insufficient_resources
-        ├── InsufficientMemory    507 … code insufficient_memory
-        └── TooManyModels         507 … code too_many_models
+"""The errors that clients see. One class is one status, type and code; docs/protocol.md has a
+table of them, made from these classes.
 
 Code raises; `app.errors` alone shapes the HTTP body. Between processes an error travels as
-the fields of a `messages.Failed` event, never as a pickled exception.
+the fields of a `shared.wire.events.Failed`, never as a pickled exception.
 """
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Self
+
+from msgspec import Struct
 
 
 class LlmisError(Exception):
@@ -53,14 +17,32 @@ class LlmisError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
+    default_retry_after_s: ClassVar[int | None] = None
+    """When a client may retry; None = it would get the same error again."""
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init_subclass__(
+        cls,
+        *,
+        status: int | None = None,
+        type: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        """What is not given is inherited."""
+        cls.status = status or cls.status
+        cls.type = type or cls.type
+        cls.code = code or cls.code
+        cls.default_retry_after_s = retry_after_s or cls.default_retry_after_s
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
-        self.retry_after_s: int | None = None
+        self.retry_after_s = retry_after_s or self.default_retry_after_s
         self.headers: dict[str, str] = {}
-        """More headers of an HTTP answer. They do not travel."""
+        """More headers of the HTTP answer. They do not travel."""
 
     def body(self) -> dict[str, Any]:
         """The error in OpenAI's shape: `{"error": {message, type, param, code}}`."""
@@ -71,243 +53,211 @@ def error_body(message: str, type_: str, param: str | None, code: str | None) ->
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
 
-class InvalidRequest(LlmisError):
-    status = 400
-    type = "invalid_request_error"
+class InvalidRequest(LlmisError, status=400, type="invalid_request_error"):
+    """A parameter, the body or the URL is not valid; `param` names it."""
 
 
-class ContextLengthExceeded(InvalidRequest):
-    code = "context_length_exceeded"
+class ContextLengthExceeded(InvalidRequest, code="context_length_exceeded"):
+    """The prompt leaves no room in the context of the model, or is over `max_prompt_tokens`."""
 
 
-class ContentFiltered(InvalidRequest):
+class ContentFiltered(InvalidRequest, code="content_filter"):
     """A rule of the denylist refuses the prompt."""
-
-    code = "content_filter"
 
     @classmethod
     def by(cls, rule: str, param: str) -> Self:
         return cls(f"The filter refuses this text (rule {rule!r}).", param=param)
 
 
-class Quarantined(InvalidRequest):
-    """The request was running at two failures of the engine: it is not run a third time.
+class Quarantined(InvalidRequest, code="request_quarantined"):
+    """The request was running at two failures of the engine, so it is not run a third time.
 
-    A 400, because clients repeat by themselves what ends with a 500.
+    A 400, because clients retry after a 500 by themselves.
     """
 
-    code = "request_quarantined"
 
-
-class Unauthorized(InvalidRequest):
-    """No API key or token has come, or none that holds."""
-
-    status = 401
-    code = "invalid_api_key"
+class Unauthorized(InvalidRequest, status=401, code="invalid_api_key"):
+    """The API key or token is missing or not valid."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message, param=param)
         self.headers = {"WWW-Authenticate": "Bearer"}
 
 
-class Forbidden(InvalidRequest):
-    """The API key holds, but not for this."""
-
-    status = 403
-    code = "insufficient_scope"
+class Forbidden(InvalidRequest, status=403, code="insufficient_scope"):
+    """The API key is valid, but its scope does not allow the route."""
 
 
-class ForbiddenOrigin(InvalidRequest):
-    """The request comes from a web page that may not use the service: see `cors_origins`."""
-
-    status = 403
-    code = "origin_not_allowed"
+class ForbiddenOrigin(InvalidRequest, status=403, code="origin_not_allowed"):
+    """The web page that sent the request is not in `cors_origins`."""
 
 
-class ForbiddenHost(InvalidRequest):
-    """The request was sent to a host name that is none of the service's: see `allowed_hosts`."""
-
-    status = 403
-    code = "host_not_allowed"
+class ForbiddenHost(InvalidRequest, status=403, code="host_not_allowed"):
+    """The `Host` of the request is not in `allowed_hosts`."""
 
 
-class NotFound(InvalidRequest):
-    status = 404
-    code = "not_found"
+class NotFound(InvalidRequest, status=404, code="not_found"):
+    """There is no such request, operation, replica or node."""
 
 
-class ModelNotFound(NotFound):
-    code = "model_not_found"
+class ModelNotFound(NotFound, code="model_not_found"):
+    """The service offers no model of that name."""
 
 
-class UnknownRoute(NotFound):
-    code = "unknown_url"
+class UnknownRoute(NotFound, code="unknown_url"):
+    """There is no such URL."""
 
 
-class MethodNotAllowed(InvalidRequest):
-    status = 405
-    code = "method_not_allowed"
+class MethodNotAllowed(InvalidRequest, status=405, code="method_not_allowed"):
+    """The URL exists, but not with this HTTP method."""
 
 
-class RequestTooSlow(InvalidRequest):
-    """The body came more slowly than `read_timeout_s` allows."""
-
-    status = 408
-    code = "request_timeout"
+class RequestTooSlow(InvalidRequest, status=408, code="request_timeout"):
+    """The body arrived more slowly than `read_timeout_s` allows."""
 
 
-class BodyTooLarge(InvalidRequest):
-    status = 413
-    code = "body_too_large"
+class BodyTooLarge(InvalidRequest, status=413, code="body_too_large"):
+    """The body is larger than `max_body_bytes`."""
 
 
-class Conflict(InvalidRequest):
-    status = 409
-    code = "conflict"
+class Conflict(InvalidRequest, status=409, code="conflict"):
+    """The operation contradicts the state of the model, or another operation under way."""
 
 
-class UnsupportedMediaType(InvalidRequest):
-    status = 415
-    code = "unsupported_media_type"
+class UnsupportedMediaType(InvalidRequest, status=415, code="unsupported_media_type"):
+    """The body is compressed, or its `Content-Type` is not the one of the route."""
 
 
-class InvalidModel(InvalidRequest):
-    """A model file that is missing, damaged, or of a kind that no engine here runs."""
-
-    status = 422
-    code = "invalid_model"
+class InvalidModel(InvalidRequest, status=422, code="invalid_model"):
+    """The model file is missing, damaged, or of a kind that no engine here runs."""
 
 
-class IdempotencyKeyReused(InvalidRequest):
-    """The `Idempotency-Key` was sent before, with another path or body."""
-
-    status = 422
-    code = "idempotency_key_reused"
+class IdempotencyKeyReused(InvalidRequest, status=422, code="idempotency_key_reused"):
+    """The `Idempotency-Key` was sent before with another path or body."""
 
 
-class TooManyRequests(LlmisError):
-    """The key's requests a minute, or the ones that it may have open or waiting, are used up."""
+class TooManyRequests(
+    LlmisError, status=429, type="requests", code="rate_limit_exceeded", retry_after_s=1
+):
+    """The API key has used up its requests a minute, or its open or waiting requests."""
 
-    status = 429
-    type = "requests"
-    code = "rate_limit_exceeded"
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int = 1) -> None:
+class TooManyTokens(TooManyRequests, type="tokens"):
+    """The API key has used up its tokens a minute.
+
+    It never travels: the web process that raises it answers the request. So `rebuild` need not
+    tell it from TooManyRequests, which has the same status and code.
+    """
+
+
+class QueueFull(TooManyRequests, code="queue_full"):
+    """The queue of the model holds `max_queue_length` requests."""
+
+
+class RequestCancelled(LlmisError, status=499, type="request_cancelled", code="request_cancelled"):
+    """The request was cancelled."""
+
+    def __init__(
+        self, message: str = "The request was cancelled.", *, param: str | None = None
+    ) -> None:
         super().__init__(message, param=param)
-        self.retry_after_s = retry_after_s
-
-
-class TooManyTokens(TooManyRequests):
-    """The key's tokens a minute are used up."""
-
-    type = "tokens"
-
-
-class QueueFull(TooManyRequests):
-    """As many requests wait for the model as may."""
-
-    code = "queue_full"
-
-
-class RequestCancelled(LlmisError):
-    status = 499
-    type = "request_cancelled"
-    code = "request_cancelled"
 
 
 class InternalError(LlmisError):
-    pass
+    """The service failed; the log has the reason."""
 
 
-class EngineError(InternalError):
-    code = "engine_error"
+class EngineError(InternalError, code="engine_error"):
+    """The engine failed while it ran the request."""
 
 
-class Unavailable(LlmisError):
-    status = 503
-    type = "service_unavailable"
-
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int = 5) -> None:
-        super().__init__(message, param=param)
-        self.retry_after_s = retry_after_s
+class Unavailable(LlmisError, status=503, type="service_unavailable", retry_after_s=5):
+    """The service cannot run the request now; it may later."""
 
 
-class GoingAway(Unavailable):
-    """The web process ends, the job does not: a client that comes back finds it."""
-
-    code = "going_away"
+class GoingAway(Unavailable, code="going_away"):
+    """The web process stops. The job goes on: the client can resume it."""
 
 
-class ReplicaLost(Unavailable):
-    code = "replica_lost"
+class ReplicaLost(Unavailable, code="replica_lost"):
+    """The model has lost its replica, and no other one took the request in time."""
 
 
-class QueueUnavailable(Unavailable):
-    code = "queue_unavailable"
+class QueueUnavailable(Unavailable, code="queue_unavailable"):
+    """Redis does not answer."""
 
 
-class StorageFull(Unavailable):
-    """Redis has no memory left for new requests."""
-
-    code = "storage_full"
+class StorageFull(Unavailable, code="storage_full"):
+    """Redis has no memory or no disk left for the request."""
 
 
-class QueueTimeout(Unavailable):
-    """The request waited in the queue for as long as it may."""
-
-    code = "queue_timeout"
+class QueueTimeout(Unavailable, code="queue_timeout"):
+    """The request waited in the queue for `max_queue_s`."""
 
 
-class NoNode(Unavailable):
-    code = "no_node"
+class NoNode(Unavailable, code="no_node"):
+    """No agent is running that could load or unload the model."""
 
 
-class ModelUnloaded(Unavailable):
-    code = "model_unloaded"
+class ModelUnloaded(Unavailable, code="model_unloaded"):
+    """The model is being unloaded, or was unloaded while the request waited or ran."""
 
 
-class ModelFailed(Unavailable):
-    code = "model_failed"
+class ModelFailed(Unavailable, code="model_failed"):
+    """The model could not be loaded; `GET /admin/models` has the reason."""
 
 
-class DeadlineExceeded(LlmisError):
-    status = 504
-    type = "timeout_error"
-    code = "deadline_exceeded"
+class DeadlineExceeded(LlmisError, status=504, type="timeout_error", code="deadline_exceeded"):
+    """The request took longer than `request_timeout_s`."""
 
 
-class InsufficientResources(LlmisError):
-    status = 507
-    type = "insufficient_resources"
+class InsufficientResources(
+    LlmisError, status=507, type="insufficient_resources", retry_after_s=30
+):
+    """There is no room for the model."""
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int = 30) -> None:
-        super().__init__(message, param=param)
-        self.retry_after_s = retry_after_s
-        self.may_come = False
-        """Whether there is room once models go that are only busy, or new. Does not travel."""
+    may_come = False
+    """Whether models that are busy or new will free enough room. Does not travel."""
 
 
-class InsufficientMemory(InsufficientResources):
-    code = "insufficient_memory"
+class InsufficientMemory(InsufficientResources, code="insufficient_memory"):
+    """The model needs more memory than is free or can be freed."""
 
 
-class TooManyModels(InsufficientResources):
-    code = "too_many_models"
+class TooManyModels(InsufficientResources, code="too_many_models"):
+    """As many models are loaded as `max_loaded_models` allows."""
 
 
 def rebuild(status: int, code: str | None, message: str, param: str | None) -> LlmisError:
-    """Make an error again from what travelled of it."""
-    for error_class in _subclasses(LlmisError):
+    """Make an error from the fields that travel between processes; InternalError if no class has
+    this status and code."""
+    for error_class in all_errors():
         if error_class.status == status and error_class.code == code:
             return error_class(message, param=param)
     return InternalError(message, param=param)
 
 
-def _subclasses(error_class: type[LlmisError]) -> Iterator[type[LlmisError]]:
-    for subclass in error_class.__subclasses__():
+def all_errors(base: type[LlmisError] = LlmisError) -> Iterator[type[LlmisError]]:
+    """Yield the classes below `base`, each before its own subclasses."""
+    for subclass in base.__subclasses__():
         yield subclass
-        yield from _subclasses(subclass)
+        yield from all_errors(subclass)
 
 
 class SettingsError(Exception):
-    """A setting has a bad value. Not seen by clients: it stops the start of a process."""
+    """A setting has a bad value. It stops the start of a process; no client sees it."""
+
+
+class ErrorObject(Struct, frozen=True):
+    message: str
+    """What was given, what the limit is, and what to do."""
+    type: str
+    param: str | None
+    """The parameter that is not valid."""
+    code: str | None
+
+
+class ErrorAnswer(Struct, frozen=True):
+    """The body of every error, on every route."""
+
+    error: ErrorObject

@@ -1,27 +1,26 @@
-"""What a key may ask for, what a request is charged, and what is left."""
+"""Limits of API keys, the token charge of a request, and what is left of a limit.
+
+The buckets of the rate limits are in Redis: `shared/lua/admit.lua` takes from them.
+"""
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
-from shared.messages import Job, JobKind
-from shared.settings import Settings
+from shared.settings.fields import Limit, Settings
+from shared.wire.job import Job, JobKind
 
 _BYTES_PER_TOKEN = 4
 _UNKNOWN_COMPLETION_TOKENS = 256
-"""A choice of a request without `max_tokens` is charged with so many until it ends."""
-_TAKES_NO_SLOT = (JobKind.TOKENIZE, JobKind.DETOKENIZE)
-
-
-MAX_LIMIT = 1_000_000_000_000
-Limit = Annotated[int, Meta(ge=0, le=MAX_LIMIT)]
+"""Charge of a choice without `max_tokens` until it ends."""
+_TAKES_NO_SLOT = (JobKind.TOKENIZE, JobKind.DETOKENIZE, JobKind.TOKENIZER_INFO)
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """0 = no limit."""
+    """The limits of one key; 0 = no limit."""
 
     requests_per_minute: Limit = 0
     tokens_per_minute: Limit = 0
@@ -32,22 +31,15 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def limits_of(settings: Settings, own: Mapping[str, Any] | None = None) -> Limits:
-    """The limits of a key: those of the settings where it has none of its own.
-
-    Raises msgspec.ValidationError for what is no limit.
-    """
-    limits = Limits(
-        requests_per_minute=settings.requests_per_minute,
-        tokens_per_minute=settings.tokens_per_minute,
-        max_open_requests=settings.max_open_requests,
-        max_waiting_requests=settings.max_waiting_requests,
-    )
-    return msgspec.convert({**msgspec.to_builtins(limits), **own}, Limits) if own else limits
+    """The limits of a key: its own ones, and those of the settings for the rest. Raises
+    msgspec.ValidationError if an own one is not valid."""
+    values = {name: getattr(settings, name) for name in Limits.__struct_fields__}
+    return msgspec.convert({**values, **own}, Limits) if own else Limits(**values)
 
 
 def charge_of(job: Job, limits: Limits) -> int:
-    """Tokens that a job takes from its key's minute when it is admitted: an estimate that is set
-    right when it ends. Never more than a minute has, or it could not be admitted at all."""
+    """Estimate the tokens that admission charges for a job; the charge is corrected when it ends.
+    At most the tokens of one minute: with a higher charge the job could never be admitted."""
     if not limits.tokens_per_minute or job.kind in _TAKES_NO_SLOT:
         return 0
     prompt_tokens = sum(_num_tokens(message.content) for message in job.messages)
@@ -66,13 +58,13 @@ def _num_tokens(prompt: str | list[int]) -> int:
 
 
 class Allowance(Struct, frozen=True, kw_only=True):
-    """What a key has left of one limit that fills up again."""
+    """What a key has left of one limit per minute."""
 
     limit: int
-    """A minute."""
+    """Per minute."""
     remaining: int
     reset_s: float
-    """Until it is full again."""
+    """Seconds until `remaining` equals `limit` again."""
 
 
 class Allowances(Struct, frozen=True, kw_only=True):

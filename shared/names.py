@@ -1,4 +1,4 @@
-"""Every queue, channel, key and task name of the service, made here and nowhere else."""
+"""The name of every queue, channel, key and task. Other modules must not build names themselves."""
 
 import re
 
@@ -6,56 +6,43 @@ MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,95}\Z"
 NODE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
-LEFT = b"left"
-"""See `cancel_key`."""
-
+CANCELLED, LEFT = b"1", b"left"
+"""Values of `cancel_key`: the job is not wanted; its last reader has left."""
 PRIORITY_STEPS = (0, 3, 6, 9)
-"""Celery priorities; 0 is the highest. Kombu keeps one list a step: of jobs that come again, then
+"""Celery priorities, 0 is the highest. Kombu keeps one list per step: requeued jobs, then
 interactive, background and batch ones."""
 
 GENERATE_TASK = "llmis.generate"
-"""The Celery task that runs one job. Its only argument is the job id, which is also the task id."""
-
+"""The task of replicas that runs one job. Its only argument is the job id, also the task id."""
 LOAD_TASK = "llmis.load"
-"""The agent's task that loads a model. Its only argument is the operation id."""
-
+"""The task of agents that loads a model. Its only argument is the operation id."""
 UNLOAD_TASK = "llmis.unload"
-
 RESTART_AGENT_TASK = "llmis.restart_agent"
 
 REPLICA_INDEX = "llmis:replicas"
 """Set of the replica ids that may be alive; the record of each expires by itself."""
-
 HOLDERS = "llmis:holders"
-"""Set of the replica ids that may hold jobs, dead ones among them until their jobs are rescued."""
-
+"""Set of the replica ids that may hold jobs; dead ones stay until their jobs are recovered."""
 NODE_INDEX = "llmis:nodes"
 """Set of the nodes whose agents may be alive; the record of each expires by itself."""
-
 MODELS = "llmis:models"
 """Hash: name → `ModelSpec` of the models that were loaded at run time."""
-
 FAILURES = "llmis:failures"
 """Hash: name → `Failure` of the models that could not be loaded or kept running."""
-
 API_KEYS = "llmis:keys"
 """Hash: SHA-256 of an API key → its `ApiKey`."""
-
 API_KEYS_VERSION = "llmis:keys:version"
-"""Another text after each change of the keys."""
-
+"""A text that differs after each change of the keys."""
 LAST_USED = "llmis:used"
 """Sorted set: name → Unix time of the last request."""
-
 OPERATIONS_IN_FLIGHT = "llmis:operations"
 """Set of "kind:name" of the loads and unloads that may be under way."""
-
 PROBE = "llmis:probe"
-"""Written to see whether Redis takes new requests."""
+"""Written to check that Redis has memory for new requests."""
 
 
 def is_request_id(text: str) -> bool:
-    """Whether a text may be a request id: it becomes part of keys, headers and logs."""
+    """Whether a text is valid as a request id, which becomes part of keys, headers and logs."""
     return _REQUEST_ID.fullmatch(text) is not None
 
 
@@ -80,15 +67,13 @@ def log_key(job_id: str) -> str:
 
 
 def cancel_key(job_id: str) -> str:
-    """Present when the job is to stop: what a replica reads that missed the revocation.
-
-    `LEFT`: its last reader has left, and may come back. Anything else: it was cancelled.
-    """
+    """Present if the job must stop, for replicas that missed the revocation. `LEFT`: its last
+    reader has left, and may resume it. Any other value: it was cancelled."""
     return f"llmis:job:{job_id}:cancelled"
 
 
-def claim_key(job_id: str) -> str:
-    """The `Claim` of the replica that runs the job: a second delivery sees it and ends."""
+def lease_key(job_id: str) -> str:
+    """The `Lease` of the replica that runs the job: a second delivery finds it and ends."""
     return f"llmis:job:{job_id}:claim"
 
 
@@ -98,17 +83,17 @@ def readers_key(job_id: str) -> str:
 
 
 def waiting_key(owner: str) -> str:
-    """Sorted set: job id → Unix time of its deadline, of what an owner has waiting."""
+    """Sorted set of an owner's waiting jobs: job id → Unix time of its deadline."""
     return f"llmis:owner:{owner}:waiting"
 
 
 def running_key(owner: str) -> str:
-    """The same of what it has running."""
+    """Sorted set of an owner's running jobs, likewise."""
     return f"llmis:owner:{owner}:running"
 
 
 def rates_key(owner: str) -> str:
-    """Hash: what an owner has left of its requests and tokens a minute."""
+    """Hash: the requests and tokens per minute that an owner has left."""
     return f"llmis:owner:{owner}:rates"
 
 
@@ -117,8 +102,8 @@ def idempotency_key(owner: str, digest: str) -> str:
     return f"llmis:owner:{owner}:once:{digest}"
 
 
-def guesses_key(network: str) -> str:
-    """How many keys and tokens that do not hold have come from a network of late."""
+def failed_keys_key(network: str) -> str:
+    """Number of invalid keys and tokens that a client network has sent recently."""
     return f"llmis:guesses:{network}"
 
 
@@ -128,13 +113,23 @@ def turns_key(model: str) -> str:
 
 
 def tags_key(model: str, place: int) -> str:
-    """Hash: owner → the turn that was given last to it in one list of the model's queue."""
+    """Hash: owner → its last turn in one list of the model's queue."""
     return f"llmis:model:{model}:tags:{place}"
 
 
 def hub_channel(web_id: str) -> str:
-    """Pub/sub channel of one web process: carries the events of all jobs that it relays."""
+    """Pub/sub channel of one web process, with the events of all jobs that it reads."""
     return f"llmis:hub:{web_id}"
+
+
+def counters_key(master_id: str) -> str:
+    """Hash: key of a metric's series → what the web processes of a gunicorn master counted."""
+    return f"llmis:web:{master_id}:counters"
+
+
+def counter_reports_key(master_id: str) -> str:
+    """Hash: web process → number and time of its last batch of counters, and its gauges."""
+    return f"llmis:web:{master_id}:reports"
 
 
 def replica_key(replica_id: str) -> str:
@@ -142,7 +137,7 @@ def replica_key(replica_id: str) -> str:
 
 
 def held_key(replica_id: str) -> str:
-    """Set of the ids of the jobs that a replica has taken from the queue."""
+    """Set of the job ids that a replica has taken from the queue."""
     return f"llmis:replica:{replica_id}:jobs"
 
 
@@ -155,31 +150,36 @@ def node_key(node: str) -> str:
     return f"llmis:node:{node}"
 
 
-def suspects_key(model: str) -> str:
-    """Hash: fingerprint of a request → how often a replica of the model failed with it."""
+def poison_key(model: str) -> str:
+    """Hash of poison requests: fingerprint → failures of the model's replicas that it was in."""
     return f"llmis:model:{model}:suspects"
 
 
 def assignments_key(node: str) -> str:
-    """Hash of a node: assignment id → `Assignment`. What the agent is to keep running."""
+    """Hash of a node: assignment id → `Assignment`, the replicas that its agent keeps running."""
     return f"llmis:node:{node}:assignments"
 
 
 def stop_key(replica_id: str) -> str:
-    """The `StopOrder` that a replica reads when it is told to stop."""
+    """The `StopOrder` of a replica, written before it is signalled."""
     return f"llmis:replica:{replica_id}:stop"
 
 
 def command_key(operation_id: str) -> str:
-    """The command of an operation: what its agent reads first."""
+    """The `LoadCommand` or `UnloadCommand` of an operation."""
     return f"llmis:operation:{operation_id}"
 
 
+def stopped_nodes_key(operation_id: str) -> str:
+    """How many nodes have carried out an unload."""
+    return f"{command_key(operation_id)}:done"
+
+
 def progress_key(operation_id: str) -> str:
-    """List of the operation's `Progress` events, the last one is where it stands."""
+    """List of the operation's `OperationProgress` events; the last one is its current state."""
     return f"llmis:operation:{operation_id}:progress"
 
 
 def operation_lock_key(kind: str, model: str) -> str:
-    """Id of the operation of that kind that is under way; expires when nobody works on it."""
+    """Id of the operation of that kind under way; it expires unless its agent renews it."""
     return f"llmis:operation:{kind}:{model}"

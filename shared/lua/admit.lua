@@ -1,11 +1,11 @@
 -- Admit a request: check its key's limits, take its id, put it into its place in the queue.
 -- KEYS: job, readers, owner's waiting, owner's running, owner's rates, model's turns,
---       last tags of the owners in this list, idempotency key, the job's claim, log and cancel
+--       last tags of the owners in this list, idempotency key, the job's lease, log and cancel
 --       flag, then the model's lists.
--- ARGV: see shared/job_queue.py.
+-- ARGV: see shared/queue/job_queue.py.
 local job, readers, waiting, running, rates, turns, tags, idempotency =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-local claim, log, flag = KEYS[9], KEYS[10], KEYS[11]
+local lease, log, flag = KEYS[9], KEYS[10], KEYS[11]
 local first_list = 12
 local id, payload, message = ARGV[1], ARGV[2], ARGV[3]
 local ttl, place_of_list, channel = ARGV[4], tonumber(ARGV[5]), ARGV[6]
@@ -14,7 +14,7 @@ local costs = { 1, tonumber(ARGV[8]) }
 local max_model_waiting, max_waiting, max_open = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 local capacities = { tonumber(ARGV[13]), tonumber(ARGV[14]) } -- requests, tokens a minute
 local owner = ARGV[15]
--- The server's clock: those of several web hosts would fill the buckets as often as they differ.
+-- The server's clock: with the clocks of several web hosts the buckets would fill too fast.
 local time = redis.call('time')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 
@@ -22,7 +22,7 @@ if fingerprint ~= '' then
   local known = redis.call('get', idempotency)
   if known then return { 'repeated', known } end
 end
-if redis.call('exists', job, claim) > 0 then return { 'taken' } end
+if redis.call('exists', job, lease) > 0 then return { 'taken' } end
 
 redis.call('zremrangebyscore', waiting, '-inf', now)
 redis.call('zremrangebyscore', running, '-inf', now)
@@ -64,7 +64,7 @@ end
 if ahead + behind >= max_model_waiting then return answer('queue', ahead + behind) end
 if max_waiting > 0 and num_waiting >= max_waiting then return answer('waiting', num_waiting) end
 
--- Nothing is written before here: a request that is refused leaves no trace.
+-- Nothing is written before this line: a refused request leaves no trace.
 for i, capacity in ipairs(capacities) do
   if capacity > 0 then
     levels[i] = levels[i] - costs[i]
@@ -72,7 +72,7 @@ for i, capacity in ipairs(capacities) do
     redis.call('expire', rates, 3600)
   end
 end
--- Something of an earlier job of this id may outlive it.
+-- Keys of an earlier job of this id may still be there.
 redis.call('del', readers, log, flag)
 redis.call('set', job, payload, 'EX', ttl)
 redis.call('sadd', readers, channel)
@@ -82,15 +82,15 @@ redis.call('expire', waiting, ttl)
 if fingerprint ~= '' then redis.call('set', idempotency, fingerprint .. ' ' .. id, 'EX', ttl) end
 
 -- Start-time fair queueing. The virtual time is the tag of the message at the head, or the last
--- one that was given when nothing waits. The tags of a key's waiting requests count up from there:
--- its second one stands behind everybody's first.
+-- given one when nothing waits. The tags of a key's waiting requests count up from there: its
+-- second one stands behind the first ones of all keys.
 local list = KEYS[first_list + place_of_list - 1]
 local head, top = redis.call('lindex', list, -1), 'top:' .. place_of_list
 local virtual = head and math.max(0, order_of(head) - 1) or tonumber(redis.call('hget', turns, top) or 0)
--- Who waited once is of no interest when nobody does, and must not grow for ever.
+-- When nothing waits the tags mean nothing any more; they must not grow for ever.
 if not head or redis.call('hlen', tags) > 10000 then redis.call('del', tags) end
 local last = tonumber(redis.call('hget', tags, owner) or 0)
--- No further ahead than its open requests reach: others may have left the queue.
+-- At most as far behind as the owner has open requests: some may have left the queue.
 local tag = math.max(virtual, math.min(last, virtual + num_open)) + 1
 local number = redis.call('hincrby', turns, 'number', 1)
 redis.call('hset', turns, top, math.max(tag, tonumber(redis.call('hget', turns, top) or 0)))

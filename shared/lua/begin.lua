@@ -1,6 +1,2 @@
--- A waiting job is one of its owner's running ones from now on.
--- KEYS: owner's waiting, owner's running. ARGV: job id, expiry, ttl.
-if redis.call('zrem', KEYS[1], ARGV[1]) == 1 then
-  redis.call('zadd', KEYS[2], ARGV[2], ARGV[1])
-  redis.call('expire', KEYS[2], ARGV[3])
-end
+-- A waiting job runs from now on. KEYS: owner's waiting, owner's running. ARGV: job id, ttl.
+begin(KEYS[1], KEYS[2], ARGV[1], ARGV[2])

@@ -1,4 +1,4 @@
--- A reader leaves a job. When it was the last one the job is to stop, until somebody comes back.
+-- A reader leaves a job. After the last one the job stops, until a reader comes back.
 -- KEYS: readers, cancel flag, owner's waiting, the list that the job may wait in.
 -- ARGV: the reader's channel, job id, ttl, the order of its message (tag -1 = not known).
 -- Returns 0: others read on; 1: a replica may run it; 2: it waited and is out of the queue.

@@ -6,7 +6,7 @@ local function order_of(message)
   return tonumber(tag or 0), tonumber(number or 0)
 end
 
--- When its request was made: Unix time in milliseconds, 0 = it does not say.
+-- When its request was made: Unix time in milliseconds, 0 = unknown.
 local function made_ms(message)
   return tonumber(string.match(message, '"llmis_made_ms": ?(%d+)') or 0)
 end
@@ -22,7 +22,7 @@ local function find(list, tag, number)
   return low
 end
 
--- Index of the message with this very order; nil when it is not in the list any more.
+-- Index of the message with exactly this order; nil when it is not in the list any more.
 local function index_of(list, tag, number)
   local index = find(list, tag, number)
   local message = redis.call('lindex', list, index)

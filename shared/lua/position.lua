@@ -1,4 +1,4 @@
--- How many messages are before a job's in a model's queue; -1 = it does not wait any more.
+-- How many messages are before the job's in a model's queue; -1 = it does not wait.
 -- KEYS: the model's lists. ARGV: the job's id.
 local marks = { '"correlation_id":"' .. ARGV[1] .. '"', '"correlation_id": "' .. ARGV[1] .. '"' }
 local before = 0

@@ -1,4 +1,4 @@
--- The orders of a model's waiting messages: of each list the first 64, and 64 of the rest.
+-- The positions of a model's waiting messages: of each list the first 64, and 64 of the rest.
 -- KEYS: the model's lists. Returns for each its length, when the oldest of the samples was made
 -- (Unix time in milliseconds, 0 = there is none), then place (0 = next), tag and number of each
 -- sample, the next one first.
@@ -6,14 +6,14 @@ local dense, spread = 64, 64
 local reply = {}
 for i, list in ipairs(KEYS) do
   local length = redis.call('llen', list)
-  local outline = { length, 0 }
+  local entry = { length, 0 }
   local function add(place_from_front, message)
     local tag, number = order_of(message)
-    outline[#outline + 1] = place_from_front
-    outline[#outline + 1] = tag
-    outline[#outline + 1] = number
+    entry[#entry + 1] = place_from_front
+    entry[#entry + 1] = tag
+    entry[#entry + 1] = number
     local at = made_ms(message)
-    if at > 0 and (outline[2] == 0 or at < outline[2]) then outline[2] = at end
+    if at > 0 and (entry[2] == 0 or at < entry[2]) then entry[2] = at end
   end
   local front = redis.call('lrange', list, -dense, -1)
   for k = #front, 1, -1 do add(#front - k, front[k]) end
@@ -22,6 +22,6 @@ for i, list in ipairs(KEYS) do
   for place_from_front = dense, length - 1, step do
     add(place_from_front, redis.call('lindex', list, -1 - place_from_front))
   end
-  reply[i] = outline
+  reply[i] = entry
 end
 return reply

@@ -1,5 +1,5 @@
--- Let the lower classes of a model have a turn now and then: a class that has waited for the
--- whole interval sends its next message to the first list.
+-- Give the lower classes of a model a turn: the next message of a class that has waited for the
+-- whole interval moves to the first list.
 -- KEYS: the model's turns, then its lists. ARGV: the interval in seconds.
 local turns, first = KEYS[1], KEYS[2]
 local interval, time = tonumber(ARGV[1]), redis.call('time')

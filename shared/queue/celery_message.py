@@ -1,6 +1,6 @@
-"""The Celery message of a job, as Celery's own `send_task` would word it.
+"""The Celery message of a job, byte for byte like that of Celery's own `send_task`.
 
-Made here, so that one call can check a request's limits, store its job and put its message into
+Made here, so that one script can check a request's limits, store its job and put its message into
 its place in the queue. Source: Celery's message protocol, version 2.
 """
 
@@ -13,35 +13,29 @@ from typing import Any
 import msgspec
 
 from shared import names
-from shared.messages import Job
+from shared.wire.job import Job
 
 _encode = msgspec.json.Encoder().encode
 _ORIGIN = f"gen{os.getpid()}@{socket.gethostname()}"
 UNPLACED = "@"
-"""The header `llmis_order` until the queue has set it."""
+"""The header `llmis_order` until the admission script sets it."""
 FIRST = "0.0"
 
 
 def queue_message(job: Job, priority: int, order: str = UNPLACED) -> bytes:
-    """Word the message of a job. `priority` is one of `names.PRIORITY_STEPS`."""
-    body = _encode([[job.id], {}, {"callbacks": None, "errbacks": None, "chain": None,
-                                   "chord": None}])  # fmt: skip
+    """Make the message of a job. `priority` is one of `names.PRIORITY_STEPS`."""
+    body = _encode([[job.id], {}, dict.fromkeys(("callbacks", "errbacks", "chain", "chord"))])
     queue = names.model_queue(job.model)
     message: dict[str, Any] = {
         "headers": {
-            # First: these are what the queue looks for.
+            # First: the scripts of the queue search for these.
             "llmis_order": order,
             "llmis_made_ms": int(1000 * job.created_at),
             "lang": "py",
             "task": names.GENERATE_TASK,
             "id": job.id,
             "root_id": job.id,
-            "parent_id": None,
-            "group": None,
-            "group_index": None,
-            "shadow": None,
-            "eta": None,
-            "expires": None,
+            **dict.fromkeys(("parent_id", "group", "group_index", "shadow", "eta", "expires")),
             "retries": 0,
             "timelimit": [None, None],
             "argsrepr": repr((job.id,)),

@@ -1,7 +1,8 @@
-"""Kombu's Redis transport, for workers that outlive a full Redis, and one that is killed.
+"""Kombu's Redis transport, for workers that survive a full Redis and the death of Redis.
 
-A worker that pops a message must note it down, or the message is lost, and one that connects again
-must bind its queues. What is new is refused before, when the web tier writes the job.
+A worker that pops a message must note it down, or the message is lost, and one that reconnects
+must bind its queues: both are writes that pass on a full Redis. New requests are refused earlier,
+when the web tier writes the job.
 """
 
 from typing import Any
@@ -10,29 +11,13 @@ import redis
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 
-from shared import essential
-
-_WRITES = {"HSET", "LPUSH", "RPUSH", "SADD", "SET", "ZADD"}
-
-
-def _as_essential(words: tuple[Any, ...]) -> tuple[Any, ...]:
-    return essential.script_call(*words) if words[0] in _WRITES else words
+from shared.clock import clock
+from shared.redis.oom_writes import ALLOW_OOM, AtOomClient
 
 
-class _Pipeline(redis.client.Pipeline):
-    def execute_command(self, *words: Any, **options: Any) -> Any:
-        return super().execute_command(*_as_essential(words), **options)  # type: ignore[no-untyped-call]
-
-
-class _Client(redis.Redis):
-    def execute_command(self, *words: Any, **options: Any) -> Any:
-        return super().execute_command(*_as_essential(words), **options)  # type: ignore[no-untyped-call]
-
-    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> _Pipeline:
-        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
-
+class _Client(AtOomClient):
     def register_script(self, script: Any) -> Any:
-        return super().register_script(essential.FLAGS + script)
+        return super().register_script(ALLOW_OOM + script)
 
 
 class Channel(kombu_redis.Channel):
@@ -43,8 +28,8 @@ class Channel(kombu_redis.Channel):
         """Raise redis.ConnectionError when the channel has been closed.
 
         When Redis dies under running jobs, kombu closes the channel and then acknowledges or puts
-        back their messages on it. Its own AttributeError would end the worker with all that it
-        runs; this one it logs. The jobs go on, and a second delivery of them finds their claim.
+        back their messages on it. Its own AttributeError would end the worker with all its jobs;
+        this error it logs. The jobs go on, and a second delivery of them finds their lease.
         """
         if self.connection is None or self.connection.client is None:
             raise redis.ConnectionError("The connection to the broker is closed.")
@@ -56,6 +41,8 @@ class Transport(kombu_redis.Transport):
 
 
 def register() -> None:
-    """Let the URLs of Redis mean this transport."""
+    """Make this the transport of Redis URLs. When a message was delivered goes by Redis' clock: all
+    workers compare that with their own."""
+    kombu_redis.time = clock.now  # type: ignore[attr-defined]
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"

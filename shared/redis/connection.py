@@ -7,7 +7,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from shared.errors import SettingsError
-from shared.settings import Settings
+from shared.redis.oom_writes import AtOomClient
+from shared.settings.fields import Settings
 
 _OLDEST_SERVER = (7, 0)
 """Valkey answers with the version of Redis that it is compatible with, 7.2."""
@@ -19,8 +20,11 @@ def payload_bytes(reply: bytes | str) -> bytes:
     return reply
 
 
-def connect(settings: Settings, *, max_connections: int = 64, **options: Any) -> "redis.Redis":
-    """Return a client whose pool blocks when it is empty.
+def connect(
+    settings: Settings, *, max_connections: int = 64, at_oom: bool = False, **options: Any
+) -> "redis.Redis":
+    """Return a client whose pool blocks when it is empty. `at_oom`: its writes pass on a full
+    Redis.
 
     RESP2, because the push replies of RESP3 cost nearly double on the publishing path. One
     retry covers a connection that died while it lay in the pool; longer outages are for the
@@ -37,14 +41,12 @@ def connect(settings: Settings, *, max_connections: int = 64, **options: Any) ->
         retry=Retry(NoBackoff(), 1),
         **options,
     )
-    return redis.Redis(connection_pool=pool)
+    return AtOomClient(connection_pool=pool) if at_oom else redis.Redis(connection_pool=pool)
 
 
 def check_server(client: "redis.Redis") -> None:
-    """Refuse a server that lacks what is needed: scripts with flags, SET with NX and GET.
-
-    Raises SettingsError, redis.RedisError.
-    """
+    """Refuse a server that lacks what is needed: scripts with flags, SET with NX and GET. Raises
+    SettingsError, redis.RedisError."""
     version = str(client.info("server").get("redis_version", ""))
     major, _, rest = version.partition(".")
     minor = rest.partition(".")[0]

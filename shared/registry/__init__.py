@@ -1,0 +1,4 @@
+"""The registry: records of live replicas and nodes, and of operations, that expire.
+
+It never starts or stops anything.
+"""
