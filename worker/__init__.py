@@ -1,1 +1,1 @@
-"""The replica: one process, one loaded model, one engine loop thread."""
+"""The processes that run models: agents and replicas. They never import `app`."""

@@ -1,7 +1,7 @@
 """CUDA devices as agent and replicas number them: in PCI order, those that are visible.
 
-NVML, which the agent asks, counts in PCI order and sees all. CUDA by itself counts the fastest
-first, and from 0 those that CUDA_VISIBLE_DEVICES names. Nothing here imports either.
+NVML, which the agent uses, counts in PCI order and sees all. CUDA by itself counts the fastest
+first, and from 0 those that CUDA_VISIBLE_DEVICES names. This module imports neither.
 """
 
 from collections.abc import MutableMapping
@@ -31,9 +31,8 @@ def parse_devices(device: str) -> list[int] | None:
 
 
 def visible_names(environment: MutableMapping[str, str]) -> list[str] | None:
-    """What CUDA_VISIBLE_DEVICES names, numbers or UUIDs; None = it does not say, all are.
-
-    CUDA takes no more of them from one on that there is not, for which people write -1."""
+    """The numbers or UUIDs in CUDA_VISIBLE_DEVICES; None = it is not set, all are visible. CUDA
+    ignores the first invalid entry and all that follow; -1 is the usual one."""
     visible = environment.get(_VISIBLE)
     if visible is None:
         return None
@@ -42,8 +41,8 @@ def visible_names(environment: MutableMapping[str, str]) -> list[str] | None:
 
 
 def restrict(environment: MutableMapping[str, str], wanted: list[int] | None) -> None:
-    """Let this process, before CUDA starts in it, see the wanted ones of those that are visible:
-    no context is made on the others, and they are numbered from 0. Raises SettingsError."""
+    """Before CUDA starts in this process, restrict it to the wanted ones of the visible devices:
+    no context is made on the others, and the wanted are numbered from 0. Raises SettingsError."""
     environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if wanted is None:
         return

@@ -1,1 +1,1 @@
-"""The node agent: starts and stops the replicas of one machine, within its memory."""
+"""Starts, watches and stops the replicas of one machine, within its memory. It loads no engine."""

@@ -1,33 +1,31 @@
-"""The agent process: `python -m worker.agent` makes this host a node of the service.
-
-All it needs is `REDIS_URL`, and the weights in its model folder.
-"""
+"""The agent process: `python -m worker.agent` makes this host a node of the service. It needs
+`REDIS_URL` and the weights in its model folder."""
 
 import os
 import sys
-import time
-from typing import Any
 
 import redis
 from celery import signals
 
-from shared import logs, names, operations, registry
-from shared import settings as settings_module
+from shared import logs, names
 from shared.celery_app import app
-from shared.connections import check_server, connect
+from shared.clock import clock
 from shared.errors import SettingsError
-from shared.settings import Settings
+from shared.redis.connection import check_server, connect
+from shared.registry import operations, records
+from shared.settings.fields import Settings
+from shared.settings.load import load as load_settings
 from worker.agent import tasks
 from worker.agent.agent import Agent
 
 _NUM_OPERATIONS = 128
-"""Loads and unloads at the same time, one a model at most: threads that wait, so that no unload
-stands behind loads that wait for the room it would make."""
+"""Threads for concurrent loads and unloads. They mostly wait, so there are many: an unload must
+not queue behind loads that wait for the memory it would free."""
 
 
 def main() -> int:
     try:
-        settings = settings_module.load()
+        settings = load_settings()
         logs.configure("agent", settings.log_level, with_prompts=settings.log_prompts)
         _run(settings)
     except SettingsError as exc:
@@ -42,12 +40,13 @@ def main() -> int:
 def _run(settings: Settings) -> None:
     if not settings.redis_url:
         raise SettingsError("redis_url: an agent joins a service: set REDIS_URL to its Redis")
-    client = connect(settings)
+    client = connect(settings, at_oom=True)
     check_server(client)
+    clock.measure(client)
     agent = Agent(settings, client)
     agent.start()
-    tasks.serve(agent)
-    signals.worker_shutting_down.connect(_on_shutting_down(agent), weak=False)
+    tasks.set_agent(agent)
+    signals.worker_shutting_down.connect(lambda **_: agent.begin_stop(), weak=False)
     worker = app.Worker(
         hostname=f"agent@{settings.node}",
         queues=[names.node_queue(settings.node)],
@@ -57,34 +56,34 @@ def _run(settings: Settings) -> None:
         without_mingle=True,
         without_gossip=True,
     )
+    # Before the worker starts: the loads wait in the node's queue.
     _reload(agent)
     worker.start()
     agent.stop()
     if agent.is_restarting:
         sys.stdout.flush()
-        # The same process: it stays the parent of its replicas, and its supervisor's child.
+        # exec keeps the process id: the replicas and the supervisor see no change.
         command = [sys.executable, "-m", "worker.agent"]
         os.execv(sys.executable, command)  # noqa: S606 # nosec B606 # fixed words
 
 
 def _reload(agent: Agent) -> None:
-    """Load again what died with the agent before this one."""
-    live = [record.model for record in registry.read(agent.client)]
+    """Go on with the loads of a previous agent that was killed, whose locks are still there, and
+    load again the models whose replicas died with it."""
+    for operation_id in operations.loads_of(agent.client, agent.node):
+        tasks.load_model.apply_async([operation_id], queue=names.node_queue(agent.node))
+    live = [record.model for record in records.read(agent.client)]
     for model, (spec, num_dead) in agent.dead_models().items():
         operation_id, is_new = operations.begin_load(
             agent.client,
             spec,
             replicas=live.count(model) + num_dead,
             nodes=[agent.node],
-            deadline_at=time.time() + agent.settings.load_timeout_s,
+            deadline_at=clock.now() + agent.settings.load_timeout_s,
             is_on_demand=False,
         )
         if is_new:
             tasks.load_model.apply_async([operation_id], queue=names.node_queue(agent.node))
-
-
-def _on_shutting_down(agent: Agent) -> Any:
-    return lambda **_: agent.begin_stop()
 
 
 if __name__ == "__main__":

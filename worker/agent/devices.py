@@ -1,7 +1,7 @@
-"""The devices of a node, and which of them a model takes room on.
+"""The devices of a node, and which of them hold a model's memory.
 
-Read through NVML (the package nvidia-ml-py, which GPU hosts have): it needs no CUDA context, so
-an agent holds no GPU memory of its own.
+GPUs are read through NVML (the package nvidia-ml-py, which GPU hosts have): it needs no CUDA
+context, so the agent itself takes no GPU memory.
 """
 
 import logging
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import InvalidModel, SettingsError
-from shared.lifecycle import ModelSpec
+from shared.model_spec import ModelSpec
 from worker import cuda_devices
-from worker.agent.memory import host_memory
+from worker.agent.host_memory import host_memory
 
 _log = logging.getLogger(__name__)
 RAM = "cpu"
@@ -27,11 +27,11 @@ class DeviceMemory:
     name: str
     total_bytes: int
     available_bytes: int
-    """What the system or the driver says is free."""
+    """Free by the system or the driver."""
 
 
 def devices() -> list[DeviceMemory]:
-    """The RAM of this host first, then its GPUs, numbered as replicas number them."""
+    """The RAM of this host, then its GPUs, numbered as replicas number them."""
     memory = host_memory()
     ram = DeviceMemory(RAM, platform.machine(), memory.total_bytes, memory.available_bytes)
     return [ram, *_gpus()]
@@ -53,10 +53,10 @@ def _gpus() -> list[DeviceMemory]:
 
 
 def _visible_gpus(nvml: Any) -> Iterator[DeviceMemory]:
-    """A GPU that does not answer, say one fallen off the bus, is left out; the others keep
+    """Leave out a GPU that does not answer, such as one that fell off the bus; the others keep
     their numbers."""
     handles: dict[str, Any] = {}
-    """Index, and UUID where there is one, → NVML's handle."""
+    """Index → NVML's handle, and UUID → the same handle."""
     count = nvml.nvmlDeviceGetCount()
     for index in range(count):
         try:
@@ -76,7 +76,7 @@ def _visible_gpus(nvml: Any) -> Iterator[DeviceMemory]:
 
 
 def _by_prefix(handles: Iterable[str], name: str) -> str | None:
-    """CUDA takes the beginning of a UUID for the whole."""
+    """Find a UUID by its beginning, as CUDA does."""
     if not name.startswith("GPU-"):
         return None
     return next((uuid for uuid in handles if uuid.startswith(name)), None)
@@ -92,38 +92,39 @@ def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def devices_of(spec: ModelSpec, there: list[DeviceMemory]) -> list[DeviceMemory]:
-    """The devices whose memory a model's weights and cache take together: those it names, or
-    all GPUs, or the RAM. Raises InvalidModel when the node has not got them."""
-    ids = [device.id for device in there]
+def devices_of(spec: ModelSpec, present: list[DeviceMemory]) -> list[DeviceMemory]:
+    """The devices that hold a model's weights and cache: the ones it names, all GPUs, or the RAM.
+    Raises InvalidModel when the node lacks one of them."""
+    ids = [device.id for device in present]
     if spec.engine not in GPU_ENGINES:
         wanted = [RAM] if spec.device in ("auto", RAM) else [spec.device]
         ids = [RAM]
     else:
         ids.remove(RAM)
+        # Without any GPU, the placeholder is never found and ends up in the error text.
         wanted = _wanted_gpus(spec.device) or ids or ["a GPU"]
-    found = [device for device in there if device.id in wanted and device.id in ids]
+    found = [device for device in present if device.id in wanted and device.id in ids]
     if len(found) < len(set(wanted)):
         raise InvalidModel(
             f"device = {spec.device!r}: {spec.engine} needs {', '.join(wanted)}; this node has "
-            f"{', '.join(device.id for device in there)}.",
+            f"{', '.join(device.id for device in present)}.",
             param="device",
         )
     return found
 
 
 def _wanted_gpus(device: str) -> list[str]:
-    """Empty: all. Raises InvalidModel."""
+    """The GPUs that a device setting names; empty = all. Raises InvalidModel."""
     try:
         return [f"cuda:{number}" for number in cuda_devices.parse_devices(device) or []]
     except SettingsError as exc:
         raise InvalidModel(str(exc), param="device") from exc
 
 
-def overlap(left: ModelSpec, right: ModelSpec, there: list[DeviceMemory]) -> bool:
-    """Whether two models take room on the same device."""
+def share_device(left: ModelSpec, right: ModelSpec, present: list[DeviceMemory]) -> bool:
+    """Whether two models share a device."""
     try:
-        ids = {device.id for device in devices_of(left, there)}
-        return any(device.id in ids for device in devices_of(right, there))
+        ids = {device.id for device in devices_of(left, present)}
+        return any(device.id in ids for device in devices_of(right, present))
     except InvalidModel:
         return False

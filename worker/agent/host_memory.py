@@ -1,7 +1,5 @@
-"""How much memory this host has, and how much of it this process may still take.
-
-In a container the kernel's figures are those of the whole machine; the limit is in the cgroups.
-"""
+"""The memory of this host, and how much of it this process may still take. In a container the
+kernel reports the whole machine; the container's limit is in the cgroups."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,28 +14,26 @@ _CGROUP = Path("/sys/fs/cgroup")
 class HostMemory:
     total_bytes: int
     available_bytes: int
-    """What can be taken without swapping: free memory and caches that give way."""
+    """Can be taken without swapping: free memory and reclaimable caches."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Version:
-    """The files of one version of the cgroup's memory controller."""
+class _CgroupFiles:
+    """The file names of one version of the cgroup memory controller."""
 
     limit: str
     usage: str
     inactive_file: str
-    """Line of memory.stat: page cache that gives way."""
+    """Key in memory.stat: page cache that the kernel reclaims first."""
 
 
-_V1 = _Version("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_V2 = _Version("memory.max", "memory.current", "inactive_file")
+_V1 = _CgroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _CgroupFiles("memory.max", "memory.current", "inactive_file")
 
 
 def host_memory(*, proc: Path = _PROC, cgroup: Path = _CGROUP) -> HostMemory:
-    """The machine's memory within the tightest limit of this process's cgroups.
-
-    `cgroup` is where the controllers are mounted. What cannot be read is no limit.
-    """
+    """The machine's memory within the tightest limit of this process's cgroups. `cgroup` is where
+    the controllers are mounted. A file that cannot be read sets no limit."""
     machine = psutil.virtual_memory()
     total_bytes, available_bytes = int(machine.total), int(machine.available)
     for root, inside, version in _hierarchies(proc, cgroup):
@@ -52,8 +48,8 @@ def host_memory(*, proc: Path = _PROC, cgroup: Path = _CGROUP) -> HostMemory:
     return HostMemory(total_bytes, max(0, min(available_bytes, total_bytes)))
 
 
-def _hierarchies(proc: Path, cgroup: Path) -> list[tuple[Path, str, _Version]]:
-    """Where this process stands: (mount, its path below it, version) of each hierarchy."""
+def _hierarchies(proc: Path, cgroup: Path) -> list[tuple[Path, str, _CgroupFiles]]:
+    """The cgroups of this process: (mount, path below it, version) for each hierarchy."""
     try:
         lines = (proc / "self" / "cgroup").read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -65,24 +61,22 @@ def _hierarchies(proc: Path, cgroup: Path) -> list[tuple[Path, str, _Version]]:
         if "memory" in controllers.split(","):
             found.append((cgroup / "memory", inside, _V1))
         elif not controllers:
-            # Beside version 1, version 2 is mounted at `unified`.
+            # Hybrid mode: beside version 1, version 2 is mounted at `unified`.
             unified = cgroup / "unified"
             found.append((unified if unified.is_dir() else cgroup, inside, _V2))
     return found
 
 
 def _up_to(root: Path, inside: str) -> list[Path]:
-    """The folders from a cgroup up to the mount.
-
-    In a container without a cgroup namespace the path is the host's and exists in part or not
-    at all below the mount, which then is the container's own cgroup.
-    """
+    """The folders from a cgroup up to the mount. A limit on any level binds. In a container without
+    a cgroup namespace the path is the host's: it need not exist below the mount, which is the
+    container's own cgroup."""
     parts = [part for part in inside.split("/") if part not in ("", ".", "..")]
     return [root.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
 
 
 def _number(path: Path) -> int | None:
-    """None where the file is missing or says `max`."""
+    """The number in a file; None if the file is missing or says `max`."""
     try:
         return int(path.read_text("ascii"))
     except (OSError, ValueError):
@@ -90,6 +84,7 @@ def _number(path: Path) -> int | None:
 
 
 def _stat(folder: Path, name: str) -> int:
+    """A value of memory.stat, 0 if it is missing."""
     try:
         lines = (folder / "memory.stat").read_text("ascii").splitlines()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""One replica as its agent sees it: an assignment, and the process that carries it out now."""
+"""One replica as its agent sees it: an assignment and its present process."""
 
 import contextlib
 import logging
@@ -14,52 +14,55 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from shared.lifecycle import Assignment
-from shared.messages import ReplicaRecord, ReplicaState
+from shared.clock import clock
+from shared.wire.records import Assignment, ReplicaRecord, ReplicaState
 from worker.agent.devices import GPU_ENGINES
 
 _log = logging.getLogger(__name__)
 _USEFUL_S = 5.0
-"""A replica that was ready for so long, and generated something, has not failed in a row."""
+"""A replica that was ready for this long and generated a token starts a new row of failures."""
 MAX_FAILURES = 3
 """Failures in a row after which a replica is given up."""
 STABLE_S = 60.0
-"""Who has been ready for so long starts counting its failures anew."""
+"""A replica that was ready for this long starts a new row of failures, used or not."""
 _MAX_BACKOFF_S = 30.0
 _KILL_MARGIN_S = 8.0
-"""Beyond its grace time a replica gets this long to end by itself."""
+"""After its grace time a replica has this long to exit before it is killed."""
 _EXIT_UNUSABLE = 1
-"""The replica said why it cannot serve this model."""
+"""Exit status of a replica that reported why it cannot serve this model."""
+_EXIT_RETRY = os.EX_TEMPFAIL
+"""Exit status of a replica that found no Redis: no failure of its own."""
 _CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGILL, -signal.SIGFPE, -signal.SIGBUS}
-"""What happens while a file is loaded happens again when it is loaded again."""
+"""A crash during the load would repeat: the model counts as unusable at once."""
 _ERROR_PREFIX = "llmis replica: "
+"""Begins the line of the log in which `worker.replica` reports a fatal error."""
 
 
 @dataclass
 class ManagedReplica:
-    """Mutable, guarded by the agent's lock. Times are monotonic seconds."""
+    """Mutable, guarded by the lock of `Replicas`. Times are monotonic seconds."""
 
     assignment: Assignment
     log_path: Path
     process: psutil.Process | None = None
     record: ReplicaRecord | None = None
-    """What it says of itself; None while it says nothing."""
+    """Its registry record; None while there is none."""
     started_at: float = field(default_factory=time.monotonic)
     seen_at: float = 0.0
-    """When its record was there last."""
+    """When its record was last seen."""
     ready_at: float | None = None
     restart_at: float | None = None
     num_failures: int = 0
     error: str = ""
-    """Why it ended last."""
+    """Why the last process ended."""
     is_given_up: bool = False
     is_unusable: bool = False
-    """With `is_given_up`: it is the model's own fault."""
+    """With `is_given_up`: the cause is the model, not the node."""
     is_stopping: bool = False
     kill_at: float = 0.0
-    """While it stops: when the time to end by itself is over."""
+    """While it stops: when SIGKILL is due."""
     busy_at: float = 0.0
-    """Unix time at which it was seen to have jobs last."""
+    """Unix time at which its record last showed jobs."""
     log_offset: int = 0
     """Where the log of the present process begins."""
 
@@ -86,7 +89,7 @@ class ManagedReplica:
             return False
         if isinstance(self.process, psutil.Popen):
             return bool(self.process.poll() is None)
-        # Adopted: not our child. Its zombie is somebody else's to bury.
+        # Adopted: not our child, so its zombie is left to its parent.
         try:
             return bool(self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
@@ -98,15 +101,15 @@ class ManagedReplica:
 
     @property
     def mapped_bytes(self) -> int:
-        """Resident pages with files behind them: the system counts them as free."""
+        """Resident pages that are backed by files: the system counts them as free."""
         return 0 if self._is_on_gpu else self._memory("shared")
 
     @property
     def held_bytes(self) -> int:
-        """What it has by now of the memory that its estimate is about.
+        """The part of its estimated memory that it has allocated.
 
-        A GPU's driver does not say reliably how much of it a process holds; weights and cache
-        are allocated when the replica is ready.
+        On a GPU: nothing until the replica is ready, then the whole estimate. The driver's
+        figures for a process are unreliable, and weights and cache are allocated by then.
         """
         if self._is_on_gpu:
             return self.assignment.memory_bytes if self.ready_at is not None else 0
@@ -124,17 +127,17 @@ class ManagedReplica:
 
     @property
     def promised_bytes(self) -> int:
-        """What the estimate says it will still take."""
+        """The part of the estimate that is not allocated yet."""
         return max(0, self.assignment.memory_bytes - self.held_bytes)
 
     def observe(self, record: ReplicaRecord | None) -> None:
-        """Take note of what it says of itself."""
+        """Take over the replica's latest registry record."""
         now = time.monotonic()
         self.record = record
         if record is not None:
             self.seen_at = now
         if self.is_busy:
-            self.busy_at = time.time()
+            self.busy_at = clock.now()
         if self.is_ready and self.ready_at is None:
             self.ready_at = now
             _log.info(
@@ -149,8 +152,8 @@ class ManagedReplica:
     # -- the process -------------------------------------------------------------------------
 
     def renewed(self) -> Assignment:
-        """The assignment of the next process, which has an id of its own: claims and records
-        name the process."""
+        """The assignment with a new replica id, for the next process: leases and records belong
+        to one process."""
         replica_id = f"{self.id}-{uuid.uuid4().hex[:6]}"
         return msgspec.structs.replace(self.assignment, replica_id=replica_id)
 
@@ -162,7 +165,7 @@ class ManagedReplica:
         self.started_at = self.seen_at = time.monotonic()
         with self.log_path.open("ab") as log:
             self.log_offset = log.tell()
-            # A session of its own: it outlives the agent, and a signal to the agent's group.
+            # Its own session: the process survives the agent and signals to the agent's group.
             self.process = psutil.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -183,11 +186,11 @@ class ManagedReplica:
                 self.process.send_signal(signum)
 
     def stop(self, grace_s: float) -> None:
-        """SIGTERM; `kill_at` is when SIGKILL is due. Once more makes it sooner, never later."""
+        """Send SIGTERM and set when SIGKILL is due. A second call can only bring it forward."""
         kill_at = time.monotonic() + grace_s + _KILL_MARGIN_S
         if self.is_stopping:
             self.kill_at = min(kill_at, self.kill_at)
-            return  # a second SIGTERM would be one too many: it reads its order again
+            return  # a second SIGTERM would end it at once; it reads its stop order again
         self.is_stopping, self.kill_at = True, kill_at
         self.send(signal.SIGTERM)
 
@@ -196,7 +199,8 @@ class ManagedReplica:
             self.send(signal.SIGKILL)
 
     def fail(self, reason: str = "") -> None:
-        """The process has ended by itself, or was killed for `reason`: try again or give up."""
+        """The process ended by itself, or was killed for `reason`: set `restart_at`, or after an
+        error of the model or too many failures `is_given_up`."""
         now = time.monotonic()
         code = self.process.poll() if isinstance(self.process, psutil.Popen) else None
         ready_s = now - self.ready_at if self.ready_at is not None else 0.0
@@ -204,13 +208,14 @@ class ManagedReplica:
         if ready_s > STABLE_S or (has_served and ready_s > _USEFUL_S):
             self.num_failures = 0
         was_ready, self.record, self.ready_at = self.ready_at is not None, None, None
-        self.num_failures += 1
-        self.error = reason or self._last_words(code)
+        self.num_failures += code != _EXIT_RETRY
+        self.error = reason or self._reported_error(code)
         self.is_unusable = not was_ready and (code == _EXIT_UNUSABLE or code in _CRASHES)
         self.is_given_up = self.is_unusable or self.num_failures >= MAX_FAILURES
         self.restart_at = now + min(0.25 * 2**self.num_failures, _MAX_BACKOFF_S)
 
-    def _last_words(self, code: int | None) -> str:
+    def _reported_error(self, code: int | None) -> str:
+        """The last error in the process's log, or how the process ended."""
         with contextlib.suppress(OSError):
             for line in reversed(self._tail()):
                 if line.startswith(_ERROR_PREFIX):
@@ -224,18 +229,21 @@ class ManagedReplica:
     def _tail(self, num_bytes: int = 65536) -> list[str]:
         with self.log_path.open("rb") as log:
             size = os.fstat(log.fileno()).st_size
-            log.seek(max(self.log_offset, size - num_bytes))
+            begin = self.log_offset if self.log_offset <= size else 0  # it was rotated since
+            log.seek(max(begin, size - num_bytes))
             return log.read().decode("utf-8", "replace").splitlines()
 
 
 def find_processes(node: str, redis_url: str) -> dict[str, psutil.Process]:
-    """The replica processes of this node and service that run here: assignment id → process."""
+    """Find the running replica processes of this node and service: assignment id → process."""
     found: dict[str, psutil.Process] = {}
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
+        # As `ManagedReplica.start` makes it: python -m worker.replica ASSIGNMENT REPLICA.
         if len(command) != 5 or command[1:3] != ["-m", "worker.replica"]:
             continue
         with contextlib.suppress(psutil.Error):
+            # Several services may run on one host: their replicas have another Redis.
             is_ours = process.environ().get("REDIS_URL") == redis_url
             if is_ours and command[3].rpartition("-")[0].endswith(f"@{node}"):
                 found[command[3]] = process

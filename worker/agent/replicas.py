@@ -1,7 +1,8 @@
-"""The replicas of one node: taken in, started, let go, and the room that they take.
+"""The replicas of one node: list, start and stop them, and what memory they take.
 
-Shared by the agent's watch thread and by the threads of its operations. `lock` guards the
-replicas; nobody waits for a replica while holding it.
+Shared by the agent's watch thread and the threads of its operations. `lock` guards the set of
+replicas and their fields. No thread waits for a replica while it holds the lock: the watch
+thread needs it to see that the replica has ended.
 """
 
 import logging
@@ -12,24 +13,30 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import redis
 
-from shared import essential, lifecycle, names, operations, registry
+from shared import log_files, names
+from shared.clock import clock
 from shared.errors import LlmisError, ModelFailed
-from shared.job_queue import JobQueue
-from shared.lifecycle import Assignment, ModelSpec, StopOrder
-from shared.messages import DecodeError
-from shared.rescue import rescue_jobs
-from shared.settings import Settings
-from worker.agent.devices import RAM, DeviceMemory, overlap
-from worker.agent.managed_replica import ManagedReplica, find_processes
-from worker.agent.room import Limits, Tenant
+from shared.model_spec import ModelSpec
+from shared.queue.job_queue import JobQueue
+from shared.queue.recovery import recover_jobs
+from shared.registry import operations
+from shared.registry.records import read, read_used_at, withdraw
+from shared.settings.fields import Settings
+from shared.wire import codec
+from shared.wire.records import Assignment, StopOrder
+from worker.agent.devices import RAM, DeviceMemory, share_device
+from worker.agent.managed_replica import ManagedReplica
+from worker.agent.placement import MemoryLimits, Occupant
 
 _log = logging.getLogger(__name__)
+_STOP_ORDER_MARGIN_S = 60
+"""A stop order outlives the grace time by this, so that a slow replica still finds it."""
+_POLL_S = 0.1
 
 
-class Fleet:
+class Replicas:
     def __init__(self, settings: Settings, client: "redis.Redis") -> None:
         self.settings = settings
         self.client = client
@@ -37,17 +44,18 @@ class Fleet:
         self.queue = JobQueue(client, int(settings.request_timeout_s) + settings.job_ttl_s)
         self.lock = threading.RLock()
         self._replicas: dict[str, ManagedReplica] = {}
-        self._assignments_key = names.assignments_key(self.node)
+        self.assignments_key = names.assignments_key(self.node)
         self._log_folder = settings.data_path / "logs"
         self._log_folder.mkdir(parents=True, exist_ok=True)
         self._environment = dict(os.environ) | {
             "LLMIS_NODE_NAME": self.node,
             "LLMIS_AGENT_PID": str(os.getpid()),
             "REDIS_URL": settings.redis_url,
-            "GGML_NO_BACKTRACE": "1",  # would start a debugger at every abort
+            # Without it ggml starts a debugger at every abort.
+            "GGML_NO_BACKTRACE": "1",
         }
 
-    # -- who is there ------------------------------------------------------------------------
+    # -- list --------------------------------------------------------------------------------
 
     def all(self) -> list[ManagedReplica]:
         with self.lock:
@@ -61,23 +69,23 @@ class Fleet:
         return next((r for r in self.all() if r.assignment.replica_id == replica_id), None)
 
     def replicas_of(self, model: str, *, with_leaving: bool = False) -> list[ManagedReplica]:
-        """Those that run or come back; those on their way out only if asked for."""
+        """The replicas that run or restart, and those that are stopping if asked for."""
         return [r for r in self.all() if r.model == model and (with_leaving or not r.is_stopping)]
 
-    def has_lost_one(self) -> bool:
-        """Whether a process has ended that nobody has seen to yet."""
+    def has_unhandled_exit(self) -> bool:
+        """Whether a process has ended whose end the watch has not handled yet."""
         return any(r.process and r.restart_at is None and not r.is_alive for r in self.all())
 
     def refresh(self) -> None:
-        """Read what the replicas say of themselves. Raises redis.RedisError."""
-        records = {record.id: record for record in registry.read(self.client)}
+        """Read the records of the replicas. Raises redis.RedisError."""
+        records = {record.id: record for record in read(self.client)}
         for replica in self.all():
             replica.observe(records.get(replica.assignment.replica_id))
 
-    # -- coming ------------------------------------------------------------------------------
+    # -- start -------------------------------------------------------------------------------
 
-    def take_in(self, spec: ModelSpec, memory_bytes: int) -> ManagedReplica:
-        """Promise memory to a new replica and start it. Raises ModelFailed."""
+    def start(self, spec: ModelSpec, memory_bytes: int) -> ManagedReplica:
+        """Promise memory to a new replica and start its process. Raises ModelFailed."""
         assignment = Assignment(
             id=f"{spec.name}@{self.node}-{uuid.uuid4().hex[:6]}",
             node=self.node,
@@ -85,121 +93,75 @@ class Fleet:
             memory_bytes=memory_bytes,
         )
         with self.lock:
-            replica = ManagedReplica(assignment, self._log_path(spec.name))
+            replica = ManagedReplica(assignment, self.log_path(spec.name))
             try:
                 replica.log_path.unlink(missing_ok=True)
                 self.launch(replica)
             except (OSError, redis.RedisError) as exc:
                 raise ModelFailed(f"The replica could not be started: {exc}") from exc
-            self._replicas[replica.id] = replica
+            self.add(replica)
         return replica
 
-    def launch(self, replica: ManagedReplica) -> None:
-        """Start its process. Raises OSError, redis.RedisError.
+    def add(self, replica: ManagedReplica) -> None:
+        with self.lock:
+            self._replicas[replica.id] = replica
 
-        The assignment first: the process reads it, and a later agent finds it.
-        """
+    def launch(self, replica: ManagedReplica) -> None:
+        """Start the replica's process. Raises OSError, redis.RedisError."""
         assignment = replica.renewed()
+        # Before the process: it reads the assignment, and a later agent finds it.
         self._write_assignment(assignment)
         replica.start(assignment, self._environment)
 
-    def take_over(self) -> list[ModelSpec]:
-        """Adopt what an earlier agent of this node left; return the models of dead replicas."""
-        processes = find_processes(self.node, self.settings.redis_url)
-        dead: list[ModelSpec] = []
-        for field, payload in self.client.hgetall(self._assignments_key).items():
-            try:
-                assignment = lifecycle.decode(payload, Assignment)
-            except DecodeError as exc:
-                _log.warning("an assignment is not readable and is dropped: %s", exc)
-                assignment = None
-            if assignment is None:
-                self.client.hdel(self._assignments_key, field)
-                continue
-            process = processes.pop(assignment.id, None)
-            if process is not None:
-                self._adopt(assignment, process)
-            else:
-                self.client.hdel(self._assignments_key, assignment.id)
-                self.bury(assignment.replica_id)
-                dead.append(assignment.spec)
-        for assignment_id, process in processes.items():
-            self._adopt_leaving(assignment_id, process)
-        return dead
+    # -- stop --------------------------------------------------------------------------------
 
-    def _adopt(self, assignment: Assignment, process: psutil.Process) -> None:
-        replica = ManagedReplica(assignment, self._log_path(assignment.spec.name))
-        replica.adopt(process)
-        self._replicas[replica.id] = replica
-        spec = assignment.spec
-        if not spec.is_configured:
-            # Its load may have been in the middle when the agent died.
-            self.client.hset(names.MODELS, spec.name, lifecycle.encode(spec))
-        _log.info("replica adopted", extra={"replica": assignment.replica_id})
-
-    def _adopt_leaving(self, assignment_id: str, process: psutil.Process) -> None:
-        """A replica without an assignment was told to stop: see to it that it does."""
+    def stop(self, replica: ManagedReplica, order: StopOrder) -> None:
+        """Begin to stop a replica for good, or sooner than an earlier order said. It has stopped
+        when `get` returns None. Raises redis.RedisError."""
         try:
-            replica_id = process.cmdline()[4]
-        except (psutil.Error, IndexError):
-            return  # it just has
-        spec = ModelSpec(name=assignment_id.partition("@")[0], path="")
-        assignment = Assignment(
-            id=assignment_id, node=self.node, spec=spec, memory_bytes=0, replica_id=replica_id
-        )
-        replica = ManagedReplica(assignment, self._log_path(spec.name))
-        replica.adopt(process)
-        order = lifecycle.decode(self.client.get(names.stop_key(replica_id)), StopOrder)
-        replica.stop(order.grace_s if order else self.settings.drain_grace_s)
-        self._replicas[replica.id] = replica
-        _log.warning("replica without an assignment is stopped: %s", assignment_id)
-
-    # -- going -------------------------------------------------------------------------------
-
-    def let_go(self, replica: ManagedReplica, order: StopOrder) -> None:
-        """Stop a replica for good, or sooner than it was told before. It is gone when `get`
-        does not find it any more."""
-        try:
+            # Before the signal: the replica reads the order when the signal comes.
             key = names.stop_key(replica.assignment.replica_id)
-            payload, ttl_s = lifecycle.encode(order), int(order.grace_s) + 60
-            essential.write(self.client, "SET", key, payload, "EX", ttl_s)
-            self.client.hdel(self._assignments_key, replica.id)
+            ttl_s = int(order.grace_s) + _STOP_ORDER_MARGIN_S
+            self.client.set(key, codec.encode(order), ex=ttl_s)
+            self.client.hdel(self.assignments_key, replica.id)
         finally:
             with self.lock:
                 replica.stop(order.grace_s)
 
     def evict(self, replica: ManagedReplica) -> None:
-        """Let an idle replica go. A job that came in at this moment runs to its end."""
+        """Stop an idle replica. A job that it took in this moment runs to its end."""
         grace_s = self.settings.request_timeout_s
-        self.let_go(replica, StopOrder(grace_s, "The model was unloaded.", hands_over=True))
+        self.stop(replica, StopOrder(grace_s, "The model was unloaded.", hands_over=True))
 
-    def bury(self, replica_id: str) -> None:
-        """Its process has ended: others are to have its jobs. Raises redis.RedisError."""
-        registry.withdraw(self.client, replica_id)
-        rescue_jobs(self.client, self.queue, replica_id)
+    def recover_jobs(self, replica_id: str) -> None:
+        """Requeue the jobs of a process that has ended. Raises redis.RedisError."""
+        # The record first: from here on, no reader of the registry counts on the replica.
+        withdraw(self.client, replica_id)
+        recover_jobs(self.client, self.queue, replica_id)
 
-    def drop(self, replica: ManagedReplica) -> None:
-        """Its process has ended for good."""
+    def remove(self, replica: ManagedReplica) -> None:
+        """Forget a replica whose process has ended for good."""
         with self.lock:
             self._replicas.pop(replica.id, None)
 
-    def give_up(self, replica: ManagedReplica, retry_s: float) -> None:
-        """It failed too often."""
-        self.client.hdel(self._assignments_key, replica.id)
-        self.drop(replica)
+    def abandon(self, replica: ManagedReplica, retry_s: float) -> None:
+        """Remove a replica that failed too often; requests load its model after `retry_s`."""
+        self.client.hdel(self.assignments_key, replica.id)
+        self.remove(replica)
         self.note_failure(replica.assignment.spec, ModelFailed(replica.error), retry_s)
 
     def note_failure(self, spec: ModelSpec, error: LlmisError, retry_s: float) -> None:
-        """Keep why a model is not there, for those who ask for it. One that was never there is
-        the business of its load alone."""
+        """Keep the reason why a model is not served, for requests that name it. For a model that
+        is neither configured nor loaded, only its load reports the reason."""
         if spec.is_configured or self.client.hexists(names.MODELS, spec.name):
-            failure = lifecycle.encode(operations.failure_of(error, retry_s))
+            failure = codec.encode(operations.failure_of(error, retry_s))
             self.client.hset(names.FAILURES, spec.name, failure)
 
     def stop_all(self) -> None:
-        """The node goes: all stop. What was loaded at run time comes back with the next agent.
+        """Stop all replicas and wait for their ends.
 
-        Needs no Redis: without one, the assignments of configured models stay, too.
+        The assignments of models that were loaded at run time stay: the next agent loads them
+        again. Works without Redis: then the assignments of configured models stay, too.
         """
         replicas = self.all()
         for replica in replicas:
@@ -208,84 +170,86 @@ class Fleet:
         configured = [r.id for r in replicas if r.assignment.spec.is_configured]
         try:
             if configured:
-                self.client.hdel(self._assignments_key, *configured)
+                self.client.hdel(self.assignments_key, *configured)
         except redis.RedisError as exc:
-            _log.warning("assignments stay, Redis does not answer: %s", exc)
+            _log.warning("assignments are kept, Redis does not answer: %s", exc)
         while any(replica.is_alive for replica in replicas):
             for replica in replicas:
                 replica.kill_if_late()
-            time.sleep(0.1)
+            time.sleep(_POLL_S)
         try:
             for replica in replicas:
-                self.bury(replica.assignment.replica_id)
+                self.recover_jobs(replica.assignment.replica_id)
         except redis.RedisError as exc:
-            _log.warning("jobs of replicas may have been left, Redis does not answer: %s", exc)
+            _log.warning("jobs were not requeued, Redis does not answer: %s", exc)
 
     def rewrite_assignments(self) -> None:
-        """A Redis that lost its last second must not cost a replica its next agent."""
+        """Write all assignments again: a restarted Redis may have lost its last second, and the
+        next agent stops a replica without an assignment."""
         with self.lock:
             for replica in self._replicas.values():
                 if not replica.is_stopping:
                     self._write_assignment(replica.assignment)
 
     def _write_assignment(self, assignment: Assignment) -> None:
-        payload = lifecycle.encode(assignment)
-        essential.write(self.client, "HSET", self._assignments_key, assignment.id, payload)
+        self.client.hset(self.assignments_key, assignment.id, codec.encode(assignment))
 
-    # -- room --------------------------------------------------------------------------------
+    # -- memory ------------------------------------------------------------------------------
 
-    def limits(self, on: list[DeviceMemory]) -> Limits:
-        """What binds a replica on these devices."""
+    def limits(self, on: list[DeviceMemory]) -> MemoryLimits:
+        """The limits that hold for a replica on these devices."""
         settings = self.settings
         is_ram = any(device.id == RAM for device in on)
-        return Limits(
-            sum(device.available_bytes for device in on),
-            settings.memory_limit_bytes if is_ram else 0,
-            settings.memory_reserve_bytes * len(on),
-            settings.max_loaded_models,
+        return MemoryLimits(
+            available_bytes=sum(device.available_bytes for device in on),
+            memory_limit_bytes=settings.memory_limit_bytes if is_ram else 0,
+            reserve_bytes=settings.memory_reserve_bytes * len(on),
+            max_occupants=settings.max_loaded_models,
         )
 
-    def tenants(self) -> list[Tenant]:
-        """Who is here. Raises redis.RedisError."""
-        used_at = registry.read_used_at(self.client)
-        return [self._tenant(replica, self.used_at(replica, used_at)) for replica in self.all()]
+    def occupants(self) -> list[Occupant]:
+        """The replicas as placement sees them. Raises redis.RedisError."""
+        used_at = read_used_at(self.client)
+        return [self._occupant(replica, self.used_at(replica, used_at)) for replica in self.all()]
 
-    def beside(
-        self, spec: ModelSpec, tenants: list[Tenant], there: list[DeviceMemory]
-    ) -> list[Tenant]:
-        """The tenants as seen by a model: who takes room elsewhere counts as a head only."""
+    def occupants_beside(
+        self, spec: ModelSpec, occupants: list[Occupant], present: list[DeviceMemory]
+    ) -> list[Occupant]:
+        """The occupants as a new model sees them: on other devices they take no memory, but they
+        still count towards `max_loaded_models`."""
         specs = {replica.id: replica.assignment.spec for replica in self.all()}
         return [
-            tenant
-            if tenant.id in specs and overlap(spec, specs[tenant.id], there)
-            else replace(tenant, estimated_bytes=0, resident_bytes=0, mapped_bytes=0)
-            for tenant in tenants
+            occupant
+            if occupant.id in specs and share_device(spec, specs[occupant.id], present)
+            else replace(occupant, estimated_bytes=0, resident_bytes=0, mapped_bytes=0)
+            for occupant in occupants
         ]
 
-    def _tenant(self, replica: ManagedReplica, used_at: float) -> Tenant:
-        return Tenant(
+    def _occupant(self, replica: ManagedReplica, used_at: float) -> Occupant:
+        return Occupant(
             id=replica.id,
             path=replica.assignment.spec.path,
             estimated_bytes=replica.assignment.memory_bytes,
             resident_bytes=replica.held_bytes,
             mapped_bytes=replica.mapped_bytes,
             is_leaving=replica.is_stopping,
-            is_evictable=_resident_s(replica) >= self.settings.min_residence_s
-            and self.is_idle(replica),
+            is_evictable=(
+                _ready_for_s(replica) >= self.settings.min_residence_s and self.is_idle(replica)
+            ),
             is_pinned=replica.assignment.spec.pin,
             used_at=used_at,
         )
 
     def used_at(self, replica: ManagedReplica, used_at: dict[str, float]) -> float:
-        """Unix time at which a replica was of use last, by the last requests of the models.
+        """Unix time at which a replica was last used, from the last requests of the models.
 
-        Who has just come was wanted just now; a long answer is use to its end.
+        Becoming ready counts as use, and so does every moment of a long answer.
         """
-        came_at = time.time() - _resident_s(replica)
-        return max(used_at.get(replica.model, 0.0), came_at, replica.busy_at)
+        ready_at = clock.now() - _ready_for_s(replica)
+        return max(used_at.get(replica.model, 0.0), ready_at, replica.busy_at)
 
     def is_idle(self, replica: ManagedReplica) -> bool:
-        """Whether it could go without anybody noticing."""
+        """Whether no request would notice its stop. Raises redis.RedisError."""
         return (
             replica.is_ready
             and not replica.is_stopping
@@ -295,13 +259,19 @@ class Fleet:
         )
 
     def queue_length(self, model: str) -> int:
+        """Jobs that wait for the model. Raises redis.RedisError."""
         pipe = self.client.pipeline(transaction=False)
         for key in names.priority_lists(model):
             pipe.llen(key)
         return sum(pipe.execute())
 
-    def _log_path(self, model: str) -> Path:
-        """`replica-<model>.log`, with a number for the second replica of a model and so on."""
+    def rotate_logs(self) -> None:
+        """Raises OSError."""
+        for replica in self.all():
+            log_files.rotate(replica.log_path, self.settings)
+
+    def log_path(self, model: str) -> Path:
+        """A free `replica-<model>.log`; numbered from the second replica of a model on."""
         taken = {replica.log_path for replica in self._replicas.values()}
         path = self._log_folder / f"replica-{model}.log"
         count = 1
@@ -311,6 +281,6 @@ class Fleet:
         return path
 
 
-def _resident_s(replica: ManagedReplica) -> float:
+def _ready_for_s(replica: ManagedReplica) -> float:
     now = time.monotonic()
     return now - (replica.ready_at or now)

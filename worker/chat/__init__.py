@@ -1,1 +1,1 @@
-"""What makes a chat of token ids: templates, control tokens, tool calls, reasoning."""
+"""Chat prompts and outputs: templates, control tokens, tool calls. It uses no engine."""

@@ -1,4 +1,4 @@
-"""What gpt-oss writes: messages with a channel each, and a recipient where they are calls.
+"""The format of gpt-oss: messages on channels; a message with a recipient is a call.
 
     <|channel|>analysis<|message|>hm<|end|>
     <|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{…}<|call|>
@@ -9,48 +9,68 @@ The prompt ends with the first `<|start|>assistant`. Source: openai/harmony, doc
 
 import re
 
-from shared.messages import Tool
-from worker.chat.call_reader import CallReader, CallSink
-from worker.chat.reading import Characters, Reading
+from shared.wire.job import Tool
+from worker.chat.char_reader import Characters, CharReader
+from worker.chat.tool_call_reader import NAMESPACE, CallReader, CallSink
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
+RECIPIENT = "to="
+_ENDS = (END, CALL, RETURN, START)
 _MAX_HEADER = 300
-_RECIPIENT = re.compile(r"to=functions\.([\w.-]+)")
+_RECIPIENT = re.compile(RECIPIENT + r"([\w.-]+)")
+_BEFORE = re.compile(rf"(^(?:{re.escape(START)})?(?:assistant)?|{RECIPIENT}[\w.-]+)")
 _THOUGHT = re.compile(re.escape(CHANNEL) + r"\s*analysis\b")
 
 
-def read_harmony(source: Characters, sink: CallSink, tools: list[Tool]) -> Reading[None]:
-    """Read messages to the end of the text. Without tools there are no calls."""
+def read_harmony(source: Characters, sink: CallSink, tools: list[Tool]) -> CharReader[None]:
+    """Read messages to the end of the text. Without tools, no calls are read."""
     has_begun = False
     while True:
         header = yield from _header(source)
         if not header.endswith(MESSAGE):
-            # The end, perhaps within a header; or a text that is no such message at all.
+            # The end of the text, perhaps inside a header; or text that is not in this format.
             if not has_begun or len(header) > _MAX_HEADER:
                 sink.say(header)
                 yield from source.until(sink.say)
             return
         has_begun = True
-        sink.say(_stray(header))
-        call = _RECIPIENT.search(header)
-        if call is not None and tools:
-            yield from CallReader(source, sink).read_arguments(call[1])
-        say = sink.think if call is None and _THOUGHT.search(header) else sink.say
-        mark = yield from source.until(say, END, CALL, RETURN, START)
+        yield from _say_stray(source, sink, header)
+        name = _called(header, sink)
+        if name and tools:
+            yield from CallReader(source, sink, _ENDS).read_arguments(name)
+        say = sink.think if not name and _THOUGHT.search(header) else sink.say
+        mark = yield from source.until(say, *_ENDS)
         if mark:
             sink.end_part()
         source.put_back(START if mark == START else "")
 
 
-def _stray(header: str) -> str:
-    """What has no business in a header: text in front of its marks."""
+def _called(header: str, sink: CallSink) -> str:
+    """The function that a message goes to; "" for none. A name alone counts if there is such a
+    tool: the format also has tools of its own, such as `python`."""
+    for recipient in _RECIPIENT.findall(header):
+        name: str = recipient.removeprefix(NAMESPACE)
+        if name and (name != recipient or name in sink.names):
+            return name
+    return ""
+
+
+def _say_stray(source: Characters, sink: CallSink, header: str) -> CharReader[None]:
+    """Say the text before the marks of a header that was read, which does not belong there."""
     before = header.removesuffix(MESSAGE).partition(CHANNEL)[0]
-    before = _RECIPIENT.sub("", before.removeprefix(START).removeprefix("assistant"))
-    return before if before.strip() else ""
+    pieces = _BEFORE.split(before)  # each second one belongs there
+    if not "".join(pieces[::2]).strip():
+        return
+    source.put_back(header)
+    for at, piece in enumerate(pieces):
+        yield from source.drop(len(piece))
+        sink.say("" if at % 2 else piece)
+    yield from source.drop(len(header) - len(before))
 
 
-def _header(source: Characters) -> Reading[str]:
+def _header(source: Characters) -> CharReader[str]:
+    """Read up to the end of a header, the end of the text, or the length limit."""
     header = ""
     while not header.endswith(MESSAGE) and len(header) <= _MAX_HEADER:
         char = yield from source.next()

@@ -1,12 +1,12 @@
-"""User text never becomes a control token.
+"""Keeps the text of clients from becoming control tokens.
 
-Where the text of a control token stands in a user's string, a mark goes behind its first
-character. The template carries the marks along; the rendered prompt is cut at them, and no
-token reaches over a cut. What a template makes of several strings, or of one that it changes,
-is found by rendering once more with marks wherever a control token could begin, end, or be
-joined: if the two have other control tokens, the second one counts.
+If a client's string contains the text of a control token, a mark is inserted after its first
+character. The template copies the marks; the rendered prompt is cut at them, and no token spans
+a cut. A template may also form a control token from several strings or from a changed one. So
+the prompt is rendered again with marks wherever a control token could begin, end or be joined:
+if the two have different control tokens, the second one is used.
 
-Control tokens of a single character cannot be taken apart: they are left as they are.
+Control tokens of a single character cannot be split and are left as they are.
 """
 
 import re
@@ -14,20 +14,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from worker.chat.template import MARK
-from worker.engines.protocol import Vocabulary
+from worker.vocabulary import Vocabulary
 
 _BLANKS = " \t\r\n\f\v"
 
 
-class ControlText:
-    """The control tokens of a vocabulary, and what can be done against them in texts."""
+class InjectionGuard:
+    """Splits and finds the control tokens of a vocabulary in texts. Immutable, so thread-safe."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._ids = {text: i for text, i in vocabulary.control_tokens.items() if len(text) > 1}
         self._all_ids = set(vocabulary.control_tokens.values())
         self._lengths: dict[str, list[int]] = {}
-        """First two characters → lengths of the control texts that begin so, longest first."""
+        """First two characters → lengths of the control texts with this begin, longest first."""
         for text in sorted(self._ids, key=len, reverse=True):
             lengths = self._lengths.setdefault(text[:2], [])
             if len(text) not in lengths:
@@ -38,16 +38,17 @@ class ControlText:
         self._longest = max(map(len, self._ids), default=0)
         self._joined = "\n".join(self._ids)
 
-    def broken(self, text: str) -> str:
-        """Put a mark into every control text that stands in a user's string."""
+    def split_marks(self, text: str) -> str:
+        """Put a mark into every control text in a client's string."""
         text = text.replace(MARK, "")
+        # After the first character, so that overlapping control texts are all split.
         found = [start + 1 for start, _ in self._occurrences(text)]
         bounds = zip([0, *found], [*found, len(text)], strict=True)
         return MARK.join(text[start:end] for start, end in bounds)
 
-    def fenced(self, text: str) -> str:
-        """Put marks also where a control text could arise if the string is joined to others
-        or changed. Strings that have no part in any are not touched."""
+    def fence_marks(self, text: str) -> str:
+        """Put marks also where a control text could form if the string is joined or changed;
+        none into a string that contains no part of one."""
         text = text.replace(MARK, "")
         core = text.strip(_BLANKS)
         if not core or not self._is_part(core):
@@ -58,6 +59,7 @@ class ControlText:
         return text[:start] + MARK + inside + MARK + text[start + len(core) :]
 
     def _is_part(self, core: str) -> bool:
+        """Whether a text may contain the begin, the end or the middle of a control text."""
         if self._begins.search(core) is not None:
             return True
         lengths = range(1, min(len(core), self._longest) + 1)
@@ -68,13 +70,14 @@ class ControlText:
 
     def ids(self, text: str) -> list[int]:
         """The control tokens of a rendered prompt, in order."""
-        return [token for piece in text.split(MARK) for token in self._split(piece, _no_tokens)]
+        return [token for piece in text.split(MARK) for token in self._split(piece, lambda _: [])]
 
     def tokenize(self, text: str) -> list[int]:
         """Turn a rendered prompt with marks into token ids. Raises EngineError.
 
-        Where the tokenizer finds other control tokens than stand there letter by letter (it may
-        normalise what it reads), it is shown the text between them only."""
+        A tokenizer may normalise its input and so find control tokens that the text does not
+        contain literally. Then it gets only the text between the literal ones.
+        """
         vocabulary, tokens = self._vocabulary, list[int]()
         pieces = [piece for piece in text.split(MARK) if piece]
         for i, piece in enumerate(pieces):
@@ -91,7 +94,7 @@ class ControlText:
         return self._vocabulary.tokenize(text, add_special=False, parse_special=False)
 
     def _split(self, piece: str, between: Callable[[str], list[int]]) -> list[int]:
-        """Control tokens of a piece, with what `between` makes of the text around them."""
+        """The control tokens of a piece, and the tokens of `between` for the other text."""
         tokens: list[int] = []
         done = 0
         for start, length in self._occurrences(piece):
@@ -104,7 +107,7 @@ class ControlText:
         return tokens + between(piece[done:]) if done < len(piece) else tokens
 
     def _occurrences(self, text: str) -> Iterator[tuple[int, int]]:
-        """Start and length of the longest control text at each place; they may overlap."""
+        """Start and length of the longest control text at each position; they may overlap."""
         for match in self._begins.finditer(text):
             start = match.start()
             for length in self._lengths.get(text[start : start + 2], ()):
@@ -125,9 +128,6 @@ def map_texts(change: Callable[[str], str], value: Any) -> Any:
 
 
 def _any_of(chars: Iterator[str]) -> re.Pattern[str]:
+    """A pattern for any of the characters; without any, one that never matches."""
     escaped = "".join(sorted({re.escape(char) for char in chars}))
     return re.compile(f"[{escaped}]" if escaped else r"(?!)")
-
-
-def _no_tokens(_: str) -> list[int]:
-    return []

@@ -1,13 +1,14 @@
-"""Chat templates: the Jinja sources that models bring along, run in a sandbox.
+"""Chat templates: the Jinja sources that come with models, run in a sandbox.
 
-A template comes with the weights or from the operator, but what it is given comes from anyone:
-nothing that it does with that may take the task thread for long, or memory without limit.
+A template comes from the weights or from the operator, but its variables come from any client:
+rendering must neither block the task thread for long nor take unlimited memory.
 """
 
 import json
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -20,28 +21,57 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from shared.errors import InvalidRequest, SettingsError
 
 MARK = "\ufdd0"
-"""A noncharacter, which no text has: where a rendered prompt is cut before it is tokenized.
-See `worker.chat.control_text`."""
+"""Marks where a rendered prompt is cut before tokenization: a Unicode noncharacter, which is
+removed from clients' texts. See `worker.chat.injection_guard`."""
 
-_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError,
-           ArithmeticError, RecursionError)  # fmt: skip
-"""What a template's own code can raise on messages that it was not made for."""
+END = "\ufdd2"
+"""Marks the end of a message that is to be continued: a noncharacter, which no template trims."""
+_BYTE_ORDER_MARK = "\ufeff"
+_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What a template can raise on messages that it does not support."""
 _MAX_CHARS = 64 * 2**20
 _MAX_S = 10.0
 _OWN_VARIABLES = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
 )
 _ESCAPED_MARK = re.compile(r"(?<!\\)((?:\\\\)*)\\ufdd0")
-"""As JSON writes it in ASCII. After an odd number of backslashes it is someone's text."""
+"""MARK as JSON escapes it in ASCII. After an odd number of backslashes it is literal text."""
+
+
+class TemplateRefusal(InvalidRequest):
+    """The template does not accept the messages as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnusableTemplate:
+    """A template that the model has and that cannot be used."""
+
+    reason: str
 
 
 class ChatTemplate:
-    """A compiled chat template. Raises SettingsError when the source is not one."""
+    """A compiled chat template. Raises SettingsError for a source that does not compile."""
 
     def __init__(
-        self, source: str, bos_text: str, eos_text: str, *, strip_bos: bool = True
+        self,
+        source: str,
+        bos_text: str,
+        eos_text: str,
+        *,
+        strip_bos: bool = True,
+        for_tools: "ChatTemplate | None" = None,
     ) -> None:
-        """`strip_bos`: the tokenizer adds the begin token, so the rendered one goes."""
+        """`strip_bos`: remove the rendered begin token, because the tokenizer adds one.
+        `for_tools`: the model's other template, for requests with tools."""
+        source = source.removeprefix(_BYTE_ORDER_MARK)
         environment = _Environment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
         )
@@ -52,53 +82,64 @@ class ChatTemplate:
         self._bos_text = bos_text if strip_bos else ""
         self._reserved = _OWN_VARIABLES | set(environment.globals)
         self.source = source
+        self.for_tools = for_tools or self
         try:
             variables = meta.find_undeclared_variables(environment.parse(source))
             self._template = environment.from_string(source)
         except jinja2.TemplateError as exc:
             raise SettingsError(f"chat_template: {exc}") from exc
         self.takes_tools = "tools" in variables
-        """It says itself which functions there are."""
+        """Whether the template itself renders the list of tools."""
 
     def render(
         self,
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         arguments: dict[str, Any] | None = None,
+        *,
+        continues: bool = False,
     ) -> str:
-        """Render a conversation up to where the assistant speaks. Raises InvalidRequest.
-
+        """Render a conversation up to the begin of the assistant's turn, or up to END if
+        `continues`. Raises TemplateRefusal, and InvalidRequest for bad arguments.
         `arguments`: further variables, which cannot replace the template's own."""
         for name in arguments or ():
             if name in self._reserved:
-                raise InvalidRequest(
-                    f"{name!r} is no argument of the chat template: the service sets it.",
-                    param="chat_template_kwargs",
+                reason = (
+                    f"{name!r} cannot be an argument of the chat template: the service sets it."
                 )
+                raise InvalidRequest(reason, param="chat_template_kwargs")
         variables = {**(arguments or {}), **self._special, "documents": None, "tools": tools}
         try:
             text = _join(
-                self._template.generate(variables, messages=messages, add_generation_prompt=True)
+                self._template.generate(
+                    variables, messages=messages, add_generation_prompt=not continues
+                )
             )
         except _ERRORS as exc:
             reason = f"The model's chat template refused the messages: {exc}"
-            raise InvalidRequest(reason, param="messages") from exc
+            raise TemplateRefusal(reason, param="messages") from exc
+        if continues:
+            text, end, _ = text.rpartition(END)
+            if not end:
+                reason = "The model's chat template leaves out the message to continue."
+                raise TemplateRefusal(reason, param="messages")
+            text = text.replace(END, "")
         return text.removeprefix(self._bos_text) if self._bos_text else text
 
 
 def _join(pieces: Iterator[str]) -> str:
-    """Raises TemplateError for what is too long or takes too long."""
+    """Join rendered pieces. Raises TemplateError if they get too long or one ends too late."""
     started, length, taken = time.monotonic(), 0, []
     for piece in pieces:
         length += len(piece)
         taken.append(piece)
         if length > _MAX_CHARS or time.monotonic() - started > _MAX_S:
-            raise jinja2.TemplateRuntimeError("the conversation is too long for it")
+            raise jinja2.TemplateRuntimeError("the conversation is too long")
     return "".join(taken)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox caps `range`; here texts and lists cannot be multiplied at will either."""
+    """Jinja's sandbox limits `range`; this one also limits the products of texts and numbers."""
 
     intercepted_binops = frozenset({"*", "**"})
 
@@ -109,12 +150,12 @@ class _Environment(ImmutableSandboxedEnvironment):
             else:
                 is_long = operator == "**" and isinstance(count, int) and abs(count) > 64
             if is_long:
-                raise jinja2.TemplateRuntimeError(f"{operator} gives too much")
+                raise jinja2.TemplateRuntimeError(f"the result of {operator} is too large")
         return super().call_binop(context, operator, left, right)
 
 
 class _Generation(Extension):
-    """`{% generation %}`, with which some templates mark the assistant's part for training."""
+    """`{% generation %}`: some templates mark the assistant's part with it for training."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -130,7 +171,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As the templates on model hubs expect it: with these arguments, and no HTML escapes."""
+    """The filter as templates on model hubs expect it: these arguments, no HTML escapes."""
     text = json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

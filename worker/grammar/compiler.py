@@ -1,7 +1,7 @@
-"""Grammars of completions, compiled by llguidance: what the engines share.
+"""Compiles the grammars of completions with llguidance, for all engines.
 
-Compiled and checked in the task threads, before a sequence reaches the engine loop; the loop
-copies what was compiled. Imported only where an engine is loaded.
+Grammars are compiled and checked in the task threads, before a sequence reaches the engine loop;
+the loop only copies the result. Imported only where an engine is loaded.
 """
 
 import json
@@ -11,23 +11,24 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from llguidance import LLMatcher, LLTokenizer
-from llguidance.gbnf_to_lark import any_to_lark
 
 from shared.errors import InvalidRequest
-from shared.messages import Grammar, GrammarKind
-from worker.engines.constraint import CompiledGrammar, Constraint, first_lines, new_matcher
-from worker.engines.grammar_trial import GrammarTrial
-from worker.engines.large_stack import on_large_stack
-from worker.guided_schema import guided_schema
+from shared.wire.job import Grammar, GrammarKind
+from worker.foreign import foreign_errors
+from worker.grammar.constraint import CompiledGrammar, Constraint, first_lines, new_matcher
+from worker.grammar.guided_schema import guided_schema
+from worker.grammar.large_stack import on_large_stack
+from worker.grammar.notation import as_lark, fault
+from worker.grammar.patterns import ascii_classes
+from worker.grammar.trial import GrammarTrial
 
 _log = logging.getLogger(__name__)
 _MAX_KEPT_BYTES = 64 << 20
 _LEAST_BYTES = 128 << 10
-"""A small schema takes 80 KiB."""
+"""Memory of a grammar in the cache, at least; a small schema takes 80 KiB."""
 _STACK_BYTES = 128 << 20
-
-
-_WORDS = {
+"""Twice that of the trial process."""
+_NOUNS = {
     GrammarKind.JSON_SCHEMA: "JSON schema",
     GrammarKind.REGEX: "regular expression",
     GrammarKind.LARK: "grammar",
@@ -35,13 +36,13 @@ _WORDS = {
 
 
 class GrammarCompiler:
-    """Thread-safe. Compiles one grammar at a time, and keeps those used last: clients repeat
-    theirs."""
+    """Thread-safe. Compiles one grammar at a time and caches the ones used last, because clients
+    repeat theirs."""
 
     def __init__(self, new_tokenizer: Callable[[], LLTokenizer], stop_ids: list[int]) -> None:
-        """`new_tokenizer` is called with the first grammar: it may take a second. It raises
-        ValueError for a vocabulary that llguidance cannot read: such a model serves everything
-        but grammars. Its end tokens are to be `stop_ids`."""
+        """`new_tokenizer` is called for the first grammar and may take a second. Its end tokens
+        must be `stop_ids`. It raises ValueError for a vocabulary that llguidance cannot read:
+        such a model serves everything but grammars."""
         self._new_tokenizer: Callable[[], LLTokenizer] | None = new_tokenizer
         self._has_end = bool(stop_ids)
         self._tokenizer: LLTokenizer | None = None
@@ -51,11 +52,12 @@ class GrammarCompiler:
         self._kept: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
 
     def compiled(self, grammar: Grammar) -> CompiledGrammar:
-        """Compile it, unless it is kept. Raises InvalidRequest, which says what is wrong with
-        the grammar."""
+        """Return the grammar from the cache, or compile it. Raises InvalidRequest with what is
+        wrong with the grammar."""
         found = self._find(grammar)
         if found is None:
             with self._compiling:
+                # Again: another thread may have compiled it while this one waited.
                 found = self._find(grammar) or self._compile(grammar)
             self._keep(grammar, found)
         return found
@@ -78,17 +80,18 @@ class GrammarCompiler:
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         tokenizer, trial = self._prepare(grammar)
         source = _to_llguidance(grammar)
-        verdict = trial.verdict(source)
-        if not verdict.is_valid:
-            raise _not_valid(grammar, verdict.reason)
-        if not verdict.is_followed:
-            raise InvalidRequest(verdict.reason, param=grammar.param)
+        result = trial.run(source)
+        if not result.is_valid:
+            raise _not_valid(grammar, result.reason)
+        if not result.is_followed:
+            raise InvalidRequest(result.reason, param=grammar.param)
         matcher = on_large_stack(_STACK_BYTES, lambda: new_matcher(tokenizer, source))
         if matcher.is_error():
             raise _not_valid(grammar, first_lines(matcher.get_error()))
-        num_bytes = max(_LEAST_BYTES, verdict.num_bytes)
+        num_bytes = max(_LEAST_BYTES, result.num_bytes)
         compiled = CompiledGrammar(matcher, int(tokenizer.vocab_size), grammar.param, num_bytes)
-        # With these tokens, too; and the loop finds most of the lexer made.
+        # The trial process used single bytes as tokens: probe with the real ones too. This also
+        # builds most of the lexer before the loop needs it.
         error = Constraint(compiled).probe()
         if error is not None:
             raise error
@@ -96,45 +99,37 @@ class GrammarCompiler:
 
     def _prepare(self, grammar: Grammar) -> tuple[LLTokenizer, GrammarTrial]:
         if not self._has_end:
-            raise InvalidRequest(
-                "This model declares no end token, so a grammar could not end its text.",
-                param=grammar.param,
-            )
+            reason = "This model declares no end token, so a grammar could not end the text."
+            raise InvalidRequest(reason, param=grammar.param)
         if self._new_tokenizer is not None:
             new_tokenizer, self._new_tokenizer = self._new_tokenizer, None
             try:
                 self._tokenizer = new_tokenizer()
                 self._trial = GrammarTrial(self._tokenizer)
             except ValueError as exc:
-                _log.warning("no grammars: llguidance cannot read the tokens: %s", exc)
+                _log.warning("grammars are off: llguidance cannot read the vocabulary: %s", exc)
         if self._tokenizer is None or self._trial is None:
             raise InvalidRequest(
-                "Grammars do not work with this model's tokens.", param=grammar.param
+                "Grammars do not work with this model's vocabulary.", param=grammar.param
             )
         return self._tokenizer, self._trial
 
 
 def _not_valid(grammar: Grammar, reason: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"Invalid value for {grammar.param}: the {_WORDS[grammar.kind]} is not valid: {reason}",
-        param=grammar.param,
-    )
-
-
-def _lark_of(grammar: Grammar) -> str:
-    """The grammar in Lark's notation, if it comes in GBNF. Raises InvalidRequest."""
-    try:
-        return str(any_to_lark(grammar.source))
-    except Exception as exc:  # the converter raises bare ones
-        raise _not_valid(grammar, str(exc)) from exc
+    what = f"the {_NOUNS[grammar.kind]}"
+    if grammar.kind is GrammarKind.LARK:
+        what, reason = fault(grammar.source, reason) or (what, reason)
+    message = f"Invalid value for {grammar.param}: {what} is not valid: {reason}"
+    return InvalidRequest(message, param=grammar.param)
 
 
 def _to_llguidance(grammar: Grammar) -> str:
-    """Raises InvalidRequest for a schema that is no JSON object, or has a number beyond 64 bits."""
+    """Raises InvalidRequest for a schema that is not a JSON object or has a number over 64 bits."""
     if grammar.kind is GrammarKind.REGEX:
-        return LLMatcher.grammar_from_regex(grammar.source)
+        return LLMatcher.grammar_from_regex(ascii_classes(grammar.source))
     if grammar.kind is GrammarKind.LARK:
-        return LLMatcher.grammar_from_lark(_lark_of(grammar))
+        with foreign_errors(lambda exc: _not_valid(grammar, str(exc))):
+            return LLMatcher.grammar_from_lark(as_lark(grammar.source))
     try:
         schema = json.loads(grammar.source)
         if not isinstance(schema, dict):

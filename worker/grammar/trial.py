@@ -1,4 +1,4 @@
-"""The replica's side of `worker.engines.grammar_check`. Task threads only, one at a time."""
+"""Client of the trial process `worker.grammar.trial_process`. Task threads, one at a time."""
 
 import contextlib
 import os
@@ -13,15 +13,15 @@ import msgspec
 from llguidance import LLTokenizer
 
 from shared.errors import EngineError
-from worker.engines.grammar_check import Outline, Verdict
+from worker.grammar.trial_process import TrialResult, TrialVocabulary
 
 _ROOT = Path(__file__).parent.parent.parent
 _START_S = 60.0
 _TRIAL_S = 10.0
-"""More than the CPU time it has: a busy machine is not what the grammar is to blame for."""
+"""Well above the CPU limit of the process: a busy machine is not the grammar's fault."""
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""Its memory is limited by addresses: none for what it does not use."""
-_TOO_LARGE = Verdict(
+"""The memory limit counts addresses: reserve none that are not used."""
+_TOO_LARGE = TrialResult(
     is_valid=False,
     reason="it takes too much memory or time. Make it smaller: shorter repetitions, fewer "
     "references and alternatives",
@@ -29,15 +29,15 @@ _TOO_LARGE = Verdict(
 
 
 class GrammarTrial:
-    """Starts the process with the first grammar, and another one where it has died."""
+    """Starts the process for the first grammar, and again after it has died."""
 
     def __init__(self, tokenizer: LLTokenizer) -> None:
-        self._outline = msgspec.json.encode(_outline(tokenizer))
+        self._vocabulary = msgspec.json.encode(_vocabulary_of(tokenizer))
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Callable[[], object] = lambda: None
 
-    def verdict(self, source: str) -> Verdict:
-        """Compile and follow what `LLMatcher.grammar_from_…` returned. Raises EngineError."""
+    def run(self, source: str) -> TrialResult:
+        """Compile and probe what `LLMatcher.grammar_from_…` returned. Raises EngineError."""
         process = self._process
         if process is None or process.poll() is not None:
             process = self._start()
@@ -45,26 +45,26 @@ class GrammarTrial:
         if not answer:
             self._end()
             return _TOO_LARGE
-        return msgspec.json.decode(answer, type=Verdict)
+        return msgspec.json.decode(answer, type=TrialResult)
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._end()
-        process = self._process = subprocess.Popen(  # nosec B603 # fixed words, no shell
-            [sys.executable, "-m", "worker.engines.grammar_check"],
+        process = self._process = subprocess.Popen(  # nosec B603 # fixed arguments, no shell
+            [sys.executable, "-m", "worker.grammar.trial_process"],
             cwd=_ROOT,
             env=os.environ | _ENVIRONMENT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         self._end = weakref.finalize(self, _end, process)
-        if not _ask(process, self._outline, _START_S):
+        if not _ask(process, self._vocabulary, _START_S):
             self._end()
-            raise EngineError("The process that checks grammars does not start.")
+            raise EngineError("The trial process for grammars does not start.")
         return process
 
 
 def _ask(process: subprocess.Popen[bytes], line: bytes, limit_s: float) -> bytes:
-    """Write a line, read one; b"" if the process has died of it, or had to be killed."""
+    """Write a line, read one; b"" if the process died or was killed at the time limit."""
     assert process.stdin is not None and process.stdout is not None, "both are pipes"
     timer = threading.Timer(limit_s, process.kill)
     timer.start()
@@ -84,15 +84,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None, "both are pipes"
-        with contextlib.suppress(BrokenPipeError):  # of what it was to read next
+        with contextlib.suppress(BrokenPipeError):  # unsent input that close() flushes
             pipe.close()
 
 
-def _outline(tokenizer: LLTokenizer) -> Outline:
+def _vocabulary_of(tokenizer: LLTokenizer) -> TrialVocabulary:
     size = tokenizer.vocab_size
     specials = {
         token: tokenizer.decode_bytes([token]).decode("utf-8", "replace")
         for token in range(size)
         if tokenizer.is_special_token(token)
     }
-    return Outline(size, specials, list(tokenizer.eos_tokens))
+    return TrialVocabulary(size, specials, list(tokenizer.eos_tokens))

@@ -1,39 +1,45 @@
-"""A job while this replica runs it, and what the engine loop tells the publisher about it."""
+"""One attempt at a job, and the events of it that go from the engine loop to the publisher."""
 
 import threading
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from shared.denylist import OutputRules
+from msgspec import UNSET
+
+from shared.denylist.denylist import OutputRules
 from shared.errors import LlmisError
-from shared.messages import Job, Timings, TokenLogprobs, Usage
-from worker.chat.parser import OutputParser
-from worker.engines.protocol import Sequence, StepResult
+from shared.wire.events import Timings, TokenLogprobs, Usage
+from shared.wire.job import Job
+from worker.sequence import Sequence, StepResult
+from worker.text_parts import TextParser
 
 
 @dataclass(slots=True)
-class JobRun:
+class Attempt:
     """State of one attempt at a job. The comments name the thread that writes each part."""
 
     job: Job
-    attempt: int
+    number: int
+    """0 = the first attempt."""
     sequences: list[Sequence]
-    claim: bytes = b""
-    """What the job's claim has to be for an event of this attempt to count."""
+    lease: bytes = b""
+    """The encoded lease without which no event of this attempt is appended."""
     channels: tuple[str, ...] = ()
-    """Of the web processes that read the job. The task thread sets it, then the heartbeat."""
+    """Of the web processes that read the job. Set by the task thread, then by the heartbeat."""
     rules: OutputRules | None = None
-    """Of the denylist, for its answers. The task thread sets it before the job is submitted."""
+    """The denylist's, for the answers. Set by the task thread before the job is submitted."""
     # engine loop
     ended: frozenset[int] = frozenset()
-    """Choices that an earlier attempt has brought to their ends."""
+    """Choices that an earlier attempt has completed."""
     open_sequences: int = 0
     prompt_tokens: int = 0
     cached_by_prompt: dict[int, int] = field(default_factory=dict)
     """Index of a prompt's first choice → its prompt tokens that came from the KV cache. The
-    other choices find there what the first one has put in: that is no saving."""
+    other choices find there what the first one has added, which saves nothing."""
     completion_tokens: int = 0
+    reasoning_tokens: dict[int, int] = field(default_factory=dict)
+    """Choice index → tokens of its reasoning, if they are counted."""
     started_at: float = 0.0
     """Monotonic seconds, 0 = not started."""
     first_token_at: float = 0.0
@@ -43,18 +49,20 @@ class JobRun:
     # publisher
     next_seq: int = 0
     prompt_logprobs: dict[int, list[TokenLogprobs] | None] = field(default_factory=dict)
-    """With `job.echo`: index of a prompt's first choice → of the prompt as far as it is read;
-    None = it is sent."""
-    parsers: dict[int, OutputParser] = field(default_factory=dict)
-    """Choice index → what sorts its text. Choices without one are all content. Made by the
+    """With `job.echo`: index of a prompt's first choice → log probabilities of the prompt as far
+    as it is read; None = they are sent."""
+    parsers: dict[int, TextParser] = field(default_factory=dict)
+    """Choice index → parser of its text. The text of a choice without one is content. Made by the
     task thread before the job is submitted."""
     called: set[int] = field(default_factory=set)
-    """Choices that have called a tool."""
+    """Choices that have called a tool, the arguments of each call whole JSON."""
     echoes: list[str] = field(default_factory=list)
     """With `job.echo`: the text of each prompt."""
     is_fenced: bool = False
-    """Another replica has taken the job over: nothing of this attempt counts any more."""
-    # whoever ends it
+    """Another replica has taken the job over: events of this attempt are refused."""
+    is_broken: bool = False
+    """An event could not be encoded: the log has ended with the failure."""
+    # the thread that ends it
     outcome: str = ""
     """"finished", or the code of the error."""
     done: threading.Event = field(default_factory=threading.Event)
@@ -66,7 +74,8 @@ class JobRun:
 
     def usage(self) -> Usage:
         cached_tokens = sum(self.cached_by_prompt.values())
-        return Usage(self.prompt_tokens, self.completion_tokens, cached_tokens)
+        reasoning = sum(self.reasoning_tokens.values()) if self.reasoning_tokens else UNSET
+        return Usage(self.prompt_tokens, self.completion_tokens, cached_tokens, reasoning)
 
     def timings(self) -> Timings:
         if not self.started_at:
@@ -93,31 +102,37 @@ class JobEnded:
 
 @dataclass(frozen=True, slots=True)
 class JobDropped:
-    """Cancelled: nobody waits for an event any more, but the log gets its end."""
+    """Failed or cancelled: the log gets its last event."""
 
     error: LlmisError
 
 
-class GiveBack(StrEnum):
-    """Why a replica gives a job back before its end."""
+class Preemption(StrEnum):
+    """Why a replica stops a job before its end."""
 
     LEFT = "client_gone"
-    """Nobody reads it: it waits, in nobody's queue, until somebody does."""
+    """It has no reader: it waits outside of the queue until it has one again."""
     HANDED_OVER = "handed_over"
-    """This replica stops: another one goes on."""
+    """This replica stops: another one resumes the job."""
 
 
 @dataclass(frozen=True, slots=True)
-class JobGivenBack:
+class JobPreempted:
     """Out of the engine; its log stays open."""
 
-    reason: GiveBack
+    reason: Preemption
 
 
-Item = StepResult | JobStarted | JobEnded | JobDropped | JobGivenBack
-Emission = tuple[JobRun, Item]
+Item = StepResult | JobStarted | JobEnded | JobDropped | JobPreempted
+AttemptEvent = tuple[Attempt, Item]
 
 
-def num_prompt_tokens(run: JobRun) -> int:
-    """Each prompt is counted once, however many choices it has."""
-    return sum(len(s.prompt) for s in run.sequences[:: run.job.num_choices])
+def parsers_of(sequences: list[Sequence]) -> dict[int, TextParser]:
+    """Make a parser for each choice whose text is more than content."""
+    made = {s.key[1]: s.new_parser() for s in sequences if s.new_parser is not None}
+    return {index: parser for index, parser in made.items() if parser is not None}
+
+
+def num_prompt_tokens(attempt: Attempt) -> int:
+    """Count each prompt once, however many choices it has."""
+    return sum(len(s.prompt) for s in attempt.sequences[:: attempt.job.num_choices])

@@ -1,8 +1,8 @@
-"""The drain: what a replica does between being told to stop and its end.
+"""The drain: what a replica does between its stop signal and its end. One thread.
 
-It takes no more jobs. Those that run go to other replicas, which go on with their logs: at once
-as far as there are free slots elsewhere, else when the grace time is over, to wait in the queue.
-Only where nobody is to serve the model any more do they end, with an error. One thread.
+It takes no more jobs. Its running jobs go to other replicas, which resume them: at once as far as
+there are free slots elsewhere, else when the grace time is over, to wait in the queue. Only when
+the model is unloaded do they end, with an error.
 """
 
 import logging
@@ -15,20 +15,22 @@ from typing import Any
 import redis
 from celery import bootsteps
 
-from shared import lifecycle, names, registry
+from shared import names
 from shared.errors import ModelUnloaded
-from shared.lifecycle import StopOrder
-from shared.messages import ReplicaState
-from worker.engine_loop import EngineLoop
-from worker.job_run import GiveBack, JobRun
+from shared.registry.records import BEAT_S, read
+from shared.wire import codec
+from shared.wire.records import ReplicaState, StopOrder
+from worker.replica.attempt import Attempt, Preemption
+from worker.replica.engine_loop import EngineLoop
+from worker.replica.threads import daemon_thread
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1
 _SIBLINGS_S = 0.1
-"""Replicas that are told to stop at the same time have said so by then."""
-_NEWS_S = 2 * registry.BEAT_S
-"""By then the others have told of the jobs that were handed to them."""
-_LAST_WORDS_S = 6.0
+"""By then, replicas that are stopped at the same time show it in their records."""
+_RECORDS_S = 2 * BEAT_S
+"""By then, the records of the others show the jobs that were handed to them."""
+_PUBLISH_S = 6.0
 """Beyond the grace time: for the last events of the jobs to reach Redis."""
 
 
@@ -43,7 +45,7 @@ class Drain:
         *,
         announce: Callable[[], None],
     ) -> None:
-        """`grace_s` holds where no `StopOrder` says otherwise; `announce` tells the registry."""
+        """`grace_s` applies without a `StopOrder`; `announce` writes the replica's record."""
         self._client = client
         self._replica_id = replica_id
         self._model = model
@@ -51,60 +53,60 @@ class Drain:
         self._grace_s = grace_s
         self._announce = announce
         self._begun = threading.Event()
-        self._next_look_at = 0.0
+        self._next_handover_at = 0.0
 
     @property
     def has_begun(self) -> bool:
-        """Whether a job that comes now is to go back to the queue."""
+        """Whether a job that arrives now goes back to the queue."""
         return self._begun.is_set()
 
     def begin(self) -> None:
         """From a signal handler. Celery waits for the running tasks then."""
         self._begun.set()
-        threading.Thread(target=self._run, name="drain", daemon=True).start()
+        daemon_thread("drain", self._run).start()
 
     def _run(self) -> None:
-        """Until the process ends: a task may still be on its way into the loop."""
+        """Repeat until the process ends: a task may be about to submit a job to the loop."""
         self._announce()
         started_at = time.monotonic()
         time.sleep(_SIBLINGS_S)
         while True:
-            # Read again each time: it may be told to hurry.
+            # Read again each time: a later order may shorten the grace time.
             order = self._order()
             late_s = time.monotonic() - started_at - (order.grace_s if order else self._grace_s)
             if order is None or order.hands_over:
                 self._hand_over(is_late=late_s >= 0)
             elif late_s >= 0:
-                for run in self._loop.running():
-                    self._loop.cancel(run.id, ModelUnloaded(order.reason))
-            if late_s > _LAST_WORDS_S:
-                # Without Redis the last events of its jobs never leave.
+                for attempt in self._loop.running():
+                    self._loop.cancel(attempt.id, ModelUnloaded(order.reason))
+            if late_s > _PUBLISH_S:
+                # Without Redis the last events of its jobs cannot be written.
                 _log.critical("the process ends although jobs have not")
                 os._exit(75)
             time.sleep(_POLL_S)
 
     def _order(self) -> StopOrder | None:
         try:
-            return lifecycle.decode(self._client.get(names.stop_key(self._replica_id)), StopOrder)
+            return codec.decode(self._client.get(names.stop_key(self._replica_id)), StopOrder)
         except redis.RedisError as exc:
             _log.warning("stop order not readable, the grace time of the settings holds: %s", exc)
             return None
 
     def _hand_over(self, *, is_late: bool) -> None:
-        runs = self._loop.running()
+        attempts = self._loop.running()
         if not is_late:
             now = time.monotonic()
-            if not runs or now < self._next_look_at:
+            if not attempts or now < self._next_handover_at:
                 return
-            runs = _fitting(runs, self._free_slots_elsewhere())
-            if runs:
-                self._next_look_at = now + _NEWS_S
-        for run in runs:
-            self._loop.give_back(run.id, GiveBack.HANDED_OVER)
+            attempts = _fitting(attempts, self._free_slots_elsewhere())
+            if attempts:
+                self._next_handover_at = now + _RECORDS_S
+        for attempt in attempts:
+            self._loop.preempt(attempt.id, Preemption.HANDED_OVER)
 
     def _free_slots_elsewhere(self) -> int:
         try:
-            records = registry.read(self._client)
+            records = read(self._client)
         except redis.RedisError as exc:
             _log.warning("the registry is not readable, jobs stay for now: %s", exc)
             return 0
@@ -117,23 +119,21 @@ class Drain:
         )
 
 
-def _fitting(runs: list[JobRun], num_slots: int) -> list[JobRun]:
-    """The first of the jobs that find so many slots."""
+def _fitting(attempts: list[Attempt], num_slots: int) -> list[Attempt]:
+    """The first of the jobs, as many as fit into so many slots."""
     fitting = []
-    for run in runs:
-        num_slots -= max(1, run.open_sequences)
+    for attempt in attempts:
+        num_slots -= max(1, attempt.open_sequences)
         if num_slots < 0:
             break
-        fitting.append(run)
+        fitting.append(attempt)
     return fitting
 
 
 class PutBack(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Put back the message that Redis has popped for a consumer that stops.
-
-    kombu has always asked for one more, and would read the answer when the process ends: the
-    job would wait for all that run. It is next in its list then.
-    """
+    """Put back the message that Redis has popped for a consumer that stops. kombu's BRPOP for the
+    next message is always under way, and its reply would only be read when the process ends: that
+    job would wait for all running ones. Put back, it is next in its list."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 

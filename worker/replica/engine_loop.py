@@ -6,60 +6,61 @@ leave through the `emit` function it was given, which must not block.
 
 import logging
 import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shared.clock import clock
 from shared.errors import EngineError, LlmisError
-from worker.engines.protocol import Engine, EngineFatal, Sequence, StepResult
-from worker.job_run import (
-    Emission,
-    GiveBack,
+from worker.engines.base import Engine, EngineFatal
+from worker.replica.attempt import (
+    Attempt,
+    AttemptEvent,
     JobDropped,
     JobEnded,
-    JobGivenBack,
-    JobRun,
+    JobPreempted,
     JobStarted,
+    Preemption,
     num_prompt_tokens,
 )
-from worker.thread_names import name_this_thread
+from worker.replica.threads import daemon_thread
+from worker.sequence import Sequence, StepResult
 
 _log = logging.getLogger(__name__)
 _NEWEST_WEIGHT = 0.1
-"""Of the job that ended last, in the mean time that jobs hold slots."""
+"""Of the latest job, in the moving mean of the time that jobs hold slots."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Stop:
     job_id: str
-    end: JobDropped | JobGivenBack
+    end: JobDropped | JobPreempted
 
 
 class EngineLoop:
-    def __init__(self, engine: Engine, emit: Callable[[list[Emission]], None]) -> None:
+    def __init__(self, engine: Engine, emit: Callable[[list[AttemptEvent]], None]) -> None:
         self._engine = engine
         self._num_slots = engine.free_slots
         self._emit = emit
-        self._inbox: queue.SimpleQueue[JobRun | _Stop | None] = queue.SimpleQueue()
-        self._runs: dict[str, JobRun] = {}
+        self._inbox: queue.SimpleQueue[Attempt | _Stop | None] = queue.SimpleQueue()
+        self._attempts: dict[str, Attempt] = {}
         self._waiting: deque[Sequence] = deque()
         """Sequences without a slot yet, in the order of their jobs."""
-        self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
+        self._thread = daemon_thread("engine-loop", self._run)
         self.is_wedged = False
-        """The loop itself died: the process is of no more use."""
-        self.last_words = ""
+        """The loop itself died: the process cannot serve any more."""
+        self.fatal_reason = ""
         """Why it died, if the engine said so."""
-        self.suspects: dict[str, int] = {}
-        """See `EngineFatal`."""
+        self.poison: dict[str, int] = {}
+        """`EngineFatal.poison`, if the engine raised it."""
         self.num_steps = 0
         self.num_generated_tokens = 0
         self.mean_slot_s = 0.0
         """See `ReplicaRecord.slot_s`."""
         self._step_ended_at = time.monotonic()
-        self._handed_over: dict[str, float] = {}
-        """Job → monotonic time at which it was submitted, until the loop has taken it."""
+        self._submitted_at: dict[str, float] = {}
+        """Job → monotonic time, until the loop has taken it from the inbox."""
 
     def start(self) -> None:
         self._thread.start()
@@ -70,23 +71,24 @@ class EngineLoop:
         if self._thread.is_alive():
             self._thread.join()
 
-    def submit(self, run: JobRun) -> None:
-        """Hand over a job. Its end is `run.done`."""
-        self._handed_over[run.id] = time.monotonic()
-        self._inbox.put(run)
+    def submit(self, attempt: Attempt) -> None:
+        """Put a job into the inbox. Its end is `attempt.done`."""
+        self._submitted_at[attempt.id] = time.monotonic()
+        self._inbox.put(attempt)
 
     def cancel(self, job_id: str, error: LlmisError) -> None:
         """End a job between two steps. An unknown job is ignored."""
         self._inbox.put(_Stop(job_id, JobDropped(error)))
 
-    def give_back(self, job_id: str, reason: GiveBack) -> None:
-        """Stop a job between two steps, for another replica to go on. An unknown job is ignored."""
-        self._inbox.put(_Stop(job_id, JobGivenBack(reason)))
+    def preempt(self, job_id: str, reason: Preemption) -> None:
+        """Stop a job between two steps without an end, so that it can be resumed. An unknown job is
+        ignored."""
+        self._inbox.put(_Stop(job_id, JobPreempted(reason)))
 
     # -- for the heartbeat: read from another thread, each a single reference ----------------
 
-    def running(self) -> list[JobRun]:
-        return list(self._runs.copy().values())
+    def running(self) -> list[Attempt]:
+        return list(self._attempts.copy().values())
 
     @property
     def num_waiting(self) -> int:
@@ -95,15 +97,15 @@ class EngineLoop:
     @property
     def step_age_s(self) -> float:
         """Seconds for which there was something to do and no step ended."""
-        if self._runs:
+        if self._attempts:
             return time.monotonic() - self._step_ended_at
-        handed_over = self._handed_over.copy()
-        return time.monotonic() - min(handed_over.values()) if handed_over else 0.0
+        submitted_at = self._submitted_at.copy()
+        return time.monotonic() - min(submitted_at.values()) if submitted_at else 0.0
 
     # -- the loop ----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        name_this_thread()
+        is_stopped = False
         try:
             while self._drain_inbox():
                 self._admit()
@@ -111,21 +113,20 @@ class EngineLoop:
                     self._route(self._step())
                     self.num_steps += 1
                     self._step_ended_at = time.monotonic()
+            is_stopped = True
         except EngineFatal as error:
             _log.critical("the engine cannot go on: %s", error.message, exc_info=True)
-            self.last_words = error.message
-            self.suspects = error.suspects
+            self.fatal_reason = error.message
+            self.poison = error.poison
             self._drop_all(error)
-            self.is_wedged = True
-        except BaseException:  # a panic in Rust is no Exception
-            _log.exception("engine loop died")
-            self.is_wedged = True
         finally:
+            # Any other exception ends the thread, and `logs.configure` logs it.
+            self.is_wedged = not is_stopped
             self._drop_all(EngineError("The replica stopped before the request was done."))
 
     def _drain_inbox(self) -> bool:
-        """Take what has come; wait when there is nothing else to do. False = stop."""
-        is_idle = not self._runs
+        """Process the inbox; wait for a message when no job runs. False = stop."""
+        is_idle = not self._attempts
         while True:
             try:
                 message = self._inbox.get(block=is_idle)
@@ -133,38 +134,38 @@ class EngineLoop:
                 return True
             if message is None:
                 return False
-            if isinstance(message, JobRun):
+            if isinstance(message, Attempt):
                 if is_idle:
                     self._step_ended_at = time.monotonic()
-                self._runs[message.id] = message
-                self._handed_over.pop(message.id, None)
+                self._attempts[message.id] = message
+                self._submitted_at.pop(message.id, None)
                 wanted = [s for s in message.sequences if s.key[1] not in message.ended]
                 message.open_sequences = len(wanted)
                 self._waiting.extend(wanted)
             else:
-                self._take_out(message.job_id, message.end)
+                self._remove(message.job_id, message.end)
             is_idle = False
 
     def _admit(self) -> None:
-        """Give what room there is to the sequences that have waited longest.
+        """Admit sequences in the order of their arrival, as long as the engine can.
 
-        Nobody overtakes: a long one at the head would wait for ever behind short ones."""
+        No overtaking: a long one at the head would wait for ever behind short ones."""
         while self._waiting and self._engine.can_admit(self._waiting[0]):
             sequence = self._waiting.popleft()
-            run = self._runs[sequence.key[0]]
+            attempt = self._attempts[sequence.key[0]]
             try:
                 self._engine.submit(sequence)
             except EngineFatal:
                 raise
             except LlmisError as error:
-                _log.warning("not taken by the engine: %s", error, extra={"request_id": run.id})
-                self._drop(run.id, error)
+                _log.warning("not taken by the engine: %s", error, extra={"request_id": attempt.id})
+                self._drop(attempt.id, error)
                 continue
-            if not run.started_at:
-                run.started_at = time.monotonic()
-                run.queue_s = max(0.0, time.time() - run.job.created_at)
-                run.prompt_tokens = num_prompt_tokens(run)
-                self._emit([(run, JobStarted(run.prompt_tokens))])
+            if not attempt.started_at:
+                attempt.started_at = time.monotonic()
+                attempt.queue_s = clock.age_s(attempt.job.created_at)
+                attempt.prompt_tokens = num_prompt_tokens(attempt)
+                self._emit([(attempt, JobStarted(attempt.prompt_tokens))])
 
     def _step(self) -> list[StepResult]:
         try:
@@ -173,75 +174,76 @@ class EngineLoop:
             raise
         except EngineError as error:
             _log.exception("engine step failed, its jobs fail with it")
-            # Who only waits has lost nothing.
-            for run in [run for run in self._runs.values() if run.started_at]:
-                self._drop(run.id, error)
+            # A job that only waits has lost nothing.
+            for attempt in [attempt for attempt in self._attempts.values() if attempt.started_at]:
+                self._drop(attempt.id, error)
             return []
 
     def _route(self, results: list[StepResult]) -> None:
-        emissions: list[Emission] = []
+        events: list[AttemptEvent] = []
         for result in results:
-            run = self._runs.get(result.key[0])
-            if run is None:
-                continue  # another choice of the job has failed in this very step
+            attempt = self._attempts.get(result.key[0])
+            if attempt is None:
+                continue  # another choice of the job has failed in this step
             if result.error is not None:
-                self._emit(emissions)
-                emissions = []
-                self._drop(run.id, result.error)
+                self._emit(events)
+                events = []
+                self._drop(attempt.id, result.error)
                 continue
             num_tokens = len(result.token_ids)
             if num_tokens:
-                run.completion_tokens += num_tokens
+                attempt.completion_tokens += num_tokens
                 self.num_generated_tokens += num_tokens
-                run.last_token_at = time.monotonic()
-                run.first_token_at = run.first_token_at or run.last_token_at
-            if result.prefilled_tokens and result.key[1] % run.job.num_choices == 0:
-                # What an earlier attempt has drawn may be in the cache, too: it is no prompt.
-                num_prompt = len(run.sequences[result.key[1]].prompt)
-                run.cached_by_prompt[result.key[1]] = min(result.cached_tokens, num_prompt)
-            emissions.append((run, result))
+                if result.reasoning_tokens is not None:
+                    attempt.reasoning_tokens[result.key[1]] = result.reasoning_tokens
+                attempt.last_token_at = time.monotonic()
+                attempt.first_token_at = attempt.first_token_at or attempt.last_token_at
+            if result.prefilled_tokens and result.key[1] % attempt.job.num_choices == 0:
+                # Tokens of an earlier attempt may be in the cache, too: they are no prompt.
+                num_prompt = len(attempt.sequences[result.key[1]].prompt)
+                attempt.cached_by_prompt[result.key[1]] = min(result.cached_tokens, num_prompt)
+            events.append((attempt, result))
             if result.finish_reason is not None:
-                run.open_sequences -= 1
-                if run.open_sequences == 0:
-                    del self._runs[run.id]
-                    self._note_slot_time(run)
-                    run.outcome = "finished"
-                    emissions.append((run, JobEnded(run.usage(), run.timings())))
-        if emissions:
-            self._emit(emissions)
+                attempt.open_sequences -= 1
+                if attempt.open_sequences == 0:
+                    del self._attempts[attempt.id]
+                    self._weigh_slot_time(attempt)
+                    attempt.outcome = "finished"
+                    events.append((attempt, JobEnded(attempt.usage(), attempt.timings())))
+        if events:
+            self._emit(events)
 
     def _drop(self, job_id: str, error: LlmisError) -> None:
-        self._take_out(job_id, JobDropped(error))
+        self._remove(job_id, JobDropped(error))
 
-    def _take_out(self, job_id: str, end: JobDropped | JobGivenBack) -> None:
-        run = self._runs.pop(job_id, None)
-        if run is None:
+    def _remove(self, job_id: str, end: JobDropped | JobPreempted) -> None:
+        attempt = self._attempts.pop(job_id, None)
+        if attempt is None:
             return
         try:
-            for sequence in run.sequences:
+            for sequence in attempt.sequences:
                 self._engine.cancel(sequence.key)
         finally:
             self._waiting = deque(s for s in self._waiting if s.key[0] != job_id)
-            self._note_slot_time(run)
+            self._weigh_slot_time(attempt)
             if isinstance(end, JobDropped):
-                run.outcome = end.error.code or end.error.type
+                attempt.outcome = end.error.code or end.error.type
             else:
-                run.outcome = end.reason
-            self._emit([(run, end)])
+                attempt.outcome = end.reason
+            self._emit([(attempt, end)])
 
-    def _note_slot_time(self, run: JobRun) -> None:
-        """Weigh in a job that has ended. One with more sequences than slots held them all."""
-        if not run.started_at:
+    def _weigh_slot_time(self, attempt: Attempt) -> None:
+        """Add an ended job to the mean. One with more sequences than slots held all slots."""
+        if not attempt.started_at:
             return
-        num_held = min(len(run.sequences), self._num_slots)
-        held_s = num_held * (time.monotonic() - run.started_at)
+        num_held = min(len(attempt.sequences), self._num_slots)
+        held_s = num_held * (time.monotonic() - attempt.started_at)
         weight = _NEWEST_WEIGHT if self.mean_slot_s else 1.0
         self.mean_slot_s += weight * (held_s - self.mean_slot_s)
 
     def _drop_all(self, error: LlmisError) -> None:
-        for job_id in list(self._runs):
+        for job_id in list(self._attempts):
             try:
                 self._drop(job_id, error)
-            except Exception:
-                # The others are to hear of their ends too.
+            except Exception:  # the engine is foreign code: the other jobs must end, too
                 _log.exception("not cancelled", extra={"request_id": job_id})

@@ -1,15 +1,18 @@
 """From a job to sequences: prompts, tokenizing, length checks. Runs in task threads."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import msgspec
 
 from shared.errors import ContextLengthExceeded, InvalidRequest
-from shared.messages import Capability, Grammar, Job, JobKind, Sampling
-from worker.chat.parser import OutputParser
+from shared.wire.job import Grammar, GrammarKind, Job, JobKind, Sampling
+from shared.wire.records import Capability
 from worker.chat.prompts import ChatPrompts, without_marks
-from worker.chat.template import ChatTemplate
-from worker.engines.protocol import Engine, Sequence, detokenize
+from worker.chat.template import ChatTemplate, UnusableTemplate
+from worker.engines.base import Engine
+from worker.sequence import Sequence
+from worker.text.completion import detokenize
 
 
 class PromptBuilder:
@@ -18,7 +21,7 @@ class PromptBuilder:
     def __init__(
         self,
         engine: Engine,
-        template: ChatTemplate | None,
+        template: ChatTemplate | UnusableTemplate | None,
         stop: list[str],
         *,
         strip_leading_space: bool = False,
@@ -29,7 +32,14 @@ class PromptBuilder:
         """`stop` and `strip_leading_space` are the template's, for chat jobs. 0 = no limit but
         the context."""
         self._engine = engine
-        self._chat = ChatPrompts(template, engine.vocabulary) if template else None
+        self._chat: ChatPrompts | None = None
+        self.template_source = template.source if isinstance(template, ChatTemplate) else None
+        self.chat_error = ""
+        """Why the model's chat template cannot be used."""
+        if isinstance(template, UnusableTemplate):
+            self.chat_error = template.reason
+        elif template is not None:
+            self._chat = ChatPrompts(template, engine.vocabulary)
         self._template_stop = stop
         self._strip_leading_space = strip_leading_space
         self._max_prompt_logprobs = max_prompt_logprobs
@@ -49,7 +59,7 @@ class PromptBuilder:
         return found
 
     def sequences(self, job: Job) -> list[Sequence]:
-        """Build one sequence a choice. Raises InvalidRequest, ContextLengthExceeded."""
+        """Build one sequence per choice. Raises InvalidRequest, ContextLengthExceeded."""
         self._check_kind(job)
         if job.kind is JobKind.EMBEDDING:
             return [self._input(job, index) for index in range(len(job.prompts))]
@@ -59,7 +69,10 @@ class PromptBuilder:
         self._check_prompt_logprobs(job, prompts)
         stop = list(job.stop) + (self._template_stop if is_chat else [])
         grammar = self._chat_grammar(job, prompts[0]) if is_chat else job.grammar
-        shown_tokens = self._chat.shown_tokens if is_chat and self._chat else frozenset[int]()
+        chat = self._chat if is_chat else None
+        output = chat.format(job) if chat else None
+        starts_in_reasoning = chat is not None and chat.starts_in_reasoning(job, prompts[0])
+        shown_tokens = chat.shown_tokens(job) if chat else frozenset[int]()
         sequences: list[Sequence] = []
         for prompt in prompts:
             max_tokens = self._max_tokens(prompt, job)
@@ -72,7 +85,10 @@ class PromptBuilder:
                         max_tokens=max_tokens,
                         sampling=_sampling_of_choice(job, index),
                         stop=stop,
-                        strip_leading_space=is_chat and self._strip_leading_space,
+                        new_parser=partial(output.parser, job, index, starts_in_reasoning)
+                        if output
+                        else None,
+                        strip_leading_space=is_chat and self._strips(job),
                         logprobs=job.logprobs,
                         grammar=grammar,
                         min_tokens=job.min_tokens,
@@ -88,15 +104,6 @@ class PromptBuilder:
                 choice.compiled = sequences[first].compiled
         return sequences
 
-    def parsers(self, job: Job, sequences: list[Sequence]) -> dict[int, OutputParser]:
-        """Make a parser for each choice whose text is more than content."""
-        if job.kind is not JobKind.CHAT or self._chat is None:
-            return {}
-        starts_in_reasoning = self._chat.starts_in_reasoning(sequences[0].prompt)
-        choices = [sequence.key[1] for sequence in sequences]
-        made = {i: self._chat.format.parser(job, i, starts_in_reasoning) for i in choices}
-        return {i: parser for i, parser in made.items() if parser is not None}
-
     def tokens(self, job: Job) -> list[int]:
         """The token ids of a tokenize job. Raises InvalidRequest, ContextLengthExceeded."""
         if job.messages:
@@ -104,6 +111,9 @@ class PromptBuilder:
         (text,) = job.prompts
         assert isinstance(text, str), "a tokenize job has a text, or messages"
         self._check_bytes(text, "prompt")
+        if not job.add_special and text in self._engine.vocabulary.control_tokens:
+            # A client asks for the id of a name in `tokenizer_info`.
+            return [self._engine.vocabulary.control_tokens[text]]
         return self._engine.vocabulary.tokenize(
             text, add_special=job.add_special, parse_special=False
         )
@@ -120,6 +130,12 @@ class PromptBuilder:
             raise self._too_long(str(len(token_ids)), "tokens")
         self._check_token_ids(token_ids, "tokens")
         return detokenize(self._engine.vocabulary, token_ids)
+
+    def _strips(self, job: Job) -> bool:
+        """A form that the client gives is kept as it is, and so is a message that goes on. JSON may
+        have blanks in front."""
+        is_exact = job.grammar is not None and job.grammar.kind is not GrammarKind.JSON_SCHEMA
+        return self._strip_leading_space and not is_exact and not job.continues
 
     def _check_kind(self, job: Job) -> None:
         """Raises InvalidRequest for a job of the wrong kind of model."""
@@ -175,8 +191,13 @@ class PromptBuilder:
 
     def _chat_prompt(self, job: Job) -> list[int]:
         if self._chat is None:
+            lack = (
+                f"no usable chat template ({self.chat_error})"
+                if self.chat_error
+                else "no chat template"
+            )
             raise InvalidRequest(
-                f"The model {job.model!r} has no chat template. Use /v1/completions, "
+                f"The model {job.model!r} has {lack}. Use /v1/completions, "
                 "or give it one with chat_template in its settings.",
                 param="model",
             )
@@ -189,20 +210,17 @@ class PromptBuilder:
 
     def _chat_grammar(self, job: Job, prompt: list[int]) -> Grammar | None:
         assert self._chat is not None, "it has rendered the prompt"
-        starts_in_reasoning = self._chat.starts_in_reasoning(prompt)
+        starts_in_reasoning = self._chat.starts_in_reasoning(job, prompt)
         control_tokens = self._engine.vocabulary.control_tokens
-        return self._chat.format.grammar(job, starts_in_reasoning, control_tokens)
+        return self._chat.format(job).grammar(job, starts_in_reasoning, control_tokens)
 
     def _tokens(self, prompt: str | list[int], param: str = "prompt") -> list[int]:
-        if isinstance(prompt, str):
-            return self._tokenize(prompt, param)
-        self._check_token_ids(prompt, param)
-        return prompt
-
-    def _tokenize(self, text: str, param: str) -> list[int]:
         """Raises InvalidRequest, ContextLengthExceeded."""
-        self._check_bytes(text, param)
-        tokens = self._engine.vocabulary.tokenize(text, add_special=True, parse_special=False)
+        if isinstance(prompt, list):
+            self._check_token_ids(prompt, param)
+            return prompt
+        self._check_bytes(prompt, param)
+        tokens = self._engine.vocabulary.tokenize(prompt, add_special=True, parse_special=False)
         return self._not_empty(tokens, param)
 
     def _check_bytes(self, text: str, param: str) -> None:

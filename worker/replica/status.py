@@ -1,39 +1,25 @@
-"""What a replica says of itself: the content of its record in the registry.
-
-Written by the main thread while it loads, read by the heartbeat.
-"""
+"""The status of a replica: the content of its record in the registry. Written by the main thread
+while it loads, read by the heartbeat."""
 
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import psutil
 
-from shared.lifecycle import STAGES, Assignment
-from shared.messages import Capability, ReplicaRecord, ReplicaState
-from worker.engine_loop import EngineLoop
+from shared.clock import clock
+from shared.wire.operations import STAGES
+from shared.wire.records import Assignment, ReplicaRecord, ReplicaState
+from worker.engines.base import Engine
+from worker.replica.engine_loop import EngineLoop
+from worker.replica.prompt import PromptBuilder
 
 _RATE_WINDOW_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """What the engine has to offer now."""
-
-    free_slots: int
-    context_length: int
-    device: str
-    capabilities: list[Capability] = field(default_factory=list)
-    device_bytes: dict[str, int] = field(default_factory=dict)
-    """See `ReplicaRecord.device_bytes`."""
-    kv_usage: float | None = None
-    """See `ReplicaRecord.kv_usage`."""
-
-
-class VitalSigns:
+class ReplicaStatus:
     def __init__(self, assignment: Assignment, replica_id: str, versions: dict[str, str]) -> None:
         self._assignment = assignment
         self._replica_id = replica_id
@@ -41,20 +27,18 @@ class VitalSigns:
         self._state = ReplicaState.LOADING
         self._stage = "spawning"
         self._fraction = STAGES["spawning"]
-        self._started_at = time.time()
+        self._started_at = clock.now()
         self._process = psutil.Process()
         self._loop: EngineLoop | None = None
         self._publish_age_s: Callable[[], float] = lambda: 0.0
-        spec = assignment.spec
-        self._capacity: Callable[[], Capacity] = lambda: Capacity(
-            spec.slots, spec.context_length, spec.device
-        )
-        self._sampling = threading.Lock()  # the heartbeat samples, and a job that comes first
+        self._engine: Engine | None = None
+        self._prompts: PromptBuilder | None = None
+        self._sampling = threading.Lock()  # used by the heartbeat and by a job that ends a pause
         self._samples: deque[tuple[float, int]] = deque()
         """(monotonic time, tokens generated until then) of the last seconds."""
 
     def enter(self, stage: str) -> None:
-        """A stage of `shared.lifecycle.STAGES` begins."""
+        """A stage of `shared.wire.operations.STAGES` begins."""
         self._stage, self._fraction = stage, STAGES[stage]
 
     def read_weights(self, done: float) -> None:
@@ -69,21 +53,23 @@ class VitalSigns:
     def observe(
         self,
         loop: EngineLoop,
-        capacity: Callable[[], Capacity],
+        engine: Engine,
+        prompts: PromptBuilder,
         publish_age_s: Callable[[], float],
     ) -> None:
-        """The model is loaded: its engine loop has something to tell from now on."""
-        self._loop, self._capacity, self._publish_age_s = loop, capacity, publish_age_s
+        """The model is loaded: the record shows its engine loop from now on."""
+        self._loop, self._engine, self._prompts = loop, engine, prompts
+        self._publish_age_s = publish_age_s
 
     def record(self) -> ReplicaRecord:
-        assignment, spec, loop = self._assignment, self._assignment.spec, self._loop
+        assignment, spec = self._assignment, self._assignment.spec
+        loop, engine, prompts = self._loop, self._engine, self._prompts
         memory = self._process.memory_info()
-        capacity = self._capacity()
         return ReplicaRecord(
             id=self._replica_id,
             model=spec.name,
             engine=spec.engine,
-            device=capacity.device,
+            device=engine.device if engine else spec.device,
             node=assignment.node,
             assignment_id=assignment.id,
             pid=os.getpid(),
@@ -92,10 +78,11 @@ class VitalSigns:
             stage=self._stage,
             fraction=round(self._fraction, 3),
             slots=spec.slots,
-            busy_slots=spec.slots - capacity.free_slots,
+            busy_slots=spec.slots - engine.free_slots if engine else 0,
             waiting_sequences=loop.num_waiting if loop else 0,
-            context_length=capacity.context_length,
-            capabilities=capacity.capabilities,
+            context_length=engine.context_length if engine else spec.context_length,
+            capabilities=prompts.capabilities if prompts else [],
+            chat_error=prompts.chat_error if prompts else "",
             steps=loop.num_steps if loop else 0,
             step_age_s=loop.step_age_s if loop else 0.0,
             publish_age_s=self._publish_age_s(),
@@ -105,8 +92,8 @@ class VitalSigns:
             memory_bytes=memory.rss,
             mapped_bytes=memory.shared,
             estimated_bytes=assignment.memory_bytes,
-            device_bytes=capacity.device_bytes,
-            kv_usage=capacity.kv_usage,
+            device_bytes=engine.device_bytes if engine else {},
+            kv_usage=engine.kv_usage if engine else None,
             started_at=self._started_at,
         )
 

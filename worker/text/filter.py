@@ -1,31 +1,30 @@
-"""The denylist on a text that grows: what is let through never has to be taken back.
-
-However a text is cut into pieces, what `push` and `finish` return adds up to the same.
-"""
+"""Applies the denylist to a growing text: text once released is never revised. The text released by
+`push` and `finish` is the same for every split of the input."""
 
 from dataclasses import dataclass
 
-from shared.denylist import OutputRules, Pattern, Rule
-from shared.messages import Filtered, FilterMatch
+from shared.denylist.denylist import OutputRules
+from shared.denylist.matcher import Pattern
+from shared.denylist.rule import Rule
+from shared.wire.events import Filtered, FilterMatch
 
 MASK = "***"
 _SLICE = 128
-"""Characters that are looked through at a time: a search may look to the end of the text."""
+"""Characters added per search: a search may scan to the end of the text."""
 _MAX_KEPT = 64
-"""Characters behind which no match can begin any more, kept until they are dropped at once."""
+"""Characters before every possible match that are kept, so that they are dropped in bulk."""
 
 
 @dataclass(slots=True)
 class _Scanner:
-    """Finds the matches of one pattern, each as soon as no further text can change it."""
+    """Finds the matches of one pattern, each as soon as more text cannot change it."""
 
     pattern: Pattern
     start: int = 0
-    """What is before it is decided."""
+    """All matches before it are decided."""
 
     def decided(self, text: str, end: int, *, is_last: bool) -> list[tuple[int, int, Rule]]:
-        """The matches before `end` that have been decided since the last time. `is_last`: nothing
-        behind `end` counts."""
+        """Matches before `end` decided since the last call. `is_last`: the text ends at `end`."""
         found: list[tuple[int, int, Rule]] = []
         while True:
             limit = end if is_last else self.pattern.open_from(text, self.start)
@@ -41,26 +40,26 @@ class TextFilter:
     """Filters one choice's text. Positions count its characters from the beginning."""
 
     def __init__(self, rules: OutputRules, before: str = "") -> None:
-        """`before`: text that is out already; what comes is behind it."""
+        """`before`: text released earlier, which the new text follows."""
         self.is_cut = False
-        """The answer ends here: `push` must not be called any more."""
+        """A rule has ended the text. `push` must not follow."""
         self.seen = len(before)
-        """Characters that have been let through, or masked."""
-        self._text = before[-1:]  # what is a word's border depends on it
+        """Characters released or masked."""
+        self._text = before[-1:]  # word boundaries depend on it
         self._base = len(before) - len(self._text)
-        """Where `_text` begins. The positions below count from there."""
+        """Position of `_text`. The positions below count from there."""
         self._out = len(self._text)
-        """What is before it has been let through."""
+        """Everything before it is released."""
         self._end, self._mask, self._tag = (
             _Scanner(pattern, self._out) if pattern else None
             for pattern in (rules.end, rules.mask, rules.tag)
         )
         self._masks: list[tuple[int, int]] = []
-        """Begin and end of what is to be masked and has not been let through."""
+        """Begin and end of masks that are not released yet."""
         self._matches: list[FilterMatch] = []
 
     def push(self, text: str) -> str:
-        """Add text and return what is now certain."""
+        """Add text and return what is now final."""
         pieces = []
         for at in range(0, len(text), _SLICE):
             if self.is_cut:
@@ -70,11 +69,11 @@ class TextFilter:
         return "".join(pieces)
 
     def finish(self) -> str:
-        """The text is complete: return what was held back."""
+        """End the text and return what was held back."""
         return "" if self.is_cut else self._advance(is_last=True)
 
-    def take(self) -> Filtered:
-        """What there is to tell of the text since the last time."""
+    def report(self) -> Filtered:
+        """The matches since the last call, and how far the text is released."""
         matches, self._matches = self._matches, []
         return Filtered(self.seen, matches)
 
@@ -95,9 +94,9 @@ class TextFilter:
         return self._let_through(end if is_last else hold)
 
     def _find_masks(self, scanner: _Scanner, end: int, *, is_last: bool) -> int:
-        """Note what is to be masked; return how far that is known."""
+        """Find masks; return the position up to which they are decided."""
         if self.is_cut and self._masks and self._masks[-1][1] > end:
-            # Made of text that is no part of the answer: what of it is one is looked at anew.
+            # The cut falls into this mask: search the part that remains again.
             self._masks = [mask for mask in self._masks if mask[1] <= end]
             scanner.start = min(scanner.start, self._masks[-1][1] if self._masks else self._out)
         for begin, match_end, rule in scanner.decided(self._text, end, is_last=is_last):
@@ -110,7 +109,7 @@ class TextFilter:
         self._matches.append(FilterMatch(rule.name, rule.action, base + begin, base + end))
 
     def _let_through(self, hold: int) -> str:
-        """Return the text before `hold`. A mask goes out as a whole."""
+        """Return the text before `hold`. A mask is released as a whole."""
         pieces: list[str] = []
         at = self._out
         while self._masks and self._masks[0][1] <= hold:
@@ -128,10 +127,11 @@ class TextFilter:
         if len(self._text) < 2 * _MAX_KEPT:
             return
         scanners = [s for s in (self._end, self._mask, self._tag) if s]
+        # - 1: the character before decides whether a word begins here.
         num_old = min([self._out, *(scanner.start for scanner in scanners)]) - 1
         if num_old < _MAX_KEPT:
             return
-        # So that where a filter stands depends on the text alone: see `Pattern.open_from`.
+        # In fixed units, so that the state depends on the text alone: see `Pattern.open_from`.
         num_old -= num_old % _MAX_KEPT
         self._text = self._text[num_old:]
         self._base += num_old

@@ -1,16 +1,21 @@
-"""The logits of a position, and the log probabilities that are read off them."""
+"""Log probabilities of tokens, computed from the logits that the model gave for a position.
 
+The logits must be untouched: penalties, biases, grammars and truncation change the distribution
+that is drawn from, and log probabilities are of the model's own. Thread-safe.
+"""
+
+import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.messages import Logprob, TokenLogprobs
+from shared.wire.events import Logprob, TokenLogprobs
 
 Row = NDArray[np.float32]
-"""`(vocab_size,)`: the logits of one position, in llama.cpp's own memory."""
+"""`(vocab_size,)`: the logits of one position."""
 _BLOCK = 512
-"""Logits whose maximum is taken together in the search for the best ones."""
+"""Logits per block in the search for the best ones."""
 
 
 def token_logprobs(
@@ -21,20 +26,24 @@ def token_logprobs(
     *,
     is_end: bool = False,
 ) -> TokenLogprobs:
-    """A token in the distribution of untouched logits."""
+    """The token and its alternatives in the softmax of the row; `row` is not changed."""
     highest = row.max()
     powers = row - highest
     np.exp(powers, out=powers)
     norm = highest + np.log(powers.sum())
     top = [report(i, float(row[i] - norm)) for i in best_tokens(row, num_alternatives)]
-    return TokenLogprobs(report(token, float(row[token] - norm)), top, is_end)
+    # An id beyond the vocabulary is never drawn: samplers mask the padding. If one were, an
+    # exception here would end the whole batch.
+    chosen = float(row[token] - norm) if token < row.size else -math.inf
+    return TokenLogprobs(report(token, chosen), top, is_end)
 
 
 def best_tokens(row: Row, num_wanted: int) -> list[int]:
     """The ids of the highest logits, best first, equal ones by id.
 
-    Sorting or partitioning a large vocabulary takes milliseconds. But as many blocks as there
-    are wanted have a maximum of at least `least`, so the best ones are not below it: few are left.
+    Sorting or partitioning a large vocabulary takes milliseconds, so most of it is excluded
+    first. At least `num_wanted` blocks have a maximum of `least` or more, so at least that many
+    logits do, and none of the best ones is below it.
     """
     if not num_wanted:
         return []

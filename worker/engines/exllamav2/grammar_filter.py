@@ -1,21 +1,17 @@
-"""How ExLlamaV2 asks a constraint: as a filter of its own kind.
-
-The mask of the next token is made in the generator's thread pool while the GPU works.
-"""
+"""A constraint as a filter of ExLlamaV2. The mask of the next token is computed in the generator's
+thread pool while the GPU works."""
 
 from typing import Any
 
 import torch
 
-from worker.engines.constraint import Constraint
+from worker.grammar.constraint import Constraint
 
 
 def new_filter(filter_class: type[Any], model: Any, tokenizer: Any, constraint: Constraint) -> Any:
-    """Make the ExLlamaV2Filter that carries a constraint. Every job needs one of its own.
-
-    Contract: exllamav2@v0.3.2:generator/filters/base.py. The method names and their order of
-    use (begin, then mask and feed in turn) are the library's.
-    """
+    """Make the ExLlamaV2Filter of a constraint. Every job needs its own. Contract:
+    exllamav2@v0.3.2:generator/filters/base.py. The library defines the method names and the order
+    of calls: begin, then mask and feed in turn."""
 
     class ConstraintFilter(filter_class):  # type: ignore[misc]
         def begin(self, prefix_str: str) -> None:
@@ -41,7 +37,7 @@ def new_filter(filter_class: type[Any], model: Any, tokenizer: Any, constraint: 
 
 
 def mask(constraint: Constraint, logits: torch.Tensor) -> torch.Tensor:
-    """Set what is not allowed to -inf, in place. `logits`: `(padded_vocab,) float32 cpu`."""
+    """Set forbidden tokens to -inf, in place. `logits`: `(padded_vocab,) float32 cpu`."""
     if constraint.error is None:
         forbidden = torch.from_numpy(constraint.forbidden(logits.numel()))
         logits.masked_fill_(forbidden, float("-inf"))

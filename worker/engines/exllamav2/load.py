@@ -1,7 +1,7 @@
 """Loads a model with exllamav2: devices, weights, KV cache, draft model, generator.
 
-Runs in the process's main thread, once. Importing exllamav2 builds its extension where it is
-not built yet (minutes) and initialises CUDA: nothing else in the project may do it.
+Runs once, in the main thread of the process. Importing exllamav2 builds its extension if
+necessary (minutes) and initialises CUDA, so no other module may import it.
 """
 
 import gc
@@ -16,27 +16,28 @@ from typing import Any
 
 from shared.errors import EngineError, SettingsError
 from worker import cuda_devices
-from worker.engines.exl2 import yarn
-from worker.engines.exl2.failures import Failure, classify
-from worker.engines.exl2.model_config import is_quantised, loadable_folder, rope_scaling
-from worker.engines.exl2.model_folder import ModelFolder, read_folder
-from worker.engines.exl2.plan import Plan, make_plan
-from worker.engines.protocol import EngineSettings
+from worker.engines.base import EngineSettings
+from worker.engines.exllamav2.failures import StepFailure, classify
+from worker.engines.exllamav2.load_plan import Plan, make_plan
+from worker.engines.exllamav2.model import yarn
+from worker.engines.exllamav2.model.config import is_quantised, loadable_folder, rope_scaling
+from worker.engines.exllamav2.model.folder import ModelFolder, read_folder
+from worker.foreign import foreign_errors
 
 _log = logging.getLogger(__name__)
 _MIN_OUTPUT_ROWS = 16
 _MAX_NGRAM = 4
 MIN_NGRAM_CONTEXT = _MAX_NGRAM - 1
-"""Tokens that the n-gram guesser looks at: on a shorter sequence it raises IndexError
+"""Tokens that n-gram speculation looks at: on a shorter sequence it raises IndexError
 (exllamav2@v0.3.2:generator/dynamic.py, iterate_ngram_gen)."""
 _MAIN_RESERVE_BYTES, _OTHER_RESERVE_BYTES = 192 << 20, 64 << 20
-"""What `load_autosplit` leaves free by itself on the first device, and on each other."""
+"""What `load_autosplit` leaves free by default on the first device, and on each other."""
 _WORKING_BYTES = 1 << 30
-ATTACH = "worker.engines.exl2.attach"
+ATTACH = "worker.engines.exllamav2.attention.attach"
 
 
 @dataclass(slots=True)
-class Model:
+class ModelOnDevice:
     """A model on its devices with its KV cache."""
 
     config: Any
@@ -54,16 +55,16 @@ class Loaded:
     filters: Any
     """The module exllamav2.generator.filters."""
     plan: Plan
-    main: Model
-    draft: Model | None
+    main: ModelOnDevice
+    draft: ModelOnDevice | None
     uses_ngrams: bool
     device: str
     attention: str
-    """Name of the one in use."""
+    """Name of the implementation in use."""
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that can be drawn, and that have an embedding."""
+        """Tokens that can be drawn and have an embedding."""
         return int(min(self.main.tokenizer.get_vocab_size(), self.main.config.vocab_size))
 
     @property
@@ -79,8 +80,8 @@ class Loaded:
             tokenizer=self.main.tokenizer,
             max_batch_size=max_batch_size,
             max_chunk_size=max_chunk_tokens,
-            # Its buffer of logits has so many rows a sequence: the token and the guesses. Its
-            # own check of num_draft_tokens against it is off by one.
+            # Rows of logits per sequence: one token and the drafts. The generator's own check of
+            # num_draft_tokens against it is off by one.
             max_q_size=num_draft_tokens + 1,
             draft_model=draft.model if draft else None,
             draft_cache=draft.cache if draft else None,
@@ -91,10 +92,10 @@ class Loaded:
         )
 
     def device_bytes(self) -> dict[str, int]:
-        """GPU → memory that torch has taken from the driver there."""
+        """GPU → memory that torch has reserved there."""
         import torch
 
-        # The process sees these devices alone, numbered from 0.
+        # CUDA_VISIBLE_DEVICES hides the others: torch numbers the visible ones from 0.
         return {
             name: torch.cuda.memory_reserved(number)
             for number, name in enumerate(self.device.split(","))
@@ -110,30 +111,27 @@ class Loaded:
 
 
 def load(settings: EngineSettings, folder: ModelFolder) -> Loaded:
-    """Raises SettingsError for what the user can mend, EngineError for the rest."""
+    """Raises SettingsError for what the user can fix, EngineError for the rest."""
     plan = make_plan(settings, is_quantised=is_quantised(folder.config))
     cuda_devices.restrict(os.environ, plan.devices)
     library, generators, filters = _import()
-    attention = importlib.import_module(ATTACH).attach(
-        os.environ.get("LLMIS_EXL2_ATTENTION", "auto")
-    )
+    choice = os.environ.get("LLMIS_EXL2_ATTENTION", "auto")
+    attention = importlib.import_module(ATTACH).attach(choice)
     speculation = settings.speculation
     draft_folder = None
     if speculation is not None and speculation.draft_path is not None:
         draft_folder = _draft_folder(folder, speculation.draft_path)
     num_parts = 2 if draft_folder else 1
-    try:
+    with foreign_errors(lambda exc: _explain(exc, folder.path)):
         on_progress = _progress(settings, 0, num_parts)
         reserved_bytes = _draft_bytes(library, draft_folder, plan) if draft_folder else 0
         main = _load_model(library, folder, plan, 0, on_progress, reserved_bytes)
         draft = None
         if draft_folder is not None:
-            # The generator wants no fewer positions of it than of the main model.
+            # The generator needs as many positions as of the main model.
             num_positions = main.config.max_seq_len
             on_progress = _progress(settings, 1, num_parts)
             draft = _load_model(library, draft_folder, plan, num_positions, on_progress)
-    except Exception as exc:
-        raise _explain(exc, folder.path) from exc
     device = _device_name(plan)
     _log.info(
         "exllamav2 %s: %d tokens of KV cache, attention: %s",
@@ -142,22 +140,26 @@ def load(settings: EngineSettings, folder: ModelFolder) -> Loaded:
         attention.name,
         extra={"device": device},
     )
-    uses_ngrams = speculation is not None and draft is None
     return Loaded(
-        library, generators, filters, plan, main, draft, uses_ngrams, device, attention.name
+        library=library,
+        generators=generators,
+        filters=filters,
+        plan=plan,
+        main=main,
+        draft=draft,
+        uses_ngrams=speculation is not None and draft is None,
+        device=device,
+        attention=attention.name,
     )
 
 
 def _import() -> tuple[Any, Any, Any]:
-    try:
+    """The modules exllamav2, exllamav2.generator and exllamav2.generator.filters."""
+    hint = "It needs torch with CUDA, and nvcc or a built extension (docs/operations.md)."
+    with foreign_errors(lambda exc: EngineError(f"exllamav2 cannot be imported: {exc}. {hint}")):
         library = importlib.import_module("exllamav2")
         generators = importlib.import_module("exllamav2.generator")
         filters = importlib.import_module("exllamav2.generator.filters")
-    except Exception as exc:
-        raise EngineError(
-            f"exllamav2 cannot be imported: {exc}. It needs torch with CUDA, and nvcc or a built "
-            "extension (docs/operations.md)."
-        ) from exc
     return library, generators, filters
 
 
@@ -168,8 +170,8 @@ def _load_model(
     min_positions: int,
     on_progress: Callable[[int, int], None],
     reserved_bytes: int = 0,
-) -> Model:
-    """`reserved_bytes` of the first of several devices are left to another model."""
+) -> ModelOnDevice:
+    """`reserved_bytes`: memory of the first of several devices to leave to another model."""
     import torch
 
     with ExitStack() as stack:
@@ -181,14 +183,14 @@ def _load_model(
         if config.alt_rope_method == "yarn":
             yarn.attach(config, rope_scaling(folder))
         config.max_input_len = plan.max_input_tokens
-        # Logits are wanted for the last positions alone; without a limit they are made for all.
+        # Logits are needed for the last positions only; without a limit they are computed for all.
         config.max_output_len = max(_MIN_OUTPUT_ROWS, plan.num_draft_tokens + 1)
         _check_cache(config, plan)
         model = library.ExLlamaV2(config)
         cache_class = getattr(library, plan.cache_class)
         num_devices = torch.cuda.device_count()
         if num_devices > 1:
-            # Layers and their part of the cache go to one device after the other.
+            # Fills one device after the other with layers and their part of the cache.
             cache = cache_class(model, max_seq_len=plan.cache_tokens, lazy=True)
             reserved = [_MAIN_RESERVE_BYTES + reserved_bytes]
             reserved += [_OTHER_RESERVE_BYTES] * (num_devices - 1)
@@ -200,24 +202,24 @@ def _load_model(
             cache = cache_class(model, max_seq_len=plan.cache_tokens)
         tokenizer = library.ExLlamaV2Tokenizer(config, lazy_init=True)
         never_decode(tokenizer, config.vocab_size)
-    return Model(config, model, cache, tokenizer)
+    return ModelOnDevice(config, model, cache, tokenizer)
 
 
 def never_decode(tokenizer: Any, vocab_size: int) -> None:
-    """Let every token have no text. The texts are ours to make, from the token ids; with texts
-    the generator holds tokens back, for as long as a byte among them is no UTF-8
-    (exllamav2@v0.3.2:generator/dynamic.py, receive_sample), and it takes seconds to decode the
-    vocabulary, twice."""
+    """Give every token an empty text: `SequenceCompletion` makes the text. With texts
+    the generator would hold tokens back while their bytes are not UTF-8
+    (exllamav2@v0.3.2:generator/dynamic.py, receive_sample), and decode the vocabulary twice, which
+    takes seconds."""
     size = max(-(-int(vocab_size) // 32) * 32, int(tokenizer.get_vocab_size()))
     tokenizer.id_to_piece = tokenizer.id_to_piece_with_special = [""] * size
 
 
 def _set_positions(config: Any, plan: Plan, min_positions: int) -> None:
-    """How many positions are prepared, and which.
+    """Set the number of prepared positions, and their scaling.
 
-    With longrope ("su") ExLlamaV2 takes `max_seq_len` for what the model was trained on, scales
-    by it, and does not scale at all where it is short. transformers and vLLM scale by the
-    config's length whatever the context: so that length stays, and the factors are chosen here.
+    With longrope ("su") ExLlamaV2 takes `max_seq_len` for the trained length and scales by it,
+    and not at all if it is short. transformers and vLLM scale by the config's length for every
+    context, so that length is kept and the factors are chosen here.
     Source: exllamav2@v0.3.2:exllamav2/rope.py, get_rope_params_su.
     """
     if config.alt_rope_method == "su":
@@ -231,14 +233,14 @@ def _set_positions(config: Any, plan: Plan, min_positions: int) -> None:
 def _check_cache(config: Any, plan: Plan) -> None:
     if plan.cache_class != "ExLlamaV2Cache" and config.head_dim % 32:
         raise SettingsError(
-            f"quant: heads of {config.head_dim} values cannot be quantised, it takes a multiple "
-            "of 32. Use f16."
+            f"quant: heads of {config.head_dim} values cannot be quantised; only multiples of 32 "
+            "can. Use f16."
         )
 
 
 def _draft_bytes(library: Any, folder: ModelFolder, plan: Plan) -> int:
-    """What a draft model takes of the first of several devices, rather more: its files, its
-    cache in 16 bits, and room to work."""
+    """Upper estimate of a draft model's memory on the first of several devices: its files, its
+    cache in 16 bits, and working memory."""
     import torch
 
     if torch.cuda.device_count() < 2:
@@ -253,10 +255,10 @@ def _draft_bytes(library: Any, folder: ModelFolder, plan: Plan) -> int:
 
 
 def _draft_folder(folder: ModelFolder, path: Path) -> ModelFolder:
-    """Raises SettingsError where the two do not speak of the same tokens."""
+    """Raises SettingsError if the two vocabularies differ."""
     draft = read_folder(path)
     if draft.tokenizer.get("model") != folder.tokenizer.get("model"):
-        raise SettingsError(f"draft: {path.name} has another vocabulary than {folder.path.name}")
+        raise SettingsError(f"draft: {path.name} has not the vocabulary of {folder.path.name}")
     return draft
 
 
@@ -267,7 +269,7 @@ def _progress(settings: EngineSettings, part: int, num_parts: int) -> Callable[[
 def _explain(exc: Exception, path: Path) -> Exception:
     if isinstance(exc, SettingsError):
         return exc
-    if classify(exc) is Failure.OUT_OF_MEMORY:
+    if classify(exc) is StepFailure.OUT_OF_MEMORY:
         return EngineError(f"There is too little GPU memory for {path.name}: {exc}")
     if isinstance(exc, RuntimeError):
         return EngineError(f"exllamav2 could not load {path.name}: {exc}")

@@ -1,9 +1,9 @@
-"""Admission arithmetic: which pages of the KV cache a sequence will hold.
+"""Counts the pages of the KV cache that sequences will hold.
 
-ExLlamaV2 reserves the pages for prompt and completion when a job starts, and full pages of
-equal prompts are shared. The ledger counts as the generator does, over the live sequences
-alone, and never counts fewer: what it lets in starts in the next step. (The generator also
-merges pages that come to be equal while text is generated; the ledger does not know of it.)
+ExLlamaV2 reserves the pages for prompt and completion when a job starts; jobs with equal prompts
+share their full pages. The ledger counts like the generator, over the running sequences only, and
+never too few, so an admitted sequence starts in the next step. (It may count too many: the
+generator also merges pages that become equal while text is generated.)
 Source: exllamav2@v0.3.2:generator/dynamic.py, prepare_for_queue, current_new_pages_required.
 """
 
@@ -20,9 +20,9 @@ Key = tuple[str, int]
 @dataclass(frozen=True, slots=True)
 class Demand:
     shareable: tuple[bytes, ...]
-    """Digests of the full prompt pages; each covers all the text before it too."""
+    """Digests of the full prompt pages; each covers all pages before it too."""
     own_pages: int
-    """The rest of the prompt, and the completion."""
+    """Pages for the rest of the prompt and the completion."""
     prompt_tokens: int
 
     @property
@@ -31,8 +31,8 @@ class Demand:
 
 
 def demand(prompt: list[int], max_tokens: int, num_draft_tokens: int) -> Demand:
-    """`max_tokens` of completion, and room for the guesses beyond the last token."""
-    # The last prompt token is always computed, so its page is never shared.
+    """The pages of a prompt, `max_tokens` of completion, and the drafts beyond the last token."""
+    # - 1: the last prompt token is always computed, so the page that it is in is never shared.
     num_full = (len(prompt) - 1) // PAGE_TOKENS
     total = pages_of(len(prompt) + max_tokens + num_draft_tokens)
     digests, digest = [], b""
@@ -48,7 +48,7 @@ def pages_of(num_tokens: int) -> int:
 
 
 def round_up(num_tokens: int) -> int:
-    """To whole pages."""
+    """Round up to whole pages."""
     return pages_of(num_tokens) * PAGE_TOKENS
 
 
@@ -73,13 +73,15 @@ class PageLedger:
         return wanted.total_pages <= self.num_pages
 
     def unread_tokens(self, wanted: Demand) -> int:
-        """Prompt tokens still to be computed, if those are not that live sequences share."""
+        """Prompt tokens of a new sequence to compute before its first one is drawn, without those
+        in pages of running sequences."""
         num_shared = 0
         while num_shared < len(wanted.shareable) and wanted.shareable[num_shared] in self._holders:
             num_shared += 1
+        # - 1: the last prompt token is computed in the step that draws.
         return wanted.prompt_tokens - 1 - num_shared * PAGE_TOKENS
 
-    def take(self, key: Key, wanted: Demand) -> None:
+    def reserve(self, key: Key, wanted: Demand) -> None:
         self._held[key] = wanted
         self._holders.update(wanted.shareable)
         self._own_pages += wanted.own_pages

@@ -1,7 +1,7 @@
-"""From the service's `Sampling` to ExLlamaV2's sampler settings.
+"""Converts the service's `Sampling` to ExLlamaV2's sampler settings.
 
-The defaults over there are not neutral (temperature 0.8, top_k 50, top_p 0.8, repetition
-penalty 1.025), so every field that takes part is written out. Source:
+ExLlamaV2's defaults are not neutral (temperature 0.8, top_k 50, top_p 0.8, repetition penalty
+1.025), so every relevant field is set. Source:
 exllamav2@v0.3.2:generator/sampler.py, exllamav2_ext/ext_sampling.cpp.
 """
 
@@ -9,18 +9,16 @@ from typing import Any
 
 import torch
 
-from shared.messages import Sampling
+from shared.wire.job import Sampling
 
 _GREEDY_BELOW = 0.01
-"""Temperatures that ext_sampling.cpp takes for 0."""
+"""ext_sampling.cpp treats lower temperatures as 0."""
 
 
 def new_settings(settings_class: Any, sampling: Sampling, padded_vocab_size: int) -> Any:
-    """Make an ExLlamaV2Sampler.Settings for one job: some samplers keep their state in it.
-
-    Penalties begin with an empty range; see `follow_output`.
-    """
-    # The sampler takes top_p = 0 and min_p = 1 to be off; OpenAI's meaning is the best token.
+    """Make an ExLlamaV2Sampler.Settings for one job: some samplers keep their state in it. The
+    penalties start with an empty range; see `follow_output`."""
+    # The sampler takes top_p = 0 and min_p = 1 for off; for OpenAI they mean greedy.
     is_greedy = (
         sampling.temperature < _GREEDY_BELOW
         or sampling.top_k == 1
@@ -56,8 +54,8 @@ def new_settings(settings_class: Any, sampling: Sampling, padded_vocab_size: int
 
 
 def has_penalty(sampling: Sampling) -> bool:
-    """The sampler applies the repetition penalty to the untouched logit of each token that the
-    range holds, once, and then subtracts the other two (exllamav2_ext/cpp/sampling.cpp)."""
+    """The sampler applies the repetition penalty once to the untouched logit of each token in the
+    range, and then subtracts the other two (exllamav2_ext/cpp/sampling.cpp)."""
     return bool(
         sampling.frequency_penalty
         or sampling.presence_penalty
@@ -66,15 +64,13 @@ def has_penalty(sampling: Sampling) -> bool:
 
 
 def follow_output(settings: Any, num_generated: int) -> None:
-    """Let the penalties see the last `num_generated` tokens, the output, and not the prompt.
-
-    Before every single sample: with speculation one step takes several.
-    """
+    """Apply the penalties to the last `num_generated` tokens: the output without the prompt. Call
+    it before every sample: with speculation one step draws several."""
     settings.token_repetition_range = num_generated
 
 
 def _bias(logit_bias: dict[int, float], padded_vocab_size: int) -> torch.Tensor | None:
-    """`(padded_vocab_size,) float32 cpu`: added to the logits before anything else."""
+    """`(padded_vocab_size,) float32 cpu`: added to the logits first."""
     if not logit_bias:
         return None
     bias = torch.zeros((padded_vocab_size,), dtype=torch.float)

@@ -1,34 +1,34 @@
-"""The input of one decode call: a llama_batch over memory of ours, written in one go."""
+"""The input of one decode call: a llama_batch over numpy arrays, written in bulk."""
 
 import ctypes as c
 from dataclasses import dataclass
 
 import numpy as np
 
-from worker.engines.llama_abi import Batch
+from worker.engines.llamacpp.bindings import Batch
 
 
 @dataclass(slots=True)
 class Part:
-    """What one sequence puts into a batch."""
+    """The tokens of one sequence in a batch."""
 
     seq_id: int
     first_pos: int
     """Position of the first token in its sequence."""
     tokens: list[int]
     num_outputs: int
-    """So many of the last tokens: their logits are wanted."""
+    """Number of last tokens whose logits are computed."""
 
 
 class BatchBuffer:
-    """Room for `size` tokens. `struct` is what `llama_decode` takes."""
+    """Holds up to `size` tokens. `struct` is the argument of `llama_decode`."""
 
     def __init__(self, size: int) -> None:
         self._token = np.zeros(size, np.int32)
         self._pos = np.zeros(size, np.int32)
         self._output = np.zeros(size, np.int8)
         self._seq_id = np.zeros(size, np.int32)
-        # Every token belongs to one sequence, whose id the i-th pointer points at.
+        # Every token belongs to one sequence; the i-th pointer points at its id.
         self._num_seq_ids = np.ones(size, np.int32)
         addresses = self._seq_id.ctypes.data + self._seq_id.itemsize * np.arange(size)
         self._seq_id_pointers = addresses.astype(np.uintp)
@@ -44,7 +44,7 @@ class BatchBuffer:
         )
 
     def fill(self, parts: list[Part]) -> list[int]:
-        """Write the parts; return the row of each one's last token."""
+        """Write the parts; return the batch row of each part's last token."""
         tokens: list[int] = []
         positions: list[int] = []
         seq_ids: list[int] = []

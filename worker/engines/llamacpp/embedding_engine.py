@@ -1,13 +1,12 @@
-"""The llama.cpp engine for embeddings: whole inputs in, one normalised vector each out.
+"""The llama.cpp engine for embeddings: one normalised vector per input.
 
-Each step is one decode call over the inputs that have waited longest, as many as fit into a
-batch; nothing is kept from one batch to the next. A model whose tokens see what comes after them
-reads an input in one piece, so its batch is as long as its context. A causal one reads a long
-input in pieces, by way of the KV cache: llama.cpp computes the output matrix for all tokens of a
-batch here, and long batches would take gigabytes for logits that nobody wants.
+Each step is one decode call over the oldest inputs, as many as fit into a batch; nothing is kept
+between batches. A bidirectional model needs an input in one piece, so its batch is as long as its
+context. A causal model reads a long input in chunks through the KV cache: llama.cpp computes the
+output matrix for all tokens of a batch here, and long batches would take gigabytes for unused
+logits.
 
-The slots are the inputs that are taken from the loop at the same time, and the most that one
-batch holds.
+The number of slots limits the inputs in the engine, and so the inputs per batch.
 """
 
 import ctypes as c
@@ -18,19 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import EngineError, SettingsError
-from shared.messages import FinishReason
-from worker.engines import llama_abi, llama_loading
-from worker.engines.llama_batch import BatchBuffer, Part
-from worker.engines.llama_vocabulary import Vocabulary
-from worker.engines.protocol import EngineSettings, Sequence, StepResult
+from shared.wire.events import FinishReason
+from worker.engines.base import EngineSettings
+from worker.engines.llamacpp import bindings, load
+from worker.engines.llamacpp.batch import BatchBuffer, Part
+from worker.engines.llamacpp.vocabulary import GgufVocabulary
+from worker.sequence import INVALID_LOGITS, Sequence, StepResult
 
 _BATCH_TOKENS = 512
-"""More at a time is not faster on a CPU, and a cancelled job leaves between two batches."""
+"""Larger batches are not faster on a CPU, and a job can be cancelled only between two."""
 _META_BYTES = 256
 
 
 class Pooling(IntEnum):
-    """enum llama_pooling_type: how an input's vector is made of those of its tokens."""
+    """enum llama_pooling_type: how the vectors of the tokens give that of the input."""
 
     NONE = 0
     MEAN = 1
@@ -41,12 +41,19 @@ class Pooling(IntEnum):
 
 @dataclass(slots=True)
 class _Input:
-    """An input that waits for a batch, or that is read in pieces."""
+    """An input that waits for a batch, or is read in chunks."""
 
     sequence: Sequence
     num_done: int = 0
     total: NDArray[np.float32] | float = 0.0
-    """Of what is read: the sum of the tokens' vectors, or the one vector that counts."""
+    """Of the tokens read: the sum of their vectors, or the one vector that counts."""
+    is_suspect: bool = False
+    """The model gave no valid vector beside others: it is read again in a batch of its own."""
+
+    @property
+    def is_apart(self) -> bool:
+        """Its batches hold nothing else."""
+        return self.is_suspect or self.num_done > 0
 
     @property
     def num_left(self) -> int:
@@ -54,20 +61,20 @@ class _Input:
 
 
 class LlamaEmbeddingEngine:
-    """See `worker.engines.protocol.Engine` for the contract."""
+    """See `worker.engines.base.Engine` for the contract."""
 
     name = "llamacpp"
     device = "cpu"
     embeds = True
-    chat_template = None
+    chat_template = tool_use_template = None
 
     def __init__(self, settings: EngineSettings) -> None:
-        llama_loading.check(settings)
-        self._lib = llama_abi.load()
-        self._model = llama_loading.load_model(self._lib, settings)
-        self.vocabulary = Vocabulary(self._lib, self._model)
+        load.check(settings)
+        self._lib = bindings.load()
+        self._model = load.load_model(self._lib, settings)
+        self.vocabulary = GgufVocabulary(self._lib, self._model)
         self.vocab_size = self.vocabulary.size
-        # Positions beyond those it was trained on may not exist in the weights.
+        # The weights may have no positions beyond the trained ones.
         trained = self._lib.model_n_ctx_train(self._model)
         self.context_length = min(settings.context_length, trained)
         self._pooling = self._declared_pooling(settings)
@@ -78,7 +85,7 @@ class LlamaEmbeddingEngine:
         self._context = self._new_context(settings, longest)
         self._memory: int | None = self._lib.get_memory(self._context)
         if not self._memory and self._batch_tokens < longest:
-            # An encoder that does not call itself one.
+            # No KV cache: an encoder not declared as one. It needs whole inputs.
             self._lib.free(self._context)
             self._batch_tokens = longest
             self._context = self._new_context(settings, longest)
@@ -93,17 +100,17 @@ class LlamaEmbeddingEngine:
         declared = int(self._architecture_value("pooling_type") or Pooling.NONE)
         if declared == Pooling.RANK:
             raise SettingsError(
-                f"models: {settings.path.name} is a reranker: it gives scores, no embeddings"
+                f"models: {settings.path.name} is a reranker: it gives scores, not embeddings"
             )
         try:
             return Pooling(declared) or Pooling.MEAN
         except ValueError:
             raise SettingsError(
-                f"models: {settings.path.name} has a pooling of type {declared}, which is unknown"
+                f"models: {settings.path.name} has the unknown pooling type {declared}"
             ) from None
 
     def _architecture_value(self, key: str) -> str:
-        """A value of the file's metadata below the architecture's name; empty = not there."""
+        """A metadata value of the file under the architecture's name; empty = absent."""
         architecture = self._metadata(b"general.architecture")
         return self._metadata(f"{architecture}.{key}".encode())
 
@@ -116,16 +123,12 @@ class LlamaEmbeddingEngine:
         params = self._lib.context_default_params()
         params.embeddings = True
         params.pooling_type = self._pooling
-        params.kv_unified = True  # one long input may have all cells
+        params.kv_unified = True  # lets one long input use all cells
         params.n_ctx = longest
         params.n_batch = params.n_ubatch = self._batch_tokens
         params.n_seq_max = self._slots
-        params.n_threads = params.n_threads_batch = settings.threads
-        params.type_k = params.type_v = llama_loading.KV_TYPES[settings.quant]
-        if settings.quant != "f16":
-            params.flash_attn_type = llama_abi.FLASH_ATTN_ENABLED  # a quantised V needs it
         what = f"{self._slots} inputs, together {longest} tokens"
-        return llama_loading.new_context(self._lib, self._model, params, what)
+        return load.new_context(self._lib, self._model, settings, params, what)
 
     def close(self) -> None:
         self._inputs.clear()
@@ -140,7 +143,7 @@ class LlamaEmbeddingEngine:
 
     @property
     def kv_usage(self) -> None:
-        """No input keeps anything from one batch to the next that others would miss."""
+        """None: inputs do not compete for the KV cache."""
 
     @property
     def device_bytes(self) -> dict[str, int]:
@@ -157,7 +160,8 @@ class LlamaEmbeddingEngine:
         return self.free_slots > 0
 
     def submit(self, sequence: Sequence) -> None:
-        assert 0 < len(sequence.prompt) <= self.context_length, "a longer one fits no batch"
+        num_tokens = len(sequence.prompt)
+        assert 0 < num_tokens <= self.context_length, "a longer one does not fit the context"
         self._inputs[sequence.key] = _Input(sequence)
 
     def cancel(self, key: tuple[str, int]) -> None:
@@ -167,44 +171,56 @@ class LlamaEmbeddingEngine:
         """Raises EngineError when the decode call fails; all inputs are lost then."""
         inputs = self._next_inputs()
         pieces = [i.sequence.prompt[i.num_done :][: self._batch_tokens] for i in inputs]
-        # One that is read in pieces is alone in its batches; whatever else begins with this one.
+        # An input read in chunks is alone in its batches; any other batch starts with new inputs.
         if self._memory and not inputs[0].num_done:
             self._lib.memory_clear(self._memory, False)
         positions = [i.num_done for i in inputs]
-        # A pooled vector needs the output of every token.
+        # Pooling needs the output of every token.
         parts = map(Part, range(len(inputs)), positions, pieces, map(len, pieces))
         self._batch.fill(list(parts))
         status = self._lib.decode(self._context, self._batch.struct)
         if status != 0:
             self._inputs.clear()
             raise EngineError(f"llama_decode returned {status}")
-        return [
-            self._accept(read, len(piece), self._vector(seq_id))
-            for seq_id, (read, piece) in enumerate(zip(inputs, pieces, strict=True))
-        ]
+        vectors = [self._vector(seq_id) for seq_id in range(len(inputs))]
+        if not all(np.isfinite(vector).all() for vector in vectors):
+            return self._refuse(inputs)
+        return list(map(self._accept, inputs, map(len, pieces), vectors))
 
     # -- one step ----------------------------------------------------------------------------
 
     def _next_inputs(self) -> list[_Input]:
-        """Choose the inputs of the next batch, in the order in which they came."""
+        """Choose the inputs of the next batch, oldest first."""
         chosen: list[_Input] = []
         num_tokens = 0
         for waiting in self._inputs.values():
             num_tokens += waiting.num_left
-            # The first one is taken however long it is.
-            if chosen and (num_tokens > _BATCH_TOKENS or chosen[0].num_done):
+            # The first one is taken at any length. One that is apart is the only one.
+            if chosen and (num_tokens > _BATCH_TOKENS or waiting.is_apart or chosen[0].is_apart):
                 break
             chosen.append(waiting)
         return chosen
 
     def _vector(self, seq_id: int) -> NDArray[np.float32]:
-        """What the batch gave for a sequence, pooled over its tokens in the batch."""
+        """The vector of a sequence, pooled over its tokens in the batch; a view until the next."""
         address = self._lib.get_embeddings_seq(self._context, seq_id)
         buffer = (c.c_float * self._num_values).from_address(address)
         return np.ctypeslib.as_array(buffer)
 
+    def _refuse(self, inputs: list[_Input]) -> list[StepResult]:
+        """The vectors of a batch are not valid. A NaN of one input spoils its neighbours, and
+        those that come after it in the same cells: each is read again alone, once."""
+        if self._memory:
+            self._lib.memory_clear(self._memory, True)
+        failed = [read.sequence.key for read in inputs if read.is_suspect]
+        for key in failed:
+            del self._inputs[key]
+        for read in inputs:
+            read.num_done, read.total, read.is_suspect = 0, 0.0, True
+        return [StepResult(key, error=EngineError(INVALID_LOGITS)) for key in failed]
+
     def _accept(self, read: _Input, num_tokens: int, vector: NDArray[np.float32]) -> StepResult:
-        """Add a piece to its input, and free the slot if that was the last one."""
+        """Add a chunk to its input, and free the slot after the last one."""
         if self._pooling is Pooling.MEAN:
             read.total = read.total + num_tokens * vector
         elif self._pooling is Pooling.LAST or not read.num_done:
@@ -219,6 +235,6 @@ class LlamaEmbeddingEngine:
 
 
 def _normalized(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of length 1, as OpenAI's are; zeros stay zeros."""
+    """Scale to length 1, as OpenAI does; zeros stay zeros."""
     length = np.linalg.norm(vector)
     return vector if length == 0 else vector / np.float32(length)

@@ -1,67 +1,50 @@
 """The llama.cpp engine: continuous batching over the slots of one llama_context.
 
-Each slot is one sequence of the KV cache, with a context of its own. A step is one decode call
-whose batch holds one token for every sequence that generates and, within a budget, prompt
-tokens of those that are still read. A slot that is free keeps its cache: the next sequence
-goes to the slot whose cache shares the longest prefix with its prompt.
+Each slot is one sequence of the KV cache, with its own context. A step is one decode call whose
+batch holds one token for every generating sequence and, within a budget, prompt tokens of those
+in prefill. A free slot keeps its cache: the next sequence gets the slot whose cache shares the
+longest prefix with its prompt.
 """
 
 import ctypes as c
-import logging
 import time
-from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import EngineError, SettingsError
-from worker.engines import llama_abi, llama_loading
-from worker.engines.constraint import Constraint
-from worker.engines.grammar import GrammarCompiler
-from worker.engines.llama_batch import BatchBuffer, Part
-from worker.engines.llama_logits import Row
-from worker.engines.llama_sampler import new_chain
-from worker.engines.llama_slot import Slot, common_prefix
-from worker.engines.llama_vocabulary import Vocabulary
-from worker.engines.prefill import PrefillBudget, ScoringBudget
-from worker.engines.protocol import EngineSettings, Sequence, StepResult
+from shared.errors import EngineError
+from worker.engines.base import EngineSettings
+from worker.engines.llamacpp import bindings, load
+from worker.engines.llamacpp.batch import BatchBuffer, Part
+from worker.engines.llamacpp.prefill_budget import PrefillBudget, ScoringBudget
+from worker.engines.llamacpp.sampler import new_chain
+from worker.engines.llamacpp.slot import Output, Slot, common_prefix
+from worker.engines.llamacpp.vocabulary import GgufVocabulary
+from worker.grammar.compiler import GrammarCompiler
+from worker.grammar.constraint import Constraint
+from worker.sequence import Sequence, StepResult
+from worker.text.logprobs import Row
 
-_log = logging.getLogger(__name__)
 _BATCH_TOKENS = 512
 _SCORED_TOKENS = 16
-"""Prompt tokens a step at most whose log probabilities are wanted: each takes a row of logits."""
+"""Most prompt tokens with log probabilities per step: each takes a row of logits."""
 _WORTHWHILE_PREFIX_TOKENS = 16
-"""A shared prefix that is shorter is no reason to tear the batch apart."""
-
-
-@dataclass(slots=True)
-class _Output:
-    """What a part of the batch gives: the logits of its last `num_rows` tokens."""
-
-    slot: Slot
-    first_pos: int
-    num_rows: int
-    is_scored: bool
-    """They are of a prompt, whose log probabilities are wanted."""
-    draws: bool
-    """The next token is drawn from the last row."""
-    batch_row: int = 0
-    """The part's last token in the batch."""
+"""A shorter shared prefix does not outweigh a batch of neighbouring slots."""
 
 
 class LlamaCppEngine:
-    """See `worker.engines.protocol.Engine` for the contract."""
+    """See `worker.engines.base.Engine` for the contract."""
 
     name = "llamacpp"
     device = "cpu"
     embeds = False
 
     def __init__(self, settings: EngineSettings) -> None:
-        llama_loading.check(settings)
-        self._lib = llama_abi.load()
-        self._model = self._load_model(settings)
-        self.vocabulary = Vocabulary(self._lib, self._model)
+        load.check(settings)
+        self._lib = bindings.load()
+        self._model = load.load_text_model(self._lib, settings)
+        self.vocabulary = GgufVocabulary(self._lib, self._model)
         self.vocab_size = self.vocabulary.size
         self._end_tokens = sorted(self.vocabulary.end_tokens)
         self._grammars = GrammarCompiler(self.vocabulary.new_grammar_tokenizer, self._end_tokens)
@@ -75,21 +58,6 @@ class LlamaCppEngine:
         self._scoring_budget = ScoringBudget(_SCORED_TOKENS)
         self._clock = count(1)
 
-    # -- loading -----------------------------------------------------------------------------
-
-    def _load_model(self, settings: EngineSettings) -> int:
-        model = llama_loading.load_model(self._lib, settings)
-        if self._lib.model_has_encoder(model) or not self._lib.model_has_decoder(model):
-            raise SettingsError(f"models: {settings.path.name} is no model that generates text")
-        trained = self._lib.model_n_ctx_train(model)
-        if settings.context_length > trained:
-            _log.warning(
-                "context_length = %d, but the model was trained on %d",
-                settings.context_length,
-                trained,
-            )
-        return model
-
     def _new_context(self, settings: EngineSettings) -> int:
         params = self._lib.context_default_params()
         params.n_ctx = settings.context_length * settings.slots
@@ -97,12 +65,8 @@ class LlamaCppEngine:
         params.n_ubatch = _BATCH_TOKENS
         params.n_seq_max = settings.slots
         params.n_outputs_max = settings.slots + _SCORED_TOKENS
-        params.n_threads = params.n_threads_batch = settings.threads
-        params.type_k = params.type_v = llama_loading.KV_TYPES[settings.quant]
-        if settings.quant != "f16":
-            params.flash_attn_type = llama_abi.FLASH_ATTN_ENABLED  # a quantised V needs it
         what = f"{settings.slots} slots of {settings.context_length} tokens"
-        return llama_loading.new_context(self._lib, self._model, params, what)
+        return load.new_context(self._lib, self._model, settings, params, what)
 
     def close(self) -> None:
         for slot in self._slots:
@@ -112,7 +76,14 @@ class LlamaCppEngine:
 
     @property
     def chat_template(self) -> str | None:
-        template: bytes | None = self._lib.model_chat_template(self._model, None)
+        return self._template(None)
+
+    @property
+    def tool_use_template(self) -> str | None:
+        return self._template(b"tool_use")
+
+    def _template(self, name: bytes | None) -> str | None:
+        template: bytes | None = self._lib.model_chat_template(self._model, name)
         return template.decode("utf-8", "replace") if template else None
 
     # -- the protocol ------------------------------------------------------------------------
@@ -150,12 +121,12 @@ class LlamaCppEngine:
             constraint.begin()
         known = sequence.known_tokens
         slot = self._choose_slot(known)
-        # The last prompt token is always computed: its logits give the first new token.
+        # - 1: the last known token is always computed, because its logits give the next one.
         keep = min(common_prefix(slot.cache, known), len(known) - 1)
         if sequence.prompt_logprobs:
-            keep = 0
+            keep = 0  # cached tokens have no logits
         if not self._lib.memory_seq_rm(self._memory, slot.seq_id, keep, -1):
-            # Recurrent states cannot be cut back.
+            # A recurrent state cannot be truncated: start over.
             self._lib.memory_seq_rm(self._memory, slot.seq_id, -1, -1)
             keep = 0
         sampler = new_chain(self._lib, sequence.sampling, self.vocab_size, self.context_length)
@@ -186,16 +157,18 @@ class LlamaCppEngine:
             self._prefill_budget.record(num_read, decode_s)
         if is_streaming and num_read == num_scored:
             self._scoring_budget.record(num_scored, time.monotonic() - started)
-        results.extend(slot.progress() for slot in self._by_key.values() if slot.is_prefilling)
+        reading = [slot for slot in self._by_key.values() if slot.is_prefilling]
+        # What is read again was reported before.
+        results.extend(slot.progress() for slot in reading if len(slot.cache) > slot.num_known_read)
         return results
 
     # -- one step ----------------------------------------------------------------------------
 
-    def _fill_batch(self, is_streaming: bool) -> tuple[list[_Output], int]:
-        """Write the batch; return who gets logits, and the number of prompt tokens in it.
+    def _fill_batch(self, is_streaming: bool) -> tuple[list[Output], int]:
+        """Write the batch; return its outputs and its number of prompt tokens.
 
-        In the batch the parts stand in the order of the cache's sequences: llama.cpp computes
-        neighbours together and splits the batch wherever the order breaks.
+        The parts are ordered by sequence id: llama.cpp computes neighbours together and splits
+        the batch wherever the order breaks.
         """
         chunks, num_read = self._chunks(is_streaming)
         parts, outputs = [], []
@@ -203,21 +176,18 @@ class LlamaCppEngine:
             slot, chunk = chunks[seq_id]
             first_pos, sequence = len(slot.cache), slot.sequence
             assert sequence is not None, "only busy slots have a part"
-            is_scored = sequence.prompt_logprobs and slot.is_prefilling
+            is_scored = slot.is_scoring
             slot.cache += chunk
             draws = not slot.is_prefilling and sequence.max_tokens > 0
             num_rows = len(chunk) if is_scored else int(draws)
             parts.append(Part(seq_id, first_pos, chunk, num_rows))
-            outputs.append(_Output(slot, first_pos, num_rows, is_scored, draws))
+            outputs.append(Output(slot, first_pos, num_rows, is_scored, draws))
         for output, row in zip(outputs, self._batch.fill(parts), strict=True):
             output.batch_row = row
         return outputs, num_read
 
     def _chunks(self, is_streaming: bool) -> tuple[dict[int, tuple[Slot, list[int]]], int]:
-        """By sequence id the tokens that this step computes, and how many are of prompts.
-
-        Prompts are read in the order in which they came.
-        """
+        """The tokens of this step by sequence id, and how many are of prompts, oldest first."""
         chunks: dict[int, tuple[Slot, list[int]]] = {}
         room, scoring_room = self._prefill_budget.tokens, self._scoring_budget.tokens(is_streaming)
         num_read = 0
@@ -226,8 +196,9 @@ class LlamaCppEngine:
             if not slot.is_prefilling:
                 chunks[slot.seq_id] = (slot, [slot.next_token])
                 continue
-            is_scored, done = slot.sequence.prompt_logprobs, len(slot.cache)
-            chunk = slot.known[done : done + (min(room, scoring_room) if is_scored else room)]
+            is_scored, done = slot.is_scoring, len(slot.cache)
+            end = done + (min(room, scoring_room) if is_scored else room)
+            chunk = slot.known[done : min(end, slot.num_known_read) if slot.is_rereading else end]
             num_read += len(chunk)
             room -= len(chunk)
             if is_scored:
@@ -236,15 +207,20 @@ class LlamaCppEngine:
                 chunks[slot.seq_id] = (slot, chunk)
         return chunks, num_read
 
-    def _draw(self, outputs: list[_Output]) -> list[StepResult]:
-        """Read the prompts' log probabilities, and draw one token for each part that ends."""
+    def _draw(self, outputs: list[Output]) -> list[StepResult]:
+        """Compute log probabilities of prompts, and draw a token for each sequence that is read."""
         rows = self._logits(sum(output.num_rows for output in outputs))
-        drawing: list[tuple[_Output, int, Row | None]] = []
+        is_valid = np.isfinite(rows.max(axis=1))  # the maximum is NaN if any value is
+        drawing: list[tuple[Output, int, Row | None]] = []
         results, end = [], 0
         for output in outputs:
             begin, end, slot = end, end + output.num_rows, output.slot
+            if not is_valid[begin:end].all():
+                failed = slot.refuse_logits(output.first_pos)
+                results += [failed] if failed is not None else []
+                continue
             if output.is_scored:
-                slot.read_prompt_logprobs(list(rows[begin:end]), output.first_pos, self.vocabulary)
+                slot.read_prompt_logprobs(list(rows[begin:end]), output.first_pos)
             if output.draws:
                 raw = slot.prepare(rows[end - 1], self._end_tokens)
                 drawing.append((output, end - 1, raw))
@@ -256,10 +232,12 @@ class LlamaCppEngine:
                 token = int(rows[row].argmax())
             else:
                 token = self._lib.sampler_sample(slot.sampler, self._context, output.batch_row)
-            results.append(slot.accept(token, raw, self.vocabulary))
+            results.append(slot.accept(token, raw))
         for result in results:
             if result.finish_reason is not None or result.error is not None:
                 self._vacate(self._by_key[result.key])
+        if not is_valid.all():
+            self._clear_cache()
         return results
 
     def _logits(self, num_rows: int) -> NDArray[np.float32]:
@@ -273,8 +251,8 @@ class LlamaCppEngine:
     # -- slots -------------------------------------------------------------------------------
 
     def _choose_slot(self, prompt: list[int]) -> Slot:
-        """Choose a free slot: the one that saves most prefill; else one beside a busy slot, so
-        that the batch stays in one piece; then any shared prefix, then the one unused longest."""
+        """Choose a free slot: the one that saves most prefill; else one next to a busy slot, so
+        that the batch is not split; then any shared prefix, then the least recently used."""
         free = [slot for slot in self._slots if slot.sequence is None]
         assert free, "submit needs a free slot"
 
@@ -297,12 +275,17 @@ class LlamaCppEngine:
             del self._by_key[slot.sequence.key]
         if slot.sampler is not None:
             self._lib.sampler_free(slot.sampler)
-        slot.sequence = slot.sampler = slot.constraint = None
+        slot.sequence = slot.completion = slot.sampler = slot.constraint = None
         slot.used_at = next(self._clock)
 
     def _reset(self) -> None:
-        """After a failed decode the cache is unknown: forget all of it."""
-        self._lib.memory_clear(self._memory, True)
+        """Give all sequences up after a failed decode: the contents of the cache are unknown."""
         for slot in self._slots:
             self._vacate(slot)
-            slot.cache.clear()
+        self._clear_cache()
+
+    def _clear_cache(self) -> None:
+        """Zero the cells: a NaN in one spoils what attends over it, even where it is masked."""
+        self._lib.memory_clear(self._memory, True)
+        for slot in self._slots:
+            slot.forget_cache()

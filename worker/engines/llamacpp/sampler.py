@@ -1,23 +1,21 @@
-"""llama.cpp's sampler chains: how one sequence draws its tokens."""
+"""Builds llama.cpp's sampler chains, which draw the tokens of a sequence."""
 
 import random
 
-from shared.messages import Sampling
-from worker.engines.llama_abi import Library, LogitBias, SamplerChainParams
+from shared.wire.job import Sampling
+from worker.engines.llamacpp.bindings import Library, LogitBias, SamplerChainParams
 
 _GREEDY_BELOW = 1e-4
-"""A temperature below it gives the same token every time, until the exponentials overflow."""
+"""Lower temperatures give the same token every time, and may overflow the exponentials."""
 _RANDOM_SEED = 2**32 - 1
-"""The seed that llama.cpp takes for "draw one"."""
+"""LLAMA_DEFAULT_SEED, with which llama.cpp draws a seed itself: never passed as a real one."""
 
 
 def new_chain(
     library: Library, sampling: Sampling, vocab_size: int, context_length: int
 ) -> int | None:
-    """Build a chain, or return None where arg max gives the same token for less work.
-
-    The caller frees it with `sampler_free`.
-    """
+    """Build a chain, or return None if arg max gives the same token for less work. The caller frees
+    it with `sampler_free`."""
     has_penalty = bool(sampling.presence_penalty or sampling.frequency_penalty)
     has_penalty |= sampling.repetition_penalty != 1.0
     is_greedy = sampling.temperature < _GREEDY_BELOW or sampling.top_k == 1
@@ -29,7 +27,7 @@ def new_chain(
         array = (LogitBias * len(biases))(*biases)
         stages.append(library.sampler_init_logit_bias(vocab_size, len(biases), array))
     if has_penalty:
-        # The chain sees the tokens it draws and not the prompt, as OpenAI has it.
+        # The chain sees only drawn tokens, not the prompt, like OpenAI's penalties.
         stages.append(
             library.sampler_init_penalties(
                 vocab_size,
@@ -47,7 +45,7 @@ def new_chain(
 
 
 def _random_stages(library: Library, sampling: Sampling) -> list[int]:
-    """Temperature first: top_p and min_p cut the distribution that is drawn from."""
+    """Temperature comes first: top_p and min_p truncate the distribution that is drawn from."""
     stages: list[int] = [library.sampler_init_temp(sampling.temperature)]
     if sampling.top_k > 0:
         stages.append(library.sampler_init_top_k(sampling.top_k))
@@ -57,6 +55,6 @@ def _random_stages(library: Library, sampling: Sampling) -> list[int]:
         stages.append(library.sampler_init_min_p(sampling.min_p, 1))
     seed = sampling.seed
     if seed is None:
-        seed = random.getrandbits(32)  # nosec B311 # it draws words, not secrets
+        seed = random.getrandbits(32)  # nosec B311 # no secret
     stages.append(library.sampler_init_dist(seed % _RANDOM_SEED))
     return stages

@@ -1,7 +1,7 @@
-"""What the attention has to compute, checked: the border between flash-attn's API and kernels.
+"""Attention calls and their checks: the border between flash-attn's API and the kernels.
 
-Checks look at shapes, types and devices alone, never at values on the device. Shapes are
-checked once for each combination, since a step asks the same of every layer.
+Checks read shapes, types and devices, never values on the device. Each combination of shapes is
+checked once, since a step repeats it for every layer.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 
 from shared.errors import EngineError
-from worker.engines.exl2.tiles import MAX_HEAD_DIM
+from worker.engines.exllamav2.attention.tiles import MAX_HEAD_DIM
 
 PAGE_MULTIPLE = 128
-"""The longest tile of keys: a page must hold a whole number of them."""
+"""The longest tile of keys; a page holds a whole number of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class PagedCall:
     """Causal attention of (sequences, q_len) queries over keys and values in pages.
 
     The last query of a sequence sees its last key. New keys and values, if given, are written
-    to the pages behind the first `cache_lens` ones and are part of what is attended to;
-    without them the pages hold the keys of the queries already.
+    to the pages after the first `cache_lens` ones, and are attended to; without them the pages
+    already hold the keys of the queries.
     """
 
     q: torch.Tensor
@@ -34,17 +34,17 @@ class PagedCall:
     cache_lens: torch.Tensor
     """(sequences,) int32: keys in the pages before this call."""
     block_table: torch.Tensor
-    """(sequences, max_pages) int32; what lies behind the last page of a sequence is not read."""
+    """(sequences, max_pages) int32; entries after the last page of a sequence are not read."""
     softmax_scale: float
     k_new: torch.Tensor | None = None
     """(sequences, q_len, kv_heads, head_dim) fp16; `v_new` likewise."""
     v_new: torch.Tensor | None = None
     window_left: int = -1
-    """A query sees itself and this many keys before it; -1: all."""
+    """A query sees itself and this many keys before it; -1 = all."""
     softcap: float = 0.0
-    """Scores become softcap × tanh(score / softcap); 0: they stay."""
+    """Scores become softcap × tanh(score / softcap); 0 = unchanged."""
     num_splits: int = 0
-    """Parts to cut the keys into; 0: chosen by shape."""
+    """Parts to split the keys into; 0 = chosen by shape."""
 
     @property
     def num_appended(self) -> int:
@@ -53,7 +53,7 @@ class PagedCall:
 
 @dataclass(frozen=True, slots=True)
 class PackedCall:
-    """Attention of sequences whose tokens lie one behind another, without a cache."""
+    """Attention of sequences whose tokens are concatenated, without a cache."""
 
     q: torch.Tensor
     """(tokens, heads, head_dim) fp16."""
@@ -64,7 +64,7 @@ class PackedCall:
     """(sequences + 1,) int32: where each sequence begins, and the end; `kv_starts` likewise."""
     kv_starts: torch.Tensor
     max_q_len: int
-    """Of the longest sequence: the host must not ask the device for it."""
+    """Of the longest sequence, given so that the host need not read it from the device."""
     softmax_scale: float
     is_causal: bool
     window_left: int = -1
@@ -72,39 +72,35 @@ class PackedCall:
 
 
 class Attention(Protocol):
-    """One way to compute attention. Never synchronises with the device."""
+    """An implementation of attention. Never synchronises with the device."""
 
     @property
     def name(self) -> str: ...
 
     def paged(self, call: PagedCall) -> torch.Tensor:
         """(sequences, q_len, heads, head_dim) fp16, contiguous."""
-        ...
 
     def packed(self, call: PackedCall) -> torch.Tensor:
         """(tokens, heads, head_dim) fp16, contiguous."""
-        ...
 
 
 def check_paged(call: PagedCall) -> PagedCall:
-    """The call itself. Raises EngineError for one that no kernel here can serve."""
+    """Return the call. Raises EngineError for one that no kernel here can serve."""
     _check_halves(call.q, call.k_cache, call.v_cache, call.k_new, call.v_new)
     _check_indices(call.q, call.cache_lens, call.block_table)
     if not (call.k_cache.is_contiguous() and call.v_cache.is_contiguous()):
-        # A contiguous copy would be attended to, and what is appended to it lost.
+        # New keys would be appended to a contiguous copy, and lost.
         raise EngineError("attention: the pages must be contiguous")
     if (call.k_new is None) != (call.v_new is None):
         raise EngineError("attention: k and v must be given together")
-    new_shapes = tuple(None if x is None else x.shape for x in (call.k_new, call.v_new))
-    _check_paged_shapes(
-        call.q.shape, call.k_cache.shape, call.v_cache.shape, *new_shapes,
-        call.cache_lens.shape, call.block_table.shape,
-    )  # fmt: skip
+    tensors = (call.q, call.k_cache, call.v_cache, call.k_new, call.v_new)
+    shapes = [None if tensor is None else tensor.shape for tensor in tensors]
+    _check_paged_shapes(*shapes, call.cache_lens.shape, call.block_table.shape)
     return call
 
 
 def check_packed(call: PackedCall) -> PackedCall:
-    """The call itself. Raises EngineError for one that no kernel here can serve."""
+    """Return the call. Raises EngineError for one that no kernel here can serve."""
     _check_halves(call.q, call.k, call.v)
     _check_indices(call.q, call.q_starts, call.kv_starts)
     if call.k.shape != call.v.shape or call.q_starts.shape != call.kv_starts.shape:

@@ -1,20 +1,26 @@
 """The three functions of flash-attn that ExLlamaV2 calls, on top of any `Attention`.
 
 Signatures are those of flash-attn 2.8.3 (Dao-AILab/flash-attention,
-flash_attn/flash_attn_interface.py), parameter for parameter. An argument that would change the
-result and is not served is refused: ignoring it would give wrong text without a word.
+flash_attn/flash_attn_interface.py), parameter for parameter. An unsupported argument that would
+change the result is an error: ignoring it would silently give wrong text.
 """
 
 import torch
 
 from shared.errors import EngineError
-from worker.engines.exl2.calls import Attention, PackedCall, PagedCall, check_packed, check_paged
+from worker.engines.exllamav2.attention.call import (
+    Attention,
+    PackedCall,
+    PagedCall,
+    check_packed,
+    check_paged,
+)
 
 Window = tuple[int, int]
 
 
 class FlashApi:
-    """Bound to one way of computing attention; its methods stand in for flash-attn's."""
+    """Bound to one `Attention`; its methods replace flash-attn's."""
 
     def __init__(self, attention: Attention) -> None:
         self._attention = attention
@@ -41,10 +47,10 @@ class FlashApi:
         num_splits: int = 0,
         return_softmax_lse: bool = False,
     ) -> torch.Tensor:
-        """(batch, q_len, heads, head_dim). Writes k and v to the pages, if they are given.
+        """(batch, q_len, heads, head_dim). Writes k and v to the pages, if given.
 
-        ExLlamaV2 gives them unless it has written one sequence's own tokens itself, and
-        relies on the pages: a quantised cache stores from there after the call.
+        ExLlamaV2 gives them, unless it has written the tokens of a single sequence itself.
+        It relies on the pages: a quantised cache is stored from them after the call.
         """
         _refuse(
             "flash_attn_with_kvcache",
@@ -60,7 +66,7 @@ class FlashApi:
                 "flash_attn_with_kvcache: only a paged cache is supported, with block_table "
                 "and cache_seqlens as tensors"
             )
-        # One query is its own causal mask.
+        # A single query needs no causal mask: it sees all keys.
         if not causal and q.shape[1] > 1:
             raise EngineError("flash_attn_with_kvcache: causal=False is not supported")
         call = PagedCall(
@@ -96,7 +102,7 @@ class FlashApi:
         batch, q_len = q.shape[:2]
         num_keys = k.shape[1]
         starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
-        # For one sequence a view; the slices of a cache for several are copied together.
+        # For one sequence this is a view; slices of a cache for several are copied.
         packed = self.flash_attn_varlen_func(
             q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), starts * q_len, starts * num_keys,
             q_len, num_keys, dropout_p, softmax_scale, causal, window_size, softcap,
@@ -123,7 +129,7 @@ class FlashApi:
         return_attn_probs: bool = False,
         block_table: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(tokens, heads, head_dim). `max_seqlen_k` is not needed; backward is not there."""
+        """(tokens, heads, head_dim). `max_seqlen_k` is not needed; there is no backward."""
         _refuse(
             "flash_attn_varlen_func",
             dropout_p=dropout_p or None,
@@ -157,10 +163,8 @@ def _scale(softmax_scale: float | None, q: torch.Tensor) -> float:
 
 
 def _window_left(window: Window, is_causal: bool) -> int:
-    """flash-attn's window: `left` keys before the query's own; `right` is 0 if causal.
-
-    ExLlamaV2 gives (window, window) of config.json, one key more than transformers sees.
-    """
+    """flash-attn's window: `left` keys before the query's own; `right` counts as 0 if causal.
+    ExLlamaV2 passes config.json's window for both, one key more than transformers uses."""
     left, right = window
     if not is_causal and (left >= 0 or right >= 0):
         raise EngineError("attention: a window without causal=True is not supported")

@@ -1,7 +1,7 @@
 """The Triton kernels: attention over tiles of keys, its reduction, and the append to pages.
 
 One attention kernel serves decode, prefill and packed sequences. The query heads that share a
-KV head are rows of one matrix (row = token × group + head), so keys and values are read once
+KV head are rows of one matrix (row = token × group + head), so that keys and values are read once
 for all of them: row r of a program is token r // GROUP, query head kv_head × GROUP + r % GROUP.
 
 Layouts, all contiguous, fp16: q and out (tokens, kv_heads × GROUP, HEAD_DIM); pages
@@ -9,15 +9,15 @@ Layouts, all contiguous, fp16: q and out (tokens, kv_heads × GROUP, HEAD_DIM); 
 and accumulators are fp32, exponents base 2. Method: FlashAttention-2 (arXiv:2307.08691) and
 Flash-Decoding (crfm.stanford.edu/2023/10/12/flashdecoding.html).
 
-Integers that change from step to step are not specialised: a value that happens to be 1 or a
-multiple of 16 would make Triton compile another kernel in the middle of serving.
+Integers that change between steps are not specialised: for a value of 1 or a multiple of 16
+Triton would compile another kernel while serving.
 """
 
 import triton
 import triton.language as tl
 
 COMBINE_CHUNK = tl.constexpr(8)
-"""Partial results that `combine_splits` reads at a time."""
+"""Partial results that `combine_splits` reads per iteration."""
 
 
 @triton.jit
@@ -28,21 +28,19 @@ def _attend_range(
     HAS_PAGES: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr, IS_PADDED: tl.constexpr, IS_MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Add the keys begin…end - 1 to the running softmax; `begin` is a multiple of BLOCK_N.
-
-    Without IS_MASKED every row sees every key of the range.
-    """
+    """Add the keys begin…end - 1 to the running softmax; `begin` is a multiple of BLOCK_N. Without
+    IS_MASKED every row sees every key of the range."""
     for n0 in range(begin, end, BLOCK_N):
         n0 = tl.multiple_of(n0, BLOCK_N)
         if HAS_PAGES:
-            # BLOCK_N divides PAGE_SIZE: the step lies in one page. A cache has more than 2³¹
-            # elements soon, hence 64 bits from here on.
+            # BLOCK_N divides PAGE_SIZE, so the tile lies in one page. A cache can have more than
+            # 2³¹ elements, hence 64 bits from here on.
             page = tl.load(page_row + n0 // PAGE_SIZE).to(tl.int64)
             base = (page * PAGE_SIZE + n0 % PAGE_SIZE) * KV_STRIDE
         else:
             base = (kv_start + n0) * KV_STRIDE
         keys = n0 + tl.arange(0, BLOCK_N)
-        # What lies behind the last key is never read: it may be NaN, and 0 × NaN is NaN.
+        # Entries after the last key are never read: they may be NaN, and 0 × NaN is NaN.
         if IS_MASKED or IS_PADDED:
             is_key = keys < kv_len
             mask_k = is_key[None, :] & mask_d[:, None]
@@ -52,8 +50,8 @@ def _attend_range(
             k_tile = tl.load(k + base + offs_k)
         scores = tl.dot(q_tile, k_tile)
         if HAS_SOFTCAP:
-            # tanh(x) = 1 - 2 / (e²ˣ + 1) is ±1 in fp32 long before 2⁶⁰, and no exponential
-            # overflows on the way there.
+            # tanh(x) = 1 - 2 / (e²ˣ + 1) is ±1 in fp32 well before e²ˣ = 2⁶⁰, and the exponential
+            # does not overflow up to there.
             exp_2x = tl.exp2(tl.minimum(scores * (score_scale * 2.8853900817779268), 60.0))
             scores = cap_log2 * (1.0 - 2.0 / (exp_2x + 1.0))
         else:
@@ -92,16 +90,16 @@ def attend(
     """Attention of one block of query rows over one split of one sequence's keys.
 
     Grid: (row blocks × KV_HEADS, splits, sequences). With pages, sequence b has q_len queries
-    and cache_lens[b] + num_appended keys at block_table[b]; without, both are packed, and
-    q_starts and kv_starts (sequences + 1 each) say where. The last query sees the last key.
+    and cache_lens[b] + num_appended keys at block_table[b]; without, both are packed at
+    q_starts and kv_starts (sequences + 1 each). The last query sees the last key.
 
     IS_SPLIT: each split writes its normalised result to partials (tokens, heads, splits,
-    HEAD_DIM) fp32 and its base-2 logarithm of the softmax sum to logsums (tokens, heads,
-    splits): -inf if it has no key, and then its partials stay unwritten. Otherwise the
-    result goes to `out`.
+    HEAD_DIM) fp32 and the base-2 logarithm of its softmax sum to logsums (tokens, heads,
+    splits). A split without a key writes -inf and no partials. Otherwise the result goes to
+    `out`.
     """
-    # Neighbours share tokens (KV heads lie side by side), and in a prefill the blocks with
-    # the most keys come first.
+    # Neighbouring programs share tokens, and in a prefill the blocks with the most keys start
+    # first.
     kv_head = tl.program_id(0) % KV_HEADS
     block = tl.num_programs(0) // KV_HEADS - 1 - tl.program_id(0) // KV_HEADS
     split = tl.program_id(1)
@@ -111,7 +109,7 @@ def attend(
         q_start = sequence.to(tl.int64) * q_len
         kv_start = 0
         kv_len = tl.load(cache_lens + sequence) + num_appended
-        # A length beyond the table is a fault of the caller; it must not read wild pages.
+        # A length beyond the table is an error of the caller, but must not read foreign memory.
         kv_len = tl.minimum(kv_len, table_width * PAGE_SIZE)
         page_row = block_table + sequence.to(tl.int64) * table_width
     else:
@@ -123,21 +121,21 @@ def attend(
 
     first_row = block * BLOCK_M
     if not HAS_PAGES:  # noqa: SIM102, with pages a branch would only cost registers
-        # A sequence that is shorter than the longest one has fewer blocks.
+        # A sequence shorter than the longest one has fewer blocks.
         if first_row >= q_len * GROUP:
             return
     rows = first_row + tl.arange(0, BLOCK_M)
     tokens = rows // GROUP
     heads = kv_head * GROUP + rows % GROUP
     is_row = rows < q_len * GROUP
-    # Bottom-right alignment: token i stands at kv_len - q_len + i, below 0 where there
-    # are more queries than keys (those see nothing, and their result is 0).
+    # Bottom-right alignment: token i has the position kv_len - q_len + i, below 0 if there are
+    # more queries than keys (those see nothing, and their result is 0).
     q_positions = kv_len - q_len + tokens
     first_position = kv_len - q_len + first_row // GROUP
     last_token = tl.minimum((first_row + BLOCK_M - 1) // GROUP, q_len - 1)
     last_position = kv_len - q_len + last_token
 
-    # What the rows of this block see begins in first_tile and ends before last_key.
+    # The keys that the rows of this block see begin in first_tile and end before last_key.
     last_key = kv_len
     if IS_CAUSAL:
         last_key = tl.minimum(kv_len, last_position + 1)
@@ -147,7 +145,7 @@ def attend(
         first_tile = tl.maximum(first_position - window_left, 0) // BLOCK_N
     num_tiles = tl.maximum(tl.cdiv(last_key, BLOCK_N) - first_tile, 0)
     tiles_per_split = tl.cdiv(num_tiles, num_splits)
-    # Whole tiles to each split; the last ones may get none.
+    # Each split gets whole tiles; the last ones may get none.
     begin = (first_tile + tl.minimum(split * tiles_per_split, num_tiles)) * BLOCK_N
     end = (first_tile + tl.minimum((split + 1) * tiles_per_split, num_tiles)) * BLOCK_N
 
@@ -162,8 +160,8 @@ def attend(
     out_rows = (q_start + tokens) * (KV_HEADS * GROUP) + heads
     mask_q = is_row[:, None] & mask_d[None, :]
     if IS_SPLIT:
-        # Short sequences beside a long one have many splits without a key. Those must cost next
-        # to nothing: no queries read, and no result written but the sum.
+        # In a batch with a long sequence, short ones have many splits without a key. These must
+        # cost next to nothing: they read no queries and write only the sum.
         mask_q = mask_q & (begin < end)
     q_tile = tl.load(q + out_rows[:, None] * HEAD_DIM + offs_d[None, :], mask=mask_q, other=0.0)
 
@@ -173,8 +171,8 @@ def attend(
     IS_PADDED: tl.constexpr = BLOCK_D != HEAD_DIM
     masked_from = begin
     if BLOCK_M >= 128 and not HAS_WINDOW:
-        # A prefill computes, so it saves itself the masks where every row sees every key
-        # of a tile. A decode step waits for memory: one loop keeps its loads in flight.
+        # Prefill is bound by compute: skip the masks where every row sees every key of a tile.
+        # Decoding is bound by memory: a single loop keeps its loads in flight.
         first_hidden = kv_len
         if IS_CAUSAL:
             first_hidden = tl.minimum(kv_len, first_position + 1)
@@ -211,17 +209,15 @@ def combine_splits(
     partials, logsums, out, num_splits,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MAX_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Put the splits of one query row together, weighted by their shares of the softmax sum.
-
-    Grid: (tokens × heads). Layouts as `attend` writes them.
-    """
+    """Combine the splits of one query row, weighted by their shares of the softmax sum. Grid:
+    (tokens × heads). Layouts as `attend` writes them."""
     row = tl.program_id(0).to(tl.int64)
     splits = tl.arange(0, MAX_SPLITS)
     all_logsums = tl.load(
         logsums + row * num_splits + splits, mask=splits < num_splits, other=float("-inf")
     )
     top = tl.max(all_logsums, 0)
-    # No split has a key: the weights are 0 over 1, not NaN.
+    # If no split has a key, the weights become 0 / 1 and not NaN.
     top = tl.where(top == float("-inf"), 0.0, top)
     total = tl.sum(tl.exp2(all_logsums - top), 0)
     total = tl.where(total == 0.0, 1.0, total)
@@ -232,7 +228,7 @@ def combine_splits(
         part = s0 + tl.arange(0, COMBINE_CHUNK)
         is_part = part < num_splits
         logsum = tl.load(logsums + row * num_splits + part, mask=is_part, other=float("-inf"))
-        # A split without a key has written nothing else.
+        # A split without a key has not written its partials.
         has_key = logsum > float("-inf")
         values = tl.load(
             partials + (row * num_splits + part)[:, None] * HEAD_DIM + offs_d[None, :],
@@ -248,18 +244,18 @@ def append_to_pages(
     k_new, v_new, k, v, block_table, cache_lens, table_width,
     KV_STRIDE: tl.constexpr, BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Write the keys and values of one new token behind those of its sequence.
+    """Append the key and value of one new token to its sequence.
 
     Grid: (new tokens of a sequence, sequences). k_new and v_new (sequences, new tokens,
     kv_heads, head_dim); KV_STRIDE = kv_heads × head_dim, BLOCK the next power of two. Runs
-    before `attend` on the same stream, which is all the order that is needed. Sequences own
-    the pages that they write to (shared pages are full), so no two programs meet.
+    before `attend` on the same stream, which gives the order. Each sequence owns the pages that
+    it writes (shared pages are full), so no two programs write the same place.
     """
     token = tl.program_id(0)
     sequence = tl.program_id(1).to(tl.int64)
     position = tl.load(cache_lens + sequence) + token
-    # Outside of the table there is no page of this sequence: better a missing key than another
-    # sequence's page overwritten.
+    # Beyond the table there is no page of this sequence: drop the key rather than overwrite the
+    # page of another.
     has_page = (position >= 0) & (position < table_width * PAGE_SIZE)
     page = tl.load(
         block_table + sequence * table_width + position // PAGE_SIZE, mask=has_page, other=0

@@ -1,17 +1,17 @@
-"""Attention with torch alone: for hosts without Triton, and what ours is measured against.
+"""Attention with torch alone: for hosts without Triton, and the reference for our kernels.
 
-Copies the pages of every sequence together, as many as the block table is wide, in each layer
-of each step: right, batched, without a wait for the device, and slow at long contexts.
+Gathers the pages of every sequence, as many as the block table is wide, in each layer of each
+step: batched and without waiting for the device, but slow at long contexts.
 """
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from worker.engines.exl2.calls import PackedCall, PagedCall
+from worker.engines.exllamav2.attention.call import PackedCall, PagedCall
 
 
 class SdpaAttention:
-    """See `worker.engines.exl2.calls.Attention` for the contract."""
+    """See `worker.engines.exllamav2.attention.call.Attention` for the contract."""
 
     name = "sdpa"
 
@@ -31,7 +31,7 @@ class SdpaAttention:
         num_keys = table.shape[1] * page_size
         keys = torch.arange(num_keys, device=device)
         is_key = keys < lens[:, None]
-        # What lies behind a sequence may be NaN, and 0 × NaN is NaN.
+        # The rest of the last page may hold NaN, and 0 × NaN is NaN.
         is_stale = ~is_key[:, :, None, None]
         gathered = (sequences, num_keys, kv_heads, head_dim)
         k = call.k_cache[table].view(gathered).masked_fill_(is_stale, 0.0)
@@ -77,7 +77,7 @@ def _attend(
     sequences, q_len, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     group = heads // kv_heads
-    # The heads of a group become rows: no copy of the keys for each of them.
+    # The heads of a group become rows, so that the keys are not copied for each of them.
     rows = q.view(sequences, q_len, kv_heads, group, head_dim).permute(0, 2, 1, 3, 4)
     rows = rows.reshape(sequences, kv_heads, q_len * group, head_dim)
     k, v = k.transpose(1, 2), v.transpose(1, 2)
@@ -95,7 +95,7 @@ def _attend(
 def _masked_sdpa(
     rows: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    # torch's fast kernels with a mask want its rows at multiples of 16 bytes.
+    # torch's fast kernels need the rows of a mask at multiples of 16 bytes.
     if mask.shape[-1] % 16:
         mask = pad(mask, (0, 16 - mask.shape[-1] % 16))[..., : mask.shape[-1]]
     return scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=scale)
@@ -109,7 +109,7 @@ def _softcapped(
     scale: float,
     softcap: float,
 ) -> torch.Tensor:
-    """torch's own attention has no soft cap: scores in fp32, whole."""
+    """torch's own attention has no soft cap, so this computes all scores, in fp32."""
     scores = rows.float() @ k.float().transpose(-1, -2) * scale
     scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, float("-inf"))
     return (torch.softmax(scores, -1) @ v.float()).to(rows.dtype)

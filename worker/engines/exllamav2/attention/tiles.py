@@ -1,61 +1,61 @@
-"""How the attention kernel cuts its work: tile shapes by head size, and the number of splits.
+"""How the attention kernel divides its work: tile shapes by head size, and number of splits.
 
-Pure arithmetic on the host, from shapes alone: nothing here looks at the data on the device,
-so a step never waits for the GPU and the same shapes always give the same launches.
+Pure arithmetic on the host, from shapes only: data on the device is never read, so a step never
+waits for the GPU, and equal shapes give equal launches.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
 
 MAX_SPLITS = 64
-"""Partial results a query row may have; `kernels.combine_splits` holds that many weights."""
+"""Most partial results of a query row; `kernels.combine_splits` holds that many weights."""
 COMBINE_WARPS = 1
-"""Of `kernels.combine_splits`, a program of which sums vectors of HEAD_DIM values."""
+"""For `kernels.combine_splits`, whose programs sum vectors of HEAD_DIM values."""
 MAX_HEAD_DIM = 256
 _MIN_SPLIT_KEYS = 128
-"""A shorter part costs more to put together than it saves."""
+"""A shorter split costs more to combine than it saves."""
 _LONG_SPLIT_KEYS = 2048
-"""Sequences side by side are cut to about this, however busy they keep the GPU: a long one
-among short ones would else be read by few programs, long after the others are done. The
-splits that short ones do not fill cost next to nothing."""
+"""In a batch, sequences are split to about this length even if the GPU is busy: otherwise few
+programs would read a long one, long after the short ones are done. The empty splits of short
+sequences cost next to nothing."""
 _MAX_WAVES = 4
-"""Bounds the scratch for partial results, and what reading them back costs."""
+"""Bounds the scratch memory for partial results and the cost of reading them back."""
 _MAX_WAVES_FOR_LENGTH = 20
-"""Bounds the scratch of the cuts by length, of which the short sequences' share stays empty:
+"""Bounds the scratch memory of splits by length, mostly empty for short sequences:
 20 waves × 396 programs × 16 rows × 128 × 4 bytes = 65 MB on an H100."""
 _GOOD_USE = 0.9
-"""Share of the last wave's slots that is busy; splits stop growing there."""
+"""Share of busy slots in the waves; at this share no more splits are tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Rows × keys of one step of the kernel's loop, and how Triton is to compile it."""
+    """Rows × keys of one iteration of the kernel's loop, and Triton's compile options for it."""
 
     rows: int
     """Query rows of a program: tokens × query heads that share a KV head. At least 16, the
-    least that `tl.dot` takes."""
+    minimum of `tl.dot`."""
     keys: int
-    """Keys of a step. Divides every page size, so that no step crosses a page."""
+    """Keys per iteration. Divides every page size, so that no iteration crosses a page."""
     num_warps: int
     num_stages: int
-    """For keys in pages. The page number is a load of its own in Triton's pipeline, before
-    those of keys and values: five stages leave two steps of these in flight, three one."""
+    """For keys in pages. The page number is an extra load in Triton's pipeline, before those of
+    keys and values: five stages keep two iterations of these in flight, three stages one."""
     programs_per_sm: int
-    """That fit beside each other, by the sizes that Triton 3.6 reports."""
+    """Programs that fit on an SM at once, by the sizes that Triton 3.6 reports."""
 
     @property
     def packed_stages(self) -> int:
-        """Without pages as many steps are in flight with fewer stages."""
+        """Without pages fewer stages keep as many iterations in flight."""
         return (self.num_stages + 1) // 2
 
 
 FEW_ROWS = 16
-"""Up to as many rows the small tiles are taken, from there on those of `_MANY_ROWS`."""
+"""Most rows for the small tiles; more rows use those of `_MANY_ROWS`."""
 _MANY_ROWS = 128
 
-# By rows and padded head size. Decoding waits for memory: 16 KiB of keys and as much of values
-# a step. A prefill computes: 128 rows keep the tensor cores busy, the keys are what fits beside
-# them without spilling registers.
+# By rows and padded head size. Decoding is bound by memory: 16 KiB of keys and of values per
+# iteration. Prefill is bound by compute: 128 rows keep the tensor cores busy, with as many keys as
+# fit without spilling registers.
 _LARGE = {
     (16, 64): Tile(16, 128, 4, 5, programs_per_sm=3),
     (16, 128): Tile(16, 64, 4, 5, programs_per_sm=3),
@@ -64,7 +64,7 @@ _LARGE = {
     (128, 128): Tile(128, 64, 8, 5, programs_per_sm=1),
     (128, 256): Tile(128, 32, 8, 5, programs_per_sm=1),
 }
-"""H100, H200 and their like: 228 KiB of shared memory, 227 of them for one program."""
+"""H100, H200 and similar: 228 KiB of shared memory, 227 of them for one program."""
 _MIDDLE = {
     (16, 64): Tile(16, 128, 4, 5, programs_per_sm=2),
     (16, 128): Tile(16, 64, 4, 5, programs_per_sm=2),
@@ -82,20 +82,17 @@ _SMALL = {
     (128, 128): Tile(128, 32, 8, 3, programs_per_sm=1),
     (128, 256): Tile(64, 32, 8, 3, programs_per_sm=1),
 }
-"""Everything else, down to the 99 KiB of consumers' cards."""
+"""All others, down to the 99 KiB of consumer cards."""
 LARGE_SM_BYTES, MIDDLE_SM_BYTES = 228 * 1024, 160 * 1024
-"""Shared memory of an SM from which on a table is taken."""
+"""Least shared memory of an SM for each table."""
 
 
 def choose_tile(
     num_rows: int, padded_head_dim: int, shared_bytes_of_sm: int = LARGE_SM_BYTES
 ) -> Tile:
-    """The tile for `num_rows` query rows of one sequence and KV head.
-
-    Few shapes on purpose: each is a kernel of its own, compiled when it is first met. Between
-    17 and 64 rows, those of a draft, the rest of the large tile computes for nothing; by
-    estimate it would wait for keys in that time.
-    """
+    """The tile for `num_rows` query rows of one sequence and KV head. Few shapes on purpose: each
+    is a kernel of its own, compiled at its first use. With 17 to 64 rows, as in speculation, most
+    of the large tile is wasted work; by estimate it would wait for keys in that time anyway."""
     if shared_bytes_of_sm >= LARGE_SM_BYTES:
         table = _LARGE
     elif shared_bytes_of_sm >= MIDDLE_SM_BYTES:
@@ -107,17 +104,17 @@ def choose_tile(
 
 
 def pad_head_dim(head_dim: int) -> int:
-    """The next power of two, which is what a tile's width must be; from 16 to 256."""
+    """The next power of two, which a tile's width must be; from 16 to 256."""
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
 @lru_cache(maxsize=4096)
 def choose_splits(num_programs: int, num_sequences: int, max_keys: int, num_slots: int) -> int:
-    """Parts to cut each sequence's keys into, 1…MAX_SPLITS: the fewest that use the GPU well.
+    """Splits of each sequence's keys, 1…MAX_SPLITS: the fewest that use the GPU well.
 
-    `num_programs` are those of all sequences without splits, `num_slots` as many as run at a
-    time, `max_keys` what the block table has room for. Each sequence is cut by its own length,
-    which only the device knows; of several, the longest may be the only long one.
+    `num_programs`: programs of all sequences without splits; `num_slots`: programs that run at a
+    time; `max_keys`: capacity of the block table. Each sequence is split by its own length, which
+    only the device knows; in a batch only one may be long.
     """
     limit = min(max_keys // _MIN_SPLIT_KEYS, _MAX_WAVES * num_slots // num_programs, MAX_SPLITS)
     best, best_use = 1, 0.0

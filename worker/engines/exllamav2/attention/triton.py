@@ -1,7 +1,7 @@
-"""The project's own attention: launches of `kernels`, on the stream that is current.
+"""The project's own attention: launches `kernels` on the current stream.
 
-ExLlamaV2 sets its stream with torch.cuda.set_stream; Triton and the allocator both follow it.
-Nothing waits for the device, and grids depend on shapes alone, so a step can be captured.
+ExLlamaV2 sets its stream with torch.cuda.set_stream; Triton and the allocator both use it.
+Nothing waits for the device, and grids depend on shapes only, so a step can be captured.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -10,25 +10,16 @@ from functools import lru_cache
 
 import torch
 
-from worker.engines.exl2 import kernels
-from worker.engines.exl2.calls import PackedCall, PagedCall
-from worker.engines.exl2.tiles import (
-    COMBINE_WARPS,
-    LARGE_SM_BYTES,
-    MAX_SPLITS,
-    Tile,
-    choose_splits,
-    choose_tile,
-    pad_head_dim,
-)
+from worker.engines.exllamav2.attention import kernels, tiles
+from worker.engines.exllamav2.attention.call import PackedCall, PagedCall
 
 _LOG2_E = 1.4426950408889634
 _CPU_SMS = 4
-"""Triton's interpreter has no multiprocessors; small grids keep it quick."""
+"""Triton's interpreter has no multiprocessors; small grids keep it fast."""
 
 
 class TritonAttention:
-    """See `worker.engines.exl2.calls.Attention` for the contract."""
+    """See `worker.engines.exllamav2.attention.call.Attention` for the contract."""
 
     name = "triton"
 
@@ -56,13 +47,13 @@ def _append(call: PagedCall, k_new: torch.Tensor, v_new: torch.Tensor) -> None:
 def _attend_pages(call: PagedCall, q: torch.Tensor) -> torch.Tensor:
     sequences, q_len, heads, head_dim = q.shape
     _, page_size, kv_heads, _ = call.k_cache.shape
-    device = _facts(q.device)
+    device = _properties(q.device)
     max_pages = int(call.block_table.shape[1])
     group = heads // kv_heads
-    tile = choose_tile(q_len * group, pad_head_dim(head_dim), device.shared_bytes_of_sm)
+    tile = tiles.choose_tile(q_len * group, tiles.pad_head_dim(head_dim), device.shared_bytes_of_sm)
     blocks = -(-q_len * group // tile.rows)
-    # From the width of the table, not from the lengths: those are on the device.
-    splits = min(call.num_splits, MAX_SPLITS) or choose_splits(
+    # By the width of the table: the lengths are on the device.
+    splits = min(call.num_splits, tiles.MAX_SPLITS) or tiles.choose_splits(
         blocks * kv_heads * sequences,
         sequences,
         max_pages * page_size,
@@ -83,18 +74,20 @@ def _attend_pages(call: PagedCall, q: torch.Tensor) -> torch.Tensor:
     if splits > 1:
         kernels.combine_splits[(sequences * q_len * heads,)](
             partials, logsums, out, splits,
-            HEAD_DIM=head_dim, BLOCK_D=pad_head_dim(head_dim), MAX_SPLITS=MAX_SPLITS,
-            num_warps=COMBINE_WARPS,
+            HEAD_DIM=head_dim, BLOCK_D=tiles.pad_head_dim(head_dim), MAX_SPLITS=tiles.MAX_SPLITS,
+            num_warps=tiles.COMBINE_WARPS,
         )  # fmt: skip
     return out
 
 
 def _attend_packed(call: PackedCall, q: torch.Tensor) -> torch.Tensor:
     _, heads, head_dim = q.shape
-    device = _facts(q.device)
+    device = _properties(q.device)
     kv_heads = call.k.shape[1]
     group = heads // kv_heads
-    tile = choose_tile(call.max_q_len * group, pad_head_dim(head_dim), device.shared_bytes_of_sm)
+    tile = tiles.choose_tile(
+        call.max_q_len * group, tiles.pad_head_dim(head_dim), device.shared_bytes_of_sm
+    )
     blocks = -(-call.max_q_len * group // tile.rows)
     out = torch.empty_like(q)
     kernels.attend[(blocks * kv_heads, 1, call.q_starts.shape[0] - 1)](
@@ -111,7 +104,7 @@ def _attend_packed(call: PackedCall, q: torch.Tensor) -> torch.Tensor:
 
 
 def _scratch(q: torch.Tensor, splits: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Partial results and their log sums, uninitialised: the kernel writes what is read."""
+    """Partial results and their log sums, uninitialised: the kernel writes all that is read."""
     if splits == 1:
         return None, None
     *tokens_and_heads, head_dim = q.shape
@@ -123,15 +116,15 @@ def _scratch(q: torch.Tensor, splits: int) -> tuple[torch.Tensor | None, torch.T
 
 
 def _score_scales(softmax_scale: float, softcap: float) -> tuple[float, float]:
-    """What the kernel multiplies scores with before and after tanh; exponents are base 2."""
+    """The factors of scores before and after tanh; exponents are base 2."""
     if softcap > 0:
         return softmax_scale / softcap, softcap * _LOG2_E
     return softmax_scale * _LOG2_E, 0.0
 
 
-def _tile_options(tile: Tile, head_dim: int) -> dict[str, int]:
+def _tile_options(tile: tiles.Tile, head_dim: int) -> dict[str, int]:
     return {
-        "BLOCK_D": pad_head_dim(head_dim),
+        "BLOCK_D": tiles.pad_head_dim(head_dim),
         "BLOCK_M": tile.rows,
         "BLOCK_N": tile.keys,
         "num_warps": tile.num_warps,
@@ -139,7 +132,7 @@ def _tile_options(tile: Tile, head_dim: int) -> dict[str, int]:
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device; with several, that is not always the tensors'."""
+    """Triton launches on the current device, which need not be that of the tensors."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -150,8 +143,8 @@ class _Device:
 
 
 @lru_cache(maxsize=64)
-def _facts(device: torch.device) -> _Device:
+def _properties(device: torch.device) -> _Device:
     if device.type != "cuda":
-        return _Device(_CPU_SMS, LARGE_SM_BYTES)
+        return _Device(_CPU_SMS, tiles.LARGE_SM_BYTES)
     properties = torch.cuda.get_device_properties(device)
     return _Device(properties.multi_processor_count, properties.shared_memory_per_multiprocessor)

@@ -1,10 +1,10 @@
 """config.json as ExLlamaV2 0.3.2 understands it.
 
-ExLlamaV2 reads `rope_theta` and `rope_scaling`; what it does not find it takes to be 10000 and
-unscaled, and what it does not know it loads as Llama: both give a model that talks nonsense and
-no error. So the config is normalised, and what cannot be is refused. It reads the file from a
-folder: it gets one with links to the files and a config.json of its own; the model's folder
-stays as it is. Source: exllamav2@v0.3.2:exllamav2/config.py, architecture.py.
+ExLlamaV2 takes a missing `rope_theta` for 10000, a missing `rope_scaling` for unscaled, and an
+unknown architecture for Llama: the model then writes nonsense, without an error. So the config is
+normalised, or rejected. ExLlamaV2 reads it from a folder, so it gets a temporary one with links to
+the files and the normalised config.json; the model's folder is not changed.
+Source: exllamav2@v0.3.2:exllamav2/config.py, architecture.py.
 """
 
 import copy
@@ -16,25 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import SettingsError
-from worker.engines.exl2.model_folder import ModelFolder
-from worker.engines.exl2.rope_config import fill, flatten_rope
+from worker.engines.exllamav2.model.folder import ModelFolder
+from worker.engines.exllamav2.model.rope import fill, flatten_rope
 
-ARCHITECTURES = frozenset(
-    f"{name}ForCausalLM"
-    for name in (
-        "Llama", "Mistral", "Mixtral", "Yi", "Orion", "Qwen2", "Qwen3", "Qwen3Moe", "Gemma",
-        "Gemma2", "Starcoder2", "Cohere", "Cohere2", "Phi3", "MiniCPM", "InternLM2", "Index",
-        "Granite", "Glm4",
-    )
-) | {
-    f"{name}ForConditionalGeneration"
-    for name in ("Mistral3", "Gemma3", "Qwen2VL", "Qwen2_5_VL")
-}  # fmt: skip
-"""What architecture.py names, less GPT2 and GPTBigCode (their positions end with a table), Dbrx
-(whose memory nobody here can estimate) and Gemmoe. Models that also see are used for text alone."""
+_CAUSAL = (
+    "Llama Mistral Mixtral Yi Orion Qwen2 Qwen3 Qwen3Moe Gemma Gemma2 Starcoder2 Cohere Cohere2 "
+    "Phi3 MiniCPM InternLM2 Index Granite Glm4"
+)
+_MULTIMODAL = "Mistral3 Gemma3 Qwen2VL Qwen2_5_VL"
+ARCHITECTURES = frozenset(f"{name}ForCausalLM" for name in _CAUSAL.split()) | {
+    f"{name}ForConditionalGeneration" for name in _MULTIMODAL.split()
+}
+"""Those of architecture.py, without GPT2 and GPTBigCode (positions from a table of fixed length),
+Dbrx (no memory estimate) and Gemmoe. Vision models are used for text only."""
 
 _ALTERNATING = {"Cohere2ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForConditionalGeneration"}
-"""Some of their layers see a window of the text only."""
+"""Some of their layers attend to a sliding window only."""
 _GPTQ_BITS = 4
 
 
@@ -52,7 +49,7 @@ def normalise(folder: ModelFolder) -> dict[str, Any]:
 
 
 def rope_scaling(folder: ModelFolder) -> dict[str, Any]:
-    """The normalised one of the text model, from where ExLlamaV2 reads it; empty without one."""
+    """The normalised `rope_scaling` of the text model; empty if it has none."""
     config = normalise(folder)
     parts = (config, config.get("text_config"))
     found = (part.get("rope_scaling") for part in parts if isinstance(part, dict))
@@ -66,10 +63,8 @@ def is_quantised(config: dict[str, Any]) -> bool:
 @contextmanager
 def loadable_folder(folder: ModelFolder) -> Iterator[Path]:
     """A temporary folder to load from: links, and the normalised config. Raises SettingsError.
-
-    Of the weights only those that the index names are there: ExLlamaV2 loads every .safetensors
-    file that it sees, and some models come with a second copy in one piece.
-    """
+    Leaves out weights that the index does not name: ExLlamaV2 loads every .safetensors file, and
+    some models come with a second copy of the weights in one file."""
     config = normalise(folder)
     wanted = _indexed_files(folder.path)
     with tempfile.TemporaryDirectory(prefix="llmis-exl2-") as made:
@@ -91,7 +86,7 @@ def _indexed_files(path: Path) -> set[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise SettingsError(f"models: {index} cannot be read: {exc!r}") from exc
     present = {file.name for file in path.glob("*.safetensors")}
-    # A converter that leaves the index of the original behind: believe the files.
+    # Some converters leave the index of the original behind: then trust the files.
     return wanted if wanted <= present else set()
 
 
@@ -103,30 +98,31 @@ def _check_architecture(config: dict[str, Any], path: Path) -> None:
         )
     if declared[0] not in ARCHITECTURES:
         raise SettingsError(
-            f"models: {path} is a {declared[0]}, which ExLlamaV2 0.3.2 does not run. "
-            f"It runs {', '.join(sorted(ARCHITECTURES))}."
+            f"models: {path} is a {declared[0]}, which ExLlamaV2 0.3.2 does not support. "
+            f"It supports {', '.join(sorted(ARCHITECTURES))}."
         )
 
 
 def _check_quantisation(config: dict[str, Any], path: Path) -> None:
-    """ExLlamaV2 goes by the names of the tensors: of another method it says that some lack, or
-    takes packed integers for weights."""
+    """Reject other methods: ExLlamaV2 recognises weights by tensor names, so it would report
+    missing tensors, or take packed integers for weights."""
     declared = config.get("quantization_config")
     if not isinstance(declared, dict):
         return
     method, bits = declared.get("quant_method"), declared.get("bits")
     if method not in (None, "exl2", "gptq"):
         raise SettingsError(
-            f"models: the weights of {path} are quantised by {method!r}; ExLlamaV2 runs exl2, "
-            "gptq with 4 bits, and 16-bit weights"
+            f"models: the weights of {path} are quantised by {method!r}; ExLlamaV2 supports "
+            "exl2, gptq with 4 bits, and 16-bit weights"
         )
     if method == "gptq" and bits not in (None, _GPTQ_BITS):
-        raise SettingsError(f"models: {path} is GPTQ with {bits} bits; ExLlamaV2 runs 4")
+        raise SettingsError(f"models: {path} is GPTQ with {bits} bits; ExLlamaV2 supports 4")
 
 
 def _set_sliding_pattern(config: dict[str, Any], path: Path) -> None:
-    """ExLlamaV2 reads `sliding_window_pattern`, at the top alone: every n-th layer sees all.
-    transformers writes `layer_types` since 4.53. Raises SettingsError for what has no period."""
+    """Set `sliding_window_pattern` (every n-th layer has full attention), which ExLlamaV2 reads at
+    the top level only, from the `layer_types` that transformers writes since 4.53. Raises
+    SettingsError if they have no period."""
     text = config.get("text_config")
     text = text if isinstance(text, dict) else config
     kinds = text.get("layer_types")
@@ -137,7 +133,7 @@ def _set_sliding_pattern(config: dict[str, Any], path: Path) -> None:
     expected = [
         "sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(len(kinds))
     ]
-    # 1 would mean every second layer over there.
+    # ExLlamaV2 takes a pattern of 1 for every second layer.
     if pattern == 1 or kinds != expected:
         raise SettingsError(
             f"models: layer_types of {path} have no period, which ExLlamaV2 0.3.2 needs"

@@ -1,7 +1,4 @@
-"""The JSON files of a Hugging Face model folder, read once. Runs in the loading thread.
-
-Nothing here writes into the folder.
-"""
+"""The JSON files of a Hugging Face model folder, read once by the loading thread, never written."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +10,7 @@ from shared.errors import SettingsError
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """What the folder declares. A file that is absent is an empty dict."""
+    """The contents of the files. An absent file is an empty dict."""
 
     path: Path
     config: dict[str, Any]
@@ -21,22 +18,26 @@ class ModelFolder:
     tokenizer_config: dict[str, Any]
     tokenizer: dict[str, Any]
     chat_template: str | None
+    tool_use_template: str | None = None
+    """The template for requests with tools, if there is one of that name."""
 
 
 def read_folder(path: Path) -> ModelFolder:
-    """Raises SettingsError where config.json or tokenizer.json is missing or no JSON object."""
+    """Raises SettingsError if config.json or tokenizer.json is missing or not a JSON object."""
     if not path.is_dir():
-        raise SettingsError(f"models: {path} is no folder; exllamav2 loads Hugging Face folders")
+        raise SettingsError(f"models: {path} is not a folder; exllamav2 loads Hugging Face folders")
     if not any(path.glob("*.safetensors")):
         raise SettingsError(f"models: there is no .safetensors file in {path}")
     tokenizer_config = _read(path / "tokenizer_config.json", is_needed=False)
+    templates = _templates(path, tokenizer_config)
     return ModelFolder(
         path=path,
         config=_read(path / "config.json", is_needed=True),
         generation_config=_read(path / "generation_config.json", is_needed=False),
         tokenizer_config=tokenizer_config,
         tokenizer=_read(path / "tokenizer.json", is_needed=True),
-        chat_template=_chat_template(path, tokenizer_config),
+        chat_template=templates.get("default") or next(iter(templates.values()), None),
+        tool_use_template=templates.get("tool_use"),
     )
 
 
@@ -55,27 +56,34 @@ def _read(path: Path, *, is_needed: bool) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as exc:
         raise SettingsError(f"models: {path} cannot be read as JSON: {exc}") from exc
     if not isinstance(value, dict):
-        raise SettingsError(f"models: {path} holds no JSON object")
+        raise SettingsError(f"models: {path} is not a JSON object")
     return value
 
 
-def _chat_template(path: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    """The template where the folder's age has put it: a file of its own, or the tokenizer's."""
-    file = path / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return file.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as exc:
-            raise SettingsError(f"models: {file} cannot be read: {exc}") from exc
+def _templates(path: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
+    """The templates by name: in files of their own in newer folders, in the tokenizer's config in
+    older."""
+    files = {p.stem: p for p in sorted((path / "additional_chat_templates").glob("*.jinja"))}
+    if (path / "chat_template.jinja").is_file():
+        files = {"default": path / "chat_template.jinja"} | files
+    if files:
+        return {name: _text(file) for name, file in files.items()}
     for declared in (
         tokenizer_config.get("chat_template"),
         _read(path / "chat_template.json", is_needed=False).get("chat_template"),
     ):
         if isinstance(declared, str):
-            return declared
-        if isinstance(declared, list):  # several, each with a name
-            named = {t.get("name"): t.get("template") for t in declared if isinstance(t, dict)}
-            template = named.get("default") or next(iter(named.values()), None)
-            if isinstance(template, str):
-                return template
-    return None
+            return {"default": declared}
+        if isinstance(declared, list):
+            named = [(t.get("name"), t.get("template")) for t in declared if isinstance(t, dict)]
+            found = {name: t for name, t in named if isinstance(name, str) and isinstance(t, str)}
+            if found:
+                return found
+    return {}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"models: {file} cannot be read: {exc}") from exc

@@ -1,4 +1,4 @@
-"""The positions of config.json, as transformers writes them, in the words of ExLlamaV2 0.3.2."""
+"""Converts the RoPE fields of config.json, as transformers writes them, for ExLlamaV2 0.3.2."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from shared.errors import SettingsError
 
 _ROPE_TYPES = {"default", "linear", "su", "longrope", "yarn", "llama3", "mrope"}
 _SLIDING_THETA = 10000.0
-"""What ExLlamaV2 has built in for the sliding layers of Gemma 3."""
+"""ExLlamaV2's constant for the sliding layers of Gemma 3."""
 
 
 def flatten_rope(part: dict[str, Any], config: dict[str, Any], path: Path) -> None:
@@ -23,13 +23,13 @@ def flatten_rope(part: dict[str, Any], config: dict[str, Any], path: Path) -> No
     scaling = part.get("rope_scaling")
     if not isinstance(scaling, dict):
         return
-    if "rope_type" in scaling:  # with both names of it ExLlamaV2 refuses
+    if "rope_type" in scaling:  # ExLlamaV2 rejects a config with both names
         scaling.pop("type", None)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in _ROPE_TYPES:
         raise SettingsError(
             f"models: {path} scales its positions by {kind!r}, which ExLlamaV2 0.3.2 would "
-            f"leave out. It knows {', '.join(sorted(_ROPE_TYPES))}."
+            f"ignore. It supports {', '.join(sorted(_ROPE_TYPES))}."
         )
     original = scaling.get("original_max_position_embeddings")
     if kind in ("su", "longrope") and original is not None:
@@ -39,7 +39,7 @@ def flatten_rope(part: dict[str, Any], config: dict[str, Any], path: Path) -> No
 
 
 def _complete_yarn(scaling: dict[str, Any], part: dict[str, Any], path: Path) -> None:
-    """The defaults of transformers (modeling_rope_utils.py)."""
+    """Fill in the defaults of transformers (modeling_rope_utils.py)."""
     trained = part.get("max_position_embeddings")
     fill(scaling, "original_max_position_embeddings", trained)
     original = scaling.get("original_max_position_embeddings")
@@ -52,13 +52,13 @@ def _complete_yarn(scaling: dict[str, Any], part: dict[str, Any], path: Path) ->
 
 
 def fill(part: dict[str, Any], key: str, value: Any) -> None:
-    """Set what is missing or null; what an older transformers wrote stays."""
+    """Set a field that is missing or null; one that an older transformers wrote stays."""
     if part.get(key) is None:
         part[key] = value
 
 
 def _of_full_attention(parameters: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Of parameters for each kind of layer those of full attention."""
+    """From parameters per kind of layer, those of full attention."""
     nested = parameters.get("full_attention")
     if not isinstance(nested, dict):
         return parameters

@@ -1,21 +1,19 @@
-"""The tokens that end a text, from every place where a model declares them.
+"""The end tokens of a model, from every place where it declares them.
 
-generation_config.json (a list in most chat models, and the place ExLlamaV2 reads and does not
-use), config.json, tokenizer_config.json, and the special tokens that are known to end a turn:
-a base model's files often name the end of the text alone.
+generation_config.json (a list in most chat models; ExLlamaV2 reads it but does not use it),
+config.json, tokenizer_config.json, and special tokens known to end a turn, because the files of a
+base model often name only the end of the text.
 """
 
 from typing import Any
 
-from worker.engines.exl2.model_folder import ModelFolder, text_of
+from worker.engines.exllamav2.model.folder import ModelFolder, text_of
 
-_TURN_ENDS = frozenset(
-    {
-        "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>",
-        "<end_of_turn>", "<|END_OF_TURN_TOKEN|>", "<|END_RESPONSE|>", "<|eot|>", "<|end_of_turn|>",
-        "<EOT>", "<|return|>",
-    }
-)  # fmt: skip
+_TURN_END_TEXTS = (
+    "<|im_end|> <|eot_id|> <|eom_id|> <|end_of_text|> <|endoftext|> <|end|> <end_of_turn> "
+    "<|END_OF_TURN_TOKEN|> <|END_RESPONSE|> <|eot|> <|end_of_turn|> <EOT> <|return|>"
+)
+_TURN_ENDS = frozenset(_TURN_END_TEXTS.split())
 
 
 def special_tokens(folder: ModelFolder) -> dict[str, int]:

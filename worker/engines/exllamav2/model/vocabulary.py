@@ -1,9 +1,9 @@
 """A tokenizer.json vocabulary: text to token ids, and token ids to bytes.
 
-ExLlamaV2's own tokenizer gives texts, where half a character is U+FFFD and lost; streaming
+ExLlamaV2's own tokenizer gives texts, in which half a character is lost as U+FFFD; streaming
 needs the bytes. They follow from the decoder that the file declares: byte-level BPE (GPT-2's
 table), or pieces with byte fallback (SentencePiece). All architectures of
-`model_config.ARCHITECTURES` come with one of the two.
+`model_config.ARCHITECTURES` use one of the two.
 """
 
 import re
@@ -14,9 +14,10 @@ from llguidance import LLTokenizer
 from tokenizers import Tokenizer
 
 from shared.errors import SettingsError
-from worker.engines.exl2.model_folder import ModelFolder, text_of
-from worker.engines.exl2.stop_tokens import special_tokens, stop_tokens
-from worker.engines.protocol import FillInMiddle
+from worker.engines.exllamav2.model.folder import ModelFolder, text_of
+from worker.engines.exllamav2.model.stop_tokens import special_tokens, stop_tokens
+from worker.foreign import foreign_errors
+from worker.vocabulary import FillInMiddle
 
 _FALLBACK_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
 _FILL_IN_MIDDLE = (
@@ -26,18 +27,18 @@ _FILL_IN_MIDDLE = (
     ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # CodeLlama
 )
-"""Marks before the gap, behind it, and of the gap. The families of llama-vocab.cpp."""
+"""Marks of prefix, suffix and gap. The families are those of llama-vocab.cpp."""
 _NORMALISER_SHRINKS = 3
-"""Composing characters makes a text shorter by no more than this, in bytes of UTF-8."""
+"""Composing characters shortens a text by at most this factor, in bytes of UTF-8."""
 
 
-class Vocabulary:
-    """See `worker.engines.protocol.Vocabulary` for the contract."""
+class TokenizerJsonVocabulary:
+    """See `worker.vocabulary.Vocabulary` for the contract."""
 
     def __init__(self, folder: ModelFolder) -> None:
         """Raises SettingsError."""
         self._path = path = folder.path / "tokenizer.json"
-        # Two of them: whether control tokens in a text are read as such is a property.
+        # Two instances, because reading control tokens in a text is a property of the instance.
         self._parsing = _load(path.as_posix())
         self._plain = _load(path.as_posix())
         self._plain.encode_special_tokens = True
@@ -49,7 +50,7 @@ class Vocabulary:
         specials = set(self.control_tokens.values())
         self._names = {token: text.encode() for text, token in self.control_tokens.items()}
         to_bytes = _Decoder(folder.tokenizer)
-        # What was added to a vocabulary is written as it reads, not in the table's letters.
+        # Added tokens are written as plain text, not in the characters of the byte table.
         added = {token.content for token in self._parsing.get_added_tokens_decoder().values()}
         self._pieces = [b""] * self.size
         for text, token_id in token_id_of.items():
@@ -69,7 +70,7 @@ class Vocabulary:
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         tokenizer = self._parsing if parse_special else self._plain
-        # A lone surrogate, which JSON can carry, is no text that could be encoded.
+        # JSON can carry a lone surrogate, which cannot be encoded.
         clean = text.encode("utf-8", "replace").decode()
         tokens: list[int] = tokenizer.encode(clean, add_special_tokens=False).ids
         if add_special and self.adds_bos:
@@ -84,12 +85,12 @@ class Vocabulary:
         return self._pieces[token] if 0 <= token < self.size else b""
 
     def new_llguidance_tokenizer(self) -> LLTokenizer:
-        """The same tokens for grammars. Raises ValueError for a kind it does not know."""
+        """The same vocabulary for grammars. Raises ValueError for an unknown kind."""
         return LLTokenizer(self._path.read_text("utf-8"), eos_token=self.stop_ids or None)
 
     def _wants_bos(self, folder: ModelFolder) -> bool:
-        """What the tokenizer's class is told counts; else what the file's own post-processor
-        does with an empty text."""
+        """By `add_bos_token` if declared, else by what the file's post-processor adds to an empty
+        text."""
         declared = folder.tokenizer_config.get("add_bos_token")
         if isinstance(declared, bool):
             return declared
@@ -97,11 +98,9 @@ class Vocabulary:
 
 
 def _load(path: str) -> Any:
-    try:
+    with foreign_errors(lambda exc: SettingsError(f"models: {path} cannot be loaded: {exc}")):
         tokenizer = Tokenizer.from_file(path)
-    except Exception as exc:  # the Rust side raises this very class
-        raise SettingsError(f"models: {path} cannot be loaded: {exc}") from exc
-    # What a file says of lengths is for training; a prompt is never cut or filled up.
+    # A file's lengths are for training; a prompt is never truncated or padded.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -124,7 +123,7 @@ def _fill_in_middle(token_id_of: dict[str, int]) -> FillInMiddle | None:
 
 
 class _Decoder:
-    """Turns the text of a token in tokenizer.json into the bytes it stands for."""
+    """Converts the text of a token in tokenizer.json to the bytes it stands for."""
 
     def __init__(self, tokenizer: dict[str, Any]) -> None:
         stages = list(_stages(tokenizer.get("decoder")))
