@@ -1,6 +1,5 @@
-"""What gunicorn loads; `llmis web` starts it."""
+"""The application that gunicorn loads; `llmis web` starts gunicorn."""
 
 from app.factory import create_app
-from app.heritage import heritage
 
-app = create_app(heritage=heritage)
+app = create_app()

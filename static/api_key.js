@@ -1,8 +1,8 @@
 /**
- * The API key, where the server asks for one.
+ * The API key, where the server requires one.
  *
- * It is kept in this tab, and goes with it. Only who asks for it has it kept on the device, where
- * it stays, in the browser's files too, until it is forgotten.
+ * It is kept in this tab and removed with it. By the user's choice it is kept on the device, in the
+ * browser's files, until it is forgotten.
  */
 
 const NAME = 'llmis.key';
@@ -25,7 +25,7 @@ export function set(newKey, isRemembered) {
   try {
     (isRemembered ? localStorage : sessionStorage).setItem(NAME, key);
   } catch {
-    // Full or forbidden: it holds until the page is reloaded.
+    // Full or forbidden: the key is kept until the page is reloaded.
   }
 }
 

@@ -1,4 +1,4 @@
-/** The chat page: joins the connection, the conversation and what is on the screen. */
+/** The chat page: joins the connection, the conversation and the screen. */
 
 import * as apiKey from './api_key.js';
 import { Connection } from './connection.js';
@@ -66,7 +66,7 @@ class Chat {
   }
 
   #onMessageKey(event) {
-    // While an input method composes, Enter picks a word.
+    // While an input method composes, Enter selects a word.
     if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
     event.preventDefault();
     this.#sendMessage();
@@ -89,7 +89,7 @@ class Chat {
     this.#request(turn);
   }
 
-  /** Take a message that failed back into the field. */
+  /** Put a failed message back into the field. */
   #edit(turn) {
     this.#turns = this.#turns.filter((other) => other !== turn);
     this.#views.get(turn).element.remove();
@@ -103,7 +103,7 @@ class Chat {
   #stop() {
     if (!this.#answer) return;
     // Not waited for: the server's `cancelled`, or its `done` if that was faster, finds an id
-    // that nobody knows any more.
+    // that is no longer known.
     if (this.#connection.isOpen) this.#connection.send({ type: 'cancel', id: this.#answer.id });
     this.#answer.stop();
     this.#endAnswer();
@@ -148,7 +148,7 @@ class Chat {
     const text = this.#answer.take(frame, performance.now());
     if (frame.type === 'chunk') this.#views.get(turn).append(text);
     const begins = isFirst && turn.ttftMs !== null;
-    if (['loading', 'queued'].includes(frame.type) || begins) this.#views.get(turn).update();
+    if (['loading', 'queued', 'prefill'].includes(frame.type) || begins) this.#views.get(turn).update();
     if (turn.state !== 'streaming') this.#endAnswer();
     // The key was revoked while the page was open.
     if (frame.error?.code === 'invalid_api_key') {
@@ -161,7 +161,7 @@ class Chat {
     const { turn } = this.#answer;
     this.#answer = null;
     this.#views.get(turn).update();
-    // The list is a convenience: without it the page goes on as it is.
+    // The list is a convenience: without it the page stays usable.
     this.#settings.refresh().catch(() => {});
     announce(turn.error ? `Error: ${turn.error.message}` : turn.text);
     this.#keepFocus();
@@ -170,7 +170,7 @@ class Chat {
   }
 
   #onOpen() {
-    // A connection was lost in the middle of it: it goes on behind what has come.
+    // The connection was lost during the answer: it continues after the received part.
     if (this.#answer) this.#connection.send(this.#answer.nextRequest());
     this.#showState();
     this.#loadModels();
@@ -185,7 +185,7 @@ class Chat {
     this.#showState();
   }
 
-  /** The conversation stays; it goes on when there is a key that holds. */
+  /** The conversation stays; it continues with a valid key. */
   #askForKey(error) {
     hideNotice();
     this.#keyForm.open(apiKey.value() ? error.message : '');
@@ -234,7 +234,7 @@ class Chat {
     byId('send').disabled = !this.#canSend() || !this.#message.value.trim();
   }
 
-  /** A button that is about to go must not take the keyboard's place with it. */
+  /** A button that is about to disappear must not take the keyboard focus with it. */
   #keepFocus() {
     const focused = document.activeElement;
     if (focused?.matches('#send, #stop, .retry')) this.#message.focus();

@@ -12,7 +12,7 @@ const MAX_WAIT_MS = 15000;
 const PING_MS = 20000;
 const POLICY_VIOLATION = 1008;
 const MESSAGE_TOO_BIG = 1009;
-/** Codes of errors that another key may mend: the one that was sent, or too many before it. */
+/** Codes of errors that another key may resolve: an invalid key, or too many before it. */
 const KEY_FAULTS = ['invalid_api_key', 'rate_limit_exceeded'];
 
 export class Connection {
@@ -38,7 +38,7 @@ export class Connection {
     return this.#isOpen;
   }
 
-  /** Connect, unless a connection is there or on its way. */
+  /** Connect, unless a connection is open or opening. */
   open() {
     clearTimeout(this.#retryTimer);
     if (this.#socket) return;
@@ -55,7 +55,7 @@ export class Connection {
     this.#pingTimer = setInterval(() => this.#checkLife(socket), PING_MS);
   }
 
-  /** Connect anew: the key is another one. */
+  /** Connect again, with another key. */
   reopen() {
     this.#drop();
     this.open();
@@ -79,7 +79,7 @@ export class Connection {
     this.#listener.onFrame(frame);
   }
 
-  /** The first frame was not what the server wants. */
+  /** The server refused the first frame. */
   #refuse(error) {
     if (!KEY_FAULTS.includes(error.code)) {
       this.#lose(this.#socket, error.message);
@@ -89,7 +89,7 @@ export class Connection {
     this.#listener.onKeyRefused(error);
   }
 
-  /** A network that has gone silent closes nothing: only a missing pong tells. */
+  /** A dead network closes no connection: only a missing pong shows it. */
   #checkLife(socket) {
     if (!this.#isHeard) {
       this.#lose(socket, 'The server does not answer.');
@@ -104,7 +104,7 @@ export class Connection {
     // A socket that was given up reports its close much later.
     if (socket !== this.#socket) return;
     this.#drop();
-    // The random part keeps many pages from coming back at the same moment.
+    // The random part keeps many pages from reconnecting at the same moment.
     this.#retryTimer = setTimeout(() => this.open(), this.#waitMs * (0.75 + Math.random() / 2));
     this.#waitMs = Math.min(2 * this.#waitMs, MAX_WAIT_MS);
     this.#listener.onLost(reason, isRefused);
@@ -126,7 +126,7 @@ function firstFrame() {
 }
 
 function reasonOf(event) {
-  if (event.code === MESSAGE_TOO_BIG) return 'The request is larger than the server takes.';
+  if (event.code === MESSAGE_TOO_BIG) return 'The request is larger than the server accepts.';
   if (event.code === POLICY_VIOLATION && event.reason) {
     return `The server closed the connection: ${event.reason}.`;
   }

@@ -1,15 +1,16 @@
-/** The conversation and one answer's way through it. No DOM, no socket. */
+/** The conversation and its answers. No DOM, no socket. */
 
-/** What one question and its answer are; everything here outlives a reload. */
+/** One question and its answer; everything here outlives a reload. */
 export function newTurn(question, model) {
   return {
     question,
     model,
     text: '',
-    reasoning: '', // what the model thought before it spoke
+    reasoning: '', // the model's text before the answer
     state: 'streaming', // then done, stopped or failed
     finishReason: null,
     load: null, // { model, stage, fraction } while its model is being loaded
+    prefill: null, // fraction of the prompt that has been read, while a long one is
     ttftMs: null,
     tokens: null,
     tokensPerS: null,
@@ -43,7 +44,7 @@ function messagesOf(system, turns) {
   return messages;
 }
 
-/** Fills one turn from its frames and takes the time. */
+/** Fills one turn from its frames and measures its times. */
 export class Answer {
   #sentAtMs;
   #firstAtMs = null;
@@ -80,10 +81,11 @@ export class Answer {
     if (frame.type === 'accepted') this.#requestId = frame.request_id;
     else if (frame.type === 'loading') this.turn.load = frame;
     else if (frame.type === 'queued') this.turn.queuePosition = frame.position;
+    else if (frame.type === 'prefill') this.turn.prefill = frame.fraction;
     else if (frame.type === 'chunk') return this.#takeChunk(frame.data, nowMs);
     else if (frame.type === 'done') this.#finish(nowMs);
     else if (frame.type === 'error') this.fail(frame.error.message, frame.error.code);
-    // A stop by the user is not waited for: this one came from the server's side.
+    // A stop by the user is not waited for: this one came from the server.
     else if (frame.type === 'cancelled') this.fail('The server ended the answer early.');
     return '';
   }
@@ -146,7 +148,9 @@ export function statsText(turn) {
   return parts.join(' · ');
 }
 
-function waitingText({ load, queuePosition: ahead }) {
+function waitingText({ load, queuePosition: ahead, prefill }) {
+  // The latest stage first: what came before it stays in the turn.
+  if (prefill !== null) return `Reading the prompt ${whole.format(100 * prefill)} %`;
   if (!load) {
     if (!ahead) return ahead === 0 ? 'Next in the queue' : 'Waiting for the first token';
     return `In the queue behind ${whole.format(ahead)} ${ahead === 1 ? 'request' : 'requests'}`;

@@ -1,4 +1,4 @@
-/** The form for the API key. It stands where the message field is otherwise. */
+/** The form for the API key. It replaces the message field. */
 
 import * as apiKey from './api_key.js';
 
@@ -12,7 +12,7 @@ export class KeyForm {
   #composer = document.getElementById('composer');
   #forget = document.getElementById('forget-key');
 
-  /** `onKey()` is called when there is a key to try, `onForget()` when it is to be forgotten. */
+  /** `onKey()` is called when there is a key to try, `onForget()` to forget it. */
   constructor(onKey, onForget) {
     this.#form.addEventListener('submit', (event) => {
       event.preventDefault();
@@ -27,7 +27,7 @@ export class KeyForm {
     return !this.#form.hidden;
   }
 
-  /** Ask for a key; `fault` says what was wrong with the last one. */
+  /** Ask for a key; `fault` describes the problem with the last one. */
   open(fault) {
     this.#form.hidden = false;
     this.#composer.hidden = true;
@@ -37,7 +37,7 @@ export class KeyForm {
     this.#field.select();
   }
 
-  /** The key holds. Does nothing where none was asked for. */
+  /** The key is valid. Does nothing when the form is closed. */
   close() {
     this.#forget.hidden = !apiKey.value();
     if (!this.isOpen) return;
@@ -50,7 +50,7 @@ export class KeyForm {
   #take() {
     const key = this.#field.value.trim();
     if (!VISIBLE_ASCII.test(key)) {
-      this.#show(key ? 'An API key has no spaces, and no letters with accents.' : 'Enter a key.');
+      this.#show(key ? 'An API key has no spaces and no accented letters.' : 'Enter a key.');
       this.#field.focus();
       return false;
     }

@@ -37,7 +37,7 @@ export class Log {
     this.follow();
   }
 
-  /** Keep the end in sight for a reader who is there; leave alone one who has scrolled up. */
+  /** Keep the end visible for a reader at the end; do not move one who has scrolled up. */
   follow() {
     if (this.#isAtEnd) this.#scroller.scrollTop = this.#scroller.scrollHeight;
     this.#toEnd.hidden = this.#isAtEnd;
@@ -101,7 +101,7 @@ class TurnView {
     // A hidden tab runs no frames; the end of the answer does not wait for one.
     cancelAnimationFrame(this.#frame);
     this.#frame = 0;
-    // A turn that was stored before there was reasoning has none.
+    // A turn that was stored by an older version has no reasoning.
     const reasoning = (this.#turn.reasoning ?? '').slice(this.#reasoningNode.length);
     if (reasoning) {
       this.#reasoningNode.appendData(reasoning);

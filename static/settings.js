@@ -6,7 +6,7 @@ import { countText } from './conversation.js';
 const DEFAULTS = { model: null, system: '', temperature: 0.7, maxTokens: null };
 const WIDE = '(min-width: 56rem)';
 
-/** The server wants an API key, or another one. */
+/** The server requires an API key, or another one. */
 export class KeyRefused extends Error {}
 
 export class Settings {
@@ -56,22 +56,22 @@ export class Settings {
     return this.#models.length > 0;
   }
 
-  /** Ask which models there are. Throws KeyRefused, or Error with a text for the user. */
+  /** Read the list of models. Throws KeyRefused, or Error with a text for the user. */
   async loadModels() {
     this.#models = await fetchModels();
     this.#model.replaceChildren(...this.#models.map(optionOf));
     this.#model.disabled = this.#models.length === 0;
-    if (this.#models.length === 0) throw new Error('The server offers no model to chat with.');
+    if (this.#models.length === 0) throw new Error('The server has no chat model.');
     const isOffered = this.#models.some((model) => model.id === this.#wantedModel);
     this.#choose(isOffered ? this.#wantedModel : firstReady(this.#models).id);
   }
 
-  /** Which models there are is not for everybody. */
+  /** The list of models needs a key. */
   showLocked() {
     if (!this.hasModel) this.#model.replaceChildren(new Option('Needs an API key'));
   }
 
-  /** Ask again after an answer: its model may have been loaded for it. */
+  /** Read the list again after an answer: its model may have been loaded for it. */
   async refresh() {
     const model = this.#models.find(({ id }) => id === this.#wantedModel);
     if (model?.state !== 'ready') await this.loadModels();
@@ -96,7 +96,7 @@ async function fetchModels() {
     throw new Error(`The list of models could not be loaded: status ${response.status}.`);
   }
   const models = (await response.json()).data;
-  // What a model can do is known once it was loaded.
+  // The capabilities of a model are known once it was loaded.
   return models.filter((model) => model.capabilities?.includes('chat') ?? true);
 }
 

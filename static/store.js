@@ -6,7 +6,7 @@ export function save(chat) {
   try {
     sessionStorage.setItem(KEY, JSON.stringify(chat));
   } catch {
-    // Full or forbidden: the chat goes on, a reload will forget it.
+    // Full or forbidden: the chat continues, but a reload will lose it.
   }
 }
 
@@ -21,7 +21,7 @@ export function load() {
   }
 }
 
-/** Only the page that asked goes on with an answer when its connection breaks. */
+/** Only the page that sent the request resumes its answer when the connection breaks. */
 function endInterrupted(turn) {
   if (turn.state !== 'streaming') return;
   turn.state = 'failed';

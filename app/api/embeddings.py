@@ -3,27 +3,26 @@
 import base64
 import math
 import struct
+from functools import partial
 from typing import Any, Literal, cast
 
 import msgspec
-from flask import Blueprint, Flask, Response
+from flask import Blueprint, Response
 from msgspec import Struct
 
-from app import whole_jobs
-from app.documented import documented
-from app.generation import JOB_ERRORS, read_body
-from app.idempotency import admit
-from app.parsing import parse
-from app.schemas import Positive, texts_or_tokens
+from app.api import json_response
+from app.api.admission import admit
+from app.middleware.body import read_body
+from app.openapi.documented import documented
+from app.openapi.error_sets import JOB_ERRORS
+from app.schemas.generation import Positive, texts_or_tokens
+from app.schemas.parse import parse
 from app.services import services
 from shared.errors import InvalidRequest
-from shared.messages import Embedding, Event, Finished, JobKind
+from shared.wire.events import Embedding, Event, Finished
+from shared.wire.job import JobKind
 
 blueprint = Blueprint("embeddings", __name__)
-
-
-def register(app: Flask) -> None:
-    app.register_blueprint(blueprint)
 
 
 class EmbeddingRequest(Struct, frozen=True, kw_only=True):
@@ -33,9 +32,9 @@ class EmbeddingRequest(Struct, frozen=True, kw_only=True):
     input: str | list[Any]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Positive | None = None
-    """The first so many values, scaled to length 1 again."""
+    """Number of leading values to keep; they are scaled to length 1 again."""
     user: str | None = None
-    """Accepted; who the end user is concerns nobody here."""
+    """Accepted; the end user's identity is not used."""
 
     def inputs(self) -> list[str | list[int]]:
         """The inputs as texts or token ids, none of them empty. Raises InvalidRequest."""
@@ -86,19 +85,19 @@ def embeddings() -> Response:
             "Send the others with another request.",
             param="input",
         )
-    job = whole_jobs.new_job(body.model, JobKind.EMBEDDING, inputs)
-    return whole_jobs.respond(admit(job), EmbeddingAnswer(body, len(inputs)))
+    build = partial(services().job_builder.other, body.model, JobKind.EMBEDDING, inputs)
+    return json_response.respond(admit(build), EmbeddingAnswer(body, len(inputs)))
 
 
 class EmbeddingAnswer:
-    """OpenAI's list of embeddings. See `app.whole_jobs.Answer`."""
+    """OpenAI's list of embeddings. See `app.api.json_response.Answer`."""
 
     def __init__(self, body: EmbeddingRequest, num_inputs: int) -> None:
         self._body = body
         self._items: list[msgspec.Raw] = [msgspec.Raw()] * num_inputs
 
     def take(self, event: Event) -> None:
-        """Each vector is written down as it comes: all at once would hold up other requests."""
+        """Encode each vector as it comes: all at once would hold up other requests."""
         if isinstance(event, Embedding):
             self._items[event.index] = self._item(event.index, event.vector)
 
@@ -115,14 +114,14 @@ class EmbeddingAnswer:
     def body(self, finished: Finished) -> Any:
         num_tokens = finished.usage.prompt_tokens
         return EmbeddingList(
-            data=cast("list[EmbeddingObject]", self._items),  # written down already
+            data=cast("list[EmbeddingObject]", self._items),  # encoded already
             model=self._body.model,
             usage=EmbeddingUsage(num_tokens, num_tokens),
         )
 
 
 def shorten(vector: bytes, dimensions: int) -> bytes:
-    """The first values of a float32 vector, of length 1 again. Raises InvalidRequest."""
+    """The first values of a float32 vector, scaled to length 1. Raises InvalidRequest."""
     values = _floats(vector)
     if dimensions > len(values):
         raise InvalidRequest(

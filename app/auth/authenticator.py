@@ -1,7 +1,7 @@
 """Who sends a request: API keys and JSON Web Tokens.
 
-With the setting `auth` off, keys tell owners apart and are not checked. With it on, every key or
-token that does not hold is refused here, and nowhere else.
+With the setting `auth` off, keys only tell owners apart and are not checked. With it on, every
+invalid key or token is rejected here, and nowhere else. Any greenlet or thread may call.
 """
 
 import threading
@@ -11,21 +11,22 @@ from enum import StrEnum
 import redis
 from msgspec import Struct
 
-from app.guesses import Guesses
-from app.metrics import AUTH_FAILURES
-from app.sight import Sight
-from app.tokens import InvalidToken, TokenReader, is_token
+from app.auth.jwt import InvalidToken, TokenReader, is_token
+from app.auth.throttle import FailedKeyThrottle
+from app.metrics.definitions import AUTH_FAILURES
 from shared import api_keys
 from shared.api_keys import ApiKey, Scope
+from shared.clock import clock
 from shared.errors import Forbidden, LlmisError, QueueUnavailable, TooManyRequests, Unauthorized
 from shared.limits import Limits, limits_of
-from shared.settings import Settings
+from shared.registry.directory import Directory
+from shared.settings.fields import Settings
 
 ANONYMOUS = "anonymous"
 
 
 class Reason(StrEnum):
-    """Why somebody is refused."""
+    """Why a request is rejected: the label of `llmis_auth_failures_total`."""
 
     MISSING = "missing"
     UNKNOWN = "unknown"
@@ -35,7 +36,7 @@ class Reason(StrEnum):
 
 
 class _Invalid(Exception):
-    """A key or token does not hold. Inside of this module; outside it is a `refusal`."""
+    """A key or token is invalid. Only within this module: callers get the error of `auth_error`."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -46,77 +47,71 @@ class Principal(Struct, frozen=True, kw_only=True):
     """Who sends a request."""
 
     owner: str
-    """Limits, turns, requests and their answers are this one's. Never the key itself."""
+    """Limits, fair turns, requests and answers belong to this id. Never the key itself."""
     scope: Scope
     limits: Limits
     key_digest: str = ""
-    """Of the API key; empty = there is none to check."""
+    """SHA-256 of the API key; empty = no key is checked again later."""
     expires_at: float = 0.0
-    """Unix time in seconds at which the token ends; 0 = it is none."""
+    """Unix time in seconds at which the token ends; 0 = it is no token."""
     token_key_id: str | None = None
-    """Of the issuer's key that signed the token."""
+    """`kid` of the issuer's key that signed the token."""
 
 
 class Authenticator:
-    """Knows the keys by a copy that `refresh` renews: Redis is not asked with every request."""
+    """Looks keys up in a copy that `refresh` renews: a request costs no round trip to Redis."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        client: "redis.Redis",
-        sight: Sight,
-        *,
-        needs_issuer: bool = True,
-    ) -> None:
-        """Raises SettingsError when the issuer's keys are a file that has none, if they are
-        needed; else no token holds until it has some."""
+    def __init__(self, settings: Settings, client: "redis.Redis", directory: Directory) -> None:
         self._settings = settings
         self._client = client
-        self._sight = sight
+        self._directory = directory
         self._keys: dict[str, ApiKey] = {}
         self._version: bytes | None = None
         self._refreshing = threading.Lock()
-        self._guesses = Guesses(client)
+        self._throttle = FailedKeyThrottle(client)
         self._tokens: TokenReader | None = None
         if settings.auth and settings.jwt_jwks:
-            self._tokens = TokenReader(settings, needs_keys=needs_issuer)
+            self._tokens = TokenReader(settings)
 
     @property
     def is_on(self) -> bool:
         return self._settings.auth
 
+    def check_issuer_file(self) -> None:
+        """Raises SettingsError when the issuer's keys are a file that has none."""
+        if self._tokens is not None:
+            self._tokens.check_file()
+
     def refresh(self) -> None:
-        """Take over what has changed. Raises redis.RedisError; the old copy stays then."""
+        """Copy the keys that have changed. Raises redis.RedisError; the old copy stays then."""
         if not self.is_on:
             return
-        # One at a time, or an older copy could take the place of a newer one.
+        # One at a time: an older copy must not replace a newer one.
         with self._refreshing:
             version = api_keys.version(self._client)
             if version != self._version:
-                # In this order: what changes between the two calls is read once more.
+                # The version was read first: a change between the two calls is read once more.
                 self._keys = api_keys.read(self._client)
                 self._version = version
         if self._tokens is not None:
             self._tokens.refresh()
 
     def principal(self, authorization: str, address: str) -> Principal:
-        """Who sends a request with this header `Authorization` from this address.
-
-        Raises Unauthorized, and TooManyRequests for an address that keeps guessing.
-        """
+        """Identify the sender of a request by its header `Authorization`. Raises Unauthorized, and
+        TooManyRequests for an address with too many failed keys."""
         scheme, _, credential = authorization.partition(" ")
         credential = credential.strip() if scheme.lower() == "bearer" else ""
         if not self.is_on:
             return self._unchecked(credential)
         if not credential:
-            raise refusal(Reason.MISSING, "An API key is needed: Authorization: Bearer <key>.")
+            raise auth_error(Reason.MISSING, "An API key is needed: Authorization: Bearer <key>.")
         return self.identify(credential, address)
 
     def identify(self, credential: str, address: str) -> Principal:
-        """Who has this key or token. Raises Unauthorized, TooManyRequests; QueueUnavailable for
-        one that cannot be looked up.
+        """Identify the owner of a key or token. Raises Unauthorized, TooManyRequests, and
+        QueueUnavailable for a key that cannot be looked up.
 
-        Whoever has a valid one is let in, whatever others have sent from the same address.
+        A valid key is accepted, whatever else has come from the same address.
         """
         if not self.is_on:
             return self._unchecked(credential)
@@ -125,33 +120,33 @@ class Authenticator:
                 return self._by_token(self._tokens, credential)
             return self._by_key(credential, address)
         except _Invalid as exc:
-            if not (self._sight.is_clear or self._guesses.wait_s(address)):
-                # To ask would hold the request for as long as Redis hangs.
+            if not (self._directory.is_reachable or self._throttle.wait_s(address)):
+                # Asking Redis now could block the request for as long as Redis hangs.
                 raise QueueUnavailable(
-                    "Whether the API key holds cannot be looked up at the moment. Please try again."
+                    "The API key cannot be looked up at the moment. Please try again."
                 ) from exc
-            wait_s = self._guesses.count(address)
+            wait_s = self._throttle.count(address)
             if wait_s:
-                raise refusal(
+                raise auth_error(
                     Reason.GUESSING,
-                    "Too many keys that do not hold have come from this address.",
+                    "Too many invalid keys have come from this address.",
                     retry_after_s=wait_s,
                 ) from exc
-            raise refusal(exc.reason, str(exc)) from exc
+            raise auth_error(exc.reason, str(exc)) from exc
 
     def renewed(self, principal: Principal) -> Principal:
-        """The same one, for a connection that lasts. Raises Unauthorized when the key or token
-        does not hold any more."""
+        """Check again, for a connection that lasts. Raises Unauthorized when the key or token is
+        no longer valid."""
         if principal.key_digest:
             try:
                 return self._of_key(principal.key_digest)
             except _Invalid as exc:
-                raise refusal(exc.reason, str(exc)) from exc
+                raise auth_error(exc.reason, str(exc)) from exc
         if self._tokens is not None and principal.expires_at:
             if time.time() >= principal.expires_at:
-                raise refusal(Reason.EXPIRED, "The token has expired.")
+                raise auth_error(Reason.EXPIRED, "The token has expired.")
             if not self._tokens.has_key(principal.token_key_id):
-                raise refusal(Reason.UNKNOWN, "The issuer has withdrawn the key of the token.")
+                raise auth_error(Reason.UNKNOWN, "The issuer has withdrawn the token's key.")
         return principal
 
     def _unchecked(self, credential: str) -> Principal:
@@ -163,9 +158,9 @@ class Authenticator:
     def _by_key(self, credential: str, address: str) -> Principal:
         """Raises _Invalid, redis.RedisError."""
         key_digest = api_keys.digest(credential)
-        is_new = key_digest not in self._keys and not self._guesses.wait_s(address)
-        if is_new and self._sight.is_clear and api_keys.is_there(self._client, key_digest):
-            self.refresh()  # it has just been made
+        is_new = key_digest not in self._keys and not self._throttle.wait_s(address)
+        if is_new and self._directory.is_reachable and api_keys.is_there(self._client, key_digest):
+            self.refresh()  # it was made since the last beat
         return self._of_key(key_digest)
 
     def _of_key(self, key_digest: str) -> Principal:
@@ -173,7 +168,7 @@ class Authenticator:
         key = self._keys.get(key_digest)
         if key is None:
             raise _Invalid(Reason.UNKNOWN, "The API key is not known.")
-        if key.is_expired(time.time()):
+        if key.is_expired(clock.now()):
             raise _Invalid(Reason.EXPIRED, "The API key has expired.")
         limits = limits_of(self._settings, key.limits)
         return Principal(owner=key.id, scope=key.scope, limits=limits, key_digest=key_digest)
@@ -195,13 +190,13 @@ class Authenticator:
 
 
 def check_scope(principal: Principal, needed: Scope) -> None:
-    """Raises Forbidden. The scope admin has all others in it."""
+    """Raises Forbidden. The scope admin includes all others."""
     if principal.scope not in (needed, Scope.ADMIN):
-        raise refusal(Reason.SCOPE, f"This needs an API key with the scope {needed}.")
+        raise auth_error(Reason.SCOPE, f"This needs an API key with the scope {needed}.")
 
 
-def refusal(reason: Reason, message: str, retry_after_s: int = 1) -> LlmisError:
-    """The error for somebody who is refused: made, and counted, here once for each that is."""
+def auth_error(reason: Reason, message: str, retry_after_s: int = 1) -> LlmisError:
+    """Make the error for a rejected request, and count it: call it once per rejection."""
     AUTH_FAILURES.labels(reason.value).inc()
     if reason is Reason.GUESSING:
         return TooManyRequests(message, retry_after_s=retry_after_s)

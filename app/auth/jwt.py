@@ -1,11 +1,11 @@
 """JSON Web Tokens as an alternative to API keys: signed by the issuer that the settings name.
 
-Only the issuer's public keys, as a JWKS in a file or at an https URL, decide: keys and addresses
-of keys that a token carries itself (`jwk`, `jku`, `x5u`) are not looked at. A file is read again
-when it has changed. A URL is asked again every ten minutes, and sooner, but once a minute at most,
-for a key that is not known.
+Only the issuer's public keys count, from a JWKS in a file or at an https URL: keys and addresses of
+keys in the token itself (`jwk`, `jku`, `x5u`) are ignored. A file that has changed is read again.
+A URL is fetched again every ten minutes, and for an unknown key at most once a minute.
 """
 
+import codecs
 import hashlib
 import http.client
 import logging
@@ -22,22 +22,22 @@ from msgspec import Struct
 from shared.api_keys import Scope
 from shared.errors import SettingsError
 from shared.limits import Limits, limits_of
-from shared.settings import Settings
+from shared.settings.fields import Settings
 
 _log = logging.getLogger(__name__)
 _ALGORITHMS = ("RS256", "ES256")
-"""No symmetric ones: with those, whoever can check a token can make one."""
+"""No symmetric ones: the key that checks a token could also sign one."""
 _MAX_AGE_S = 600.0
 _MIN_AGE_S = 60.0
 _TIMEOUT_S = 5.0
-"""For all of an answer of the URL, however slowly it comes."""
+"""For the whole answer of the URL."""
 _LEEWAY_S = 30
 _MAX_CHARACTERS = 16_384
 _MAX_JWKS_BYTES = 1 << 20
 
 
 class InvalidToken(Exception):
-    """The message says what is wrong with the token, and nothing of what it says itself."""
+    """The message says what is wrong with the token, and quotes nothing of it."""
 
     def __init__(self, message: str, *, is_expired: bool = False) -> None:
         super().__init__(message)
@@ -45,7 +45,7 @@ class InvalidToken(Exception):
 
 
 class Claims(Struct, frozen=True, kw_only=True):
-    """What a token says that concerns the service."""
+    """The claims of a token that the service uses."""
 
     owner: str
     scope: Scope
@@ -53,57 +53,65 @@ class Claims(Struct, frozen=True, kw_only=True):
     expires_at: float
     """Unix time in seconds."""
     key_id: str | None
-    """Of the issuer's key that signed it; None = that key has no name."""
+    """`kid` of the issuer's key that signed it; None = that key has none."""
 
 
 def is_token(credential: str) -> bool:
-    """Whether it has a token's shape. API keys have no dots."""
+    """Whether a credential has the shape of a token. API keys have no dots."""
     return credential.count(".") == 2
 
 
 class TokenReader:
-    def __init__(self, settings: Settings, *, needs_keys: bool = True) -> None:
-        """Read the issuer's keys. Raises SettingsError when a file has none and they are needed;
-        a URL may follow."""
+    """Reads the issuer's keys when it is made; without any, no token is valid."""
+
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._source = settings.jwt_jwks
         self._is_url = "://" in self._source
+        self._path = settings.resolve(self._source)
+        """Unused for a URL."""
         self._keys: dict[str | None, jwt.PyJWK] = {}
-        self._asked_at = float("-inf")
-        """Monotonic time of the last attempt to read the URL."""
-        self._seen: tuple[int, int, int] | None = None
-        """What `stat` said of the file that was read last."""
-        self._asking = threading.Lock()
+        self._fetched_at = float("-inf")
+        """Monotonic time of the last attempt to fetch the URL."""
+        self._stamp: tuple[int, int, int] | None = None
+        """Inode, mtime in ns and size of the file that was read last."""
+        self._fetching = threading.Lock()
         if not self._is_url:
-            try:
-                self._read_file()
-            except (OSError, ValueError) as exc:
-                message = f"jwt_jwks = {self._source!r}: no keys there: {exc}"
-                if needs_keys:
-                    raise SettingsError(message) from exc
-                _log.error("%s. No token holds until there are some", message)
+            self.refresh()
+
+    def check_file(self) -> None:
+        """Raises SettingsError when the keys are a file that has none."""
+        if self._is_url:
+            return
+        try:
+            self._set_keys(self._path.read_bytes())
+        except (OSError, ValueError) as exc:
+            raise SettingsError(f"jwt_jwks = {self._source!r}: no keys there: {exc}") from exc
 
     def refresh(self) -> None:
-        """Take over what the issuer has changed. Never raises: the old keys hold until then."""
+        """Read the keys again if that is due. Never raises: without new keys the old ones stay."""
         if self._is_url:
-            if time.monotonic() - self._asked_at > _MAX_AGE_S:
-                gevent.spawn(self._ask, _MAX_AGE_S)
+            if time.monotonic() - self._fetched_at > _MAX_AGE_S:
+                gevent.spawn(self._fetch_keys, _MAX_AGE_S)
             return
         try:
             self._read_file()
         except (OSError, ValueError) as exc:
-            _log.warning("jwt_jwks: the keys could not be read again: %s", exc)
+            known = len(self._keys)
+            _log.error("jwt_jwks: the keys could not be read: %s. Known keys: %d", exc, known)
 
     def read(self, token: str) -> Claims:
-        """What a token says. Raises InvalidToken."""
+        """Check a token and return its claims. Raises InvalidToken."""
         if len(token) > _MAX_CHARACTERS:
             raise InvalidToken("it is too long")
         try:
             key_id = jwt.get_unverified_header(token).get("kid")
-            key = self._key(key_id)
+            if key_id not in self._keys and self._is_url:
+                self._fetch_keys(_MIN_AGE_S)
+            key = self._keys.get(key_id)
             if key is None:
                 raise InvalidToken("it is not signed with a key of the issuer")
-            said = jwt.decode(
+            payload = jwt.decode(
                 token,
                 key,
                 algorithms=_ALGORITHMS,
@@ -112,23 +120,23 @@ class TokenReader:
                 leeway=_LEEWAY_S,
                 options={"require": ["exp", "sub", "aud", "iss"]},
             )
-            return self._claims(said, key_id)
+            return self._claims(payload, key_id)
         except jwt.ExpiredSignatureError as exc:
             raise InvalidToken("it has expired", is_expired=True) from exc
         except jwt.PyJWTError as exc:
-            raise InvalidToken(_words(exc)) from exc
+            raise InvalidToken(_reason(exc)) from exc
         except (ValueError, OverflowError, RecursionError) as exc:
             raise InvalidToken("it cannot be read") from exc
 
-    def _claims(self, said: dict[str, Any], key_id: str | None) -> Claims:
-        """Raises InvalidToken, and ValueError or OverflowError for what no claim can be."""
+    def _claims(self, payload: dict[str, Any], key_id: str | None) -> Claims:
+        """Raises InvalidToken, and ValueError or OverflowError for an impossible value."""
         settings = self._settings
-        subject = hashlib.sha256(f"{said['iss']} {said['sub']}".encode()).hexdigest()[:24]
-        scopes = said.get(settings.jwt_scope_claim, "")
-        words = scopes.split() if isinstance(scopes, str) else scopes
-        is_admin = isinstance(words, list) and settings.jwt_admin_scope in words
+        subject = hashlib.sha256(f"{payload['iss']} {payload['sub']}".encode()).hexdigest()[:24]
+        scopes = payload.get(settings.jwt_scope_claim, "")
+        names = scopes.split() if isinstance(scopes, str) else scopes
+        is_admin = isinstance(names, list) and settings.jwt_admin_scope in names
         try:
-            own = msgspec.convert(said.get(settings.jwt_limits_claim, {}), dict[str, Any])
+            own = msgspec.convert(payload.get(settings.jwt_limits_claim, {}), dict[str, Any])
             limits = limits_of(settings, own)
         except msgspec.ValidationError as exc:
             raise InvalidToken(f"its claim {settings.jwt_limits_claim}: {exc}") from exc
@@ -136,50 +144,45 @@ class TokenReader:
             owner=f"jwt-{subject}",
             scope=Scope.ADMIN if is_admin else Scope.USER,
             limits=limits,
-            expires_at=float(int(said["exp"])) + _LEEWAY_S,
+            expires_at=float(int(payload["exp"])) + _LEEWAY_S,
             key_id=key_id,
         )
 
     def has_key(self, key_id: str | None) -> bool:
-        """Whether the issuer still has that key, as far as is known here."""
+        """Whether the issuer had that key when its keys were read last."""
         return key_id in self._keys
 
     # -- the issuer's keys -------------------------------------------------------------------
 
-    def _key(self, key_id: str | None) -> jwt.PyJWK | None:
-        if key_id not in self._keys and self._is_url:
-            self._ask(_MIN_AGE_S)
-        return self._keys.get(key_id)
-
-    def _ask(self, max_age_s: float) -> None:
-        """Ask the URL, unless that was done less than `max_age_s` ago. Others wait meanwhile,
-        and only they: sockets here are gevent's."""
-        with self._asking:
-            if time.monotonic() - self._asked_at <= max_age_s:
+    def _fetch_keys(self, max_age_s: float) -> None:
+        """Fetch the URL, unless that was tried less than `max_age_s` ago. Callers wait for each
+        other; the rest of the process goes on, for sockets are gevent's."""
+        with self._fetching:
+            if time.monotonic() - self._fetched_at <= max_age_s:
                 return
-            self._asked_at = time.monotonic()
+            self._fetched_at = time.monotonic()
             try:
-                self._take(_fetch(self._source))
+                self._set_keys(_fetch(self._source))
             except (OSError, ValueError) as exc:
                 _log.warning("jwt_jwks: the issuer's keys could not be read: %s", exc)
 
     def _read_file(self) -> None:
         """Raises OSError, ValueError."""
-        path = self._settings.resolve(self._source)
-        found = path.stat()
-        seen = (found.st_ino, found.st_mtime_ns, found.st_size)
-        if seen != self._seen:
-            # Also when it cannot be read: it is not worth another look before it changes again.
-            self._seen = seen
-            self._take(path.read_bytes())
+        found = self._path.stat()
+        stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
+        if stamp != self._stamp:
+            # Before it is read: an invalid file is not read again until it changes.
+            self._stamp = stamp
+            self._set_keys(self._path.read_bytes())
 
-    def _take(self, payload: bytes) -> None:
+    def _set_keys(self, payload: bytes) -> None:
         """Raises ValueError."""
         try:
-            keys = jwt.PyJWKSet.from_dict(msgspec.json.decode(payload, type=dict)).keys
+            found = msgspec.json.decode(payload.removeprefix(codecs.BOM_UTF8), type=dict)
+            keys = jwt.PyJWKSet.from_dict(found).keys
             usable = {k.key_id: k for k in keys if k.algorithm_name in _ALGORITHMS}
         except (msgspec.DecodeError, RecursionError, TypeError, jwt.PyJWTError) as exc:
-            # A TypeError is a list as `kid` or `alg`.
+            # TypeError: `kid` or `alg` is a list.
             raise ValueError(str(exc)) from exc
         if not usable:
             raise ValueError(f"none of its keys is for {' or '.join(_ALGORITHMS)}")
@@ -187,7 +190,7 @@ class TokenReader:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The keys come from the address in the settings, or not at all."""
+    """A redirect could lead into the own network, or to a connection without TLS."""
 
     def redirect_request(self, *_args: Any) -> None:
         return None
@@ -198,7 +201,7 @@ _opener = urllib.request.build_opener(_NoRedirects())
 
 def _fetch(url: str) -> bytes:
     """Raises OSError, ValueError."""
-    # The opener's own timeout is for each read: an answer of single bytes would never end.
+    # The opener's timeout is for each read: an answer that comes byte by byte would never end.
     too_slow = TimeoutError(f"no whole answer in {_TIMEOUT_S:g} s")
     try:
         with (
@@ -213,14 +216,16 @@ def _fetch(url: str) -> bytes:
     return payload
 
 
-def _words(error: jwt.PyJWTError) -> str:
-    """Without what the token says: it may be long, and it goes into an answer."""
-    words = {
+def _reason(error: jwt.PyJWTError) -> str:
+    """Without quoting the token, which may be long: the text goes into an answer."""
+    reasons = {
         jwt.InvalidAudienceError: "its audience is another",
         jwt.InvalidIssuerError: "its issuer is another",
         jwt.InvalidAlgorithmError: f"its algorithm is none of {', '.join(_ALGORITHMS)}",
         jwt.InvalidSignatureError: "its signature is wrong",
-        jwt.ImmatureSignatureError: "it does not hold yet",
+        jwt.ImmatureSignatureError: "it is not valid yet",
         jwt.MissingRequiredClaimError: "a claim is missing: exp, sub, aud and iss are needed",
     }
-    return next((text for kind, text in words.items() if isinstance(error, kind)), "it is damaged")
+    return next(
+        (text for kind, text in reasons.items() if isinstance(error, kind)), "it is damaged"
+    )

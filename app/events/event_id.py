@@ -1,14 +1,15 @@
 """The id of a streamed event: how much of an answer its reader has.
 
-An answer is made in steps: step 0 is what comes before any text, step k + 1 what event k of the
-job's log gives. `<request>:<n>` = the first n steps are delivered. A write can be several steps
-joined, and a connection can break in the middle of it: `<request>:<n>+<m>.<sent>` = of the
-chunks that the m steps after the first n give when they are joined, the first `sent`. The same
-steps joined give the same chunks, in any process.
+An answer is made in steps: step 0 is what comes before any text, step k + 1 is made of event k of
+the job's log. `<request>:<n>` = the first n steps are delivered. Several steps can be joined into
+one write, and a connection can break in the middle of it: `<request>:<n>+<m>.<sent>` = the m steps
+after the first n were joined, and the first `sent` chunks of them are delivered. The same steps
+joined give the same chunks, in any process.
 """
 
 import re
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from shared.errors import InvalidRequest
 
@@ -17,14 +18,19 @@ _FORM = re.compile(
 )
 
 
-class EventId(NamedTuple):
+class EventId(Struct, frozen=True):
     job_id: str
     num_steps: int = 0
     """Delivered whole."""
     num_joined: int = 0
     """Steps that are delivered in part; 0 = none."""
     num_sent: int = 0
-    """Chunks of those."""
+    """Chunks delivered of those."""
+
+    @property
+    def next_seq(self) -> int:
+        """Number of the first event that is not delivered whole: step 0 is made of none."""
+        return max(0, self.num_steps - 1)
 
     def __str__(self) -> str:
         whole = f"{self.job_id}:{self.num_steps}"

@@ -1,8 +1,8 @@
 """The hub: one pub/sub connection of a web process, and the streams it feeds.
 
-One greenlet listens on the process's own channel. Replicas publish there what a step gave to
-all jobs of this process, in one message. When the connection breaks, the hub reconnects and
-tells every open stream to repair itself from its job's log.
+One greenlet listens on the process's own channel. A replica publishes there the events that one
+step gave to all jobs of this process, in one message. Pub/sub may lose messages. When the
+connection breaks, the hub reconnects and makes every open stream read its job's log.
 """
 
 import logging
@@ -14,17 +14,19 @@ import gevent
 import redis
 from gevent.event import Event
 
-from app.job_stream import JobStream
-from shared import messages, names
-from shared.messages import Failed, Finished
+from app.events.job_stream import JobStream
+from shared import names
+from shared.wire import codec
+from shared.wire.codec import DecodeError
+from shared.wire.events import Failed, Finished
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.1
 _PING_S = 5.0
 _SILENCE_S = 15.0
-"""A connection that does not even answer pings for this long is dead."""
+"""A connection on which not even answers to pings come for this long is dead."""
 _STRAY_S = 2.0
-"""Seconds between two cancellations of a job that goes on although nobody reads it."""
+"""Seconds between two attempts to stop a job that has no reader here and still sends events."""
 _MAX_RELEASED = 10_000
 
 
@@ -33,11 +35,11 @@ class Hub:
         self._client = client
         self.channel = names.hub_channel(uuid.uuid4().hex[:12])
         self._streams: dict[str, tuple[JobStream, ...]] = {}
-        """By job: two readers of one job may be in one process."""
+        """By job id: one process may have several readers of a job."""
         self._released_at: dict[str, float] = {}
-        """Jobs that were given up not long ago: their last events may still come."""
+        """By job id, monotonic times: their last events may still come."""
         self.on_stray: Callable[[str], None] = lambda _: None
-        """Called with the id of a job that goes on although nobody here reads it."""
+        """Called, in a new greenlet, with the id of a job whose events come without a reader."""
         self._greenlet: gevent.Greenlet | None = None
         self._connected = Event()
 
@@ -46,7 +48,7 @@ class Hub:
         return bool(self._connected.is_set())
 
     def wait_until_connected(self, timeout_s: float) -> None:
-        """Return when the subscription is up, or at the end of the time."""
+        """Return when the subscription is confirmed, or at the end of the time."""
         self._connected.wait(timeout_s)
 
     def start(self) -> None:
@@ -55,13 +57,13 @@ class Hub:
         self._greenlet = gevent.spawn(self._run, pubsub)
 
     def open(self, job_id: str) -> JobStream:
-        """Make the stream of a job. Before the job is enqueued, so that no event is missed."""
+        """Make a stream of a job. Call it before the job is enqueued, or events are missed."""
         stream = JobStream(job_id, self._client)
         self._streams[job_id] = (*self._streams.get(job_id, ()), stream)
         return stream
 
     def release(self, stream: JobStream) -> bool:
-        """Forget a stream; whether this process has others of its job."""
+        """Forget a stream; True = this process has others of its job."""
         left = tuple(s for s in self._streams.get(stream.job_id, ()) if s is not stream)
         if left:
             self._streams[stream.job_id] = left
@@ -100,10 +102,10 @@ class Hub:
             pubsub = self._reconnect(pubsub)
 
     def _listen(self, pubsub: "redis.client.PubSub") -> None:
-        """Hand on messages until the connection breaks.
+        """Deliver messages until the connection breaks.
 
-        Reads one level below `PubSub.listen`, which would reconnect without telling anyone,
-        and then events would be missing until the next one shows the hole.
+        Reads one level below `PubSub.listen`, which would reconnect unnoticed: lost events would be
+        missing until the next one shows the gap.
         """
         connection = pubsub.connection
         assert connection is not None, "subscribed before"
@@ -127,8 +129,8 @@ class Hub:
 
     def _deliver(self, payload: bytes) -> None:
         try:
-            events = messages.decode_hub_message(payload)
-        except messages.DecodeError:
+            events = codec.decode_hub_message(payload)
+        except DecodeError:
             _log.exception("undecodable message on the hub channel")
             return
         streams = self._streams
@@ -141,7 +143,7 @@ class Hub:
                 self._on_stray_event(job_event.job_id)
 
     def _on_stray_event(self, job_id: str) -> None:
-        """The cancellation of a job that nobody reads may have been lost: send it again."""
+        """The message that stops a job without readers may have been lost: send it again."""
         now = time.monotonic()
         if now - self._released_at.get(job_id, 0.0) > _STRAY_S:
             self._released_at[job_id] = now

@@ -1,14 +1,14 @@
-"""What the choices of a job add up to, for answers that are not streamed."""
+"""The choices of a job, gathered from its events for answers that are not streamed."""
 
 import math
 from dataclasses import dataclass, field
 
-from app.logprob_filter import LogprobFilter
-from shared.messages import Delta, Echo, FinishReason, TokenLogprobs, ToolCallDelta
+from app.formats.logprobs import LogprobFilter
+from shared.wire.events import Delta, Echo, FinishReason, TokenLogprobs, ToolCallDelta
 
 
 @dataclass(slots=True)
-class MadeToolCall:
+class GatheredToolCall:
     id: str
     name: str
     arguments: list[str]
@@ -20,11 +20,11 @@ class Choice:
 
     texts: list[str] = field(default_factory=list)
     reasonings: list[str] = field(default_factory=list)
-    tool_calls: dict[int, MadeToolCall] = field(default_factory=dict)
+    tool_calls: dict[int, GatheredToolCall] = field(default_factory=dict)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     logprob_filter: LogprobFilter = field(default_factory=LogprobFilter)
     echo: Echo | None = None
-    """Of its prompt; the events give it to the prompt's first choice alone."""
+    """The echo of its prompt. Only the prompt's first choice gets it from the events."""
     finish_reason: FinishReason | None = None
 
     @property
@@ -37,8 +37,8 @@ class Choice:
 
     @property
     def mean_logprob(self) -> float:
-        """Of a token, in natural logarithms: how sure the model was of this completion. The
-        token that ends it counts; without any token there is nothing to be sure of."""
+        """Mean natural logarithm of a token's probability, the end token included; -inf without
+        tokens."""
         if not self.logprobs:
             return -math.inf
         return sum(token.chosen.logprob for token in self.logprobs) / len(self.logprobs)
@@ -49,13 +49,13 @@ class Choice:
             return
         self.texts.append(event.text)
         self.reasonings.append(event.reasoning)
-        self.logprobs += self.logprob_filter.pass_(event)
+        self.logprobs += self.logprob_filter.release(event)
         for piece in event.tool_calls:
             self._add_call(piece)
         self.finish_reason = event.finish_reason
 
     def _add_call(self, piece: ToolCallDelta) -> None:
-        call = self.tool_calls.setdefault(piece.index, MadeToolCall("", "", []))
+        call = self.tool_calls.setdefault(piece.index, GatheredToolCall("", "", []))
         call.id = piece.id or call.id
         call.name = piece.name or call.name
         call.arguments.append(piece.arguments)
@@ -63,12 +63,13 @@ class Choice:
 
 def share_echoes(choices: list[Choice], num_made: int) -> None:
     """Give the echo of each prompt to all of its `num_made` choices."""
+    # The choices of a prompt are adjacent, so its first one begins a group of num_made.
     for index, choice in enumerate(choices):
         choice.echo = choices[index - index % num_made].echo
 
 
 def best(choices: list[Choice], num_made: int, num_wanted: int) -> list[Choice]:
-    """Of each prompt's `num_made` choices the `num_wanted` that the model was surest of."""
+    """Of each prompt's `num_made` choices, the `num_wanted` with the highest mean logprob."""
     if num_made == num_wanted:
         return choices
     kept: list[Choice] = []

@@ -1,10 +1,13 @@
-"""Log probabilities as OpenAI words them: for chat, and for legacy completions."""
+"""Log probabilities in OpenAI's formats: for chat, and for legacy completions."""
 
 import codecs
+from dataclasses import dataclass, field
+from typing import Any
 
+import msgspec
 from msgspec import Struct
 
-from shared.messages import Echo, Logprob, TokenLogprobs
+from shared.wire.events import Delta, Echo, FinishReason, Logprob, TokenLogprobs
 
 
 class TopLogprob(Struct):
@@ -33,11 +36,11 @@ class CompletionLogprobs(Struct):
 
 
 _LEAST = -9999.0
-"""What OpenAI gives for a probability of nothing: JSON has no infinity."""
+"""OpenAI's value for a probability of 0, because JSON has no infinity."""
 
 
 def chat_logprobs(tokens: list[TokenLogprobs]) -> ChatLogprobs:
-    """Of the tokens of a message: the one that ends it is none of them."""
+    """The log probabilities of a message, without its end token."""
     return ChatLogprobs([_chat_token(token) for token in tokens if not token.is_end])
 
 
@@ -48,7 +51,8 @@ def _chat_token(token: TokenLogprobs) -> ChatToken:
 
 
 def _value(logprob: Logprob) -> float:
-    return max(logprob.logprob, _LEAST)
+    # Not `max`, which returns NaN: JSON has no number for it either.
+    return logprob.logprob if logprob.logprob > _LEAST else _LEAST
 
 
 def _text(logprob: Logprob) -> str:
@@ -56,7 +60,7 @@ def _text(logprob: Logprob) -> str:
 
 
 def _name(logprob: Logprob) -> str:
-    """The token as legacy completions call it: half a character by its bytes."""
+    """The token's name in legacy completions: part of a character is written as its bytes."""
     try:
         return (logprob.piece or logprob.name).decode("utf-8")
     except UnicodeDecodeError:
@@ -64,10 +68,10 @@ def _name(logprob: Logprob) -> str:
 
 
 class CompletionLogprobsWriter:
-    """Words the tokens of one choice, in order: each knows where in the text it begins."""
+    """Formats the tokens of one choice in order, each with its offset in the text."""
 
     def __init__(self, offset: int = 0) -> None:
-        """`offset`: length of the echoed prompt, with which the text begins."""
+        """`offset`: characters of the echoed prompt, with which the text begins."""
         self._offset = offset
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -83,15 +87,16 @@ class CompletionLogprobsWriter:
 
 
 def _top(token: TokenLogprobs) -> dict[str, float]:
-    """The best ones and the chosen one; of those with the same name the most probable."""
+    """The most probable tokens and the chosen one; of those with one name, the most probable."""
     top: dict[str, float] = {}
+    # token.top is in falling order, so the first of a name is the most probable one.
     for found in [*token.top, token.chosen]:
         top.setdefault(_name(found), _value(found))
     return top
 
 
 def prompt_logprobs(prompt: str | list[int], echo: Echo) -> CompletionLogprobs:
-    """Those of an echoed prompt: nothing comes before its first token that could foretell it."""
+    """The log probabilities of an echoed prompt. Its first token has none: nothing precedes it."""
     written = CompletionLogprobsWriter().write(echo.logprobs)
     written.text_offset = _prompt_offsets(prompt, echo)
     if echo.logprobs:
@@ -100,16 +105,17 @@ def prompt_logprobs(prompt: str | list[int], echo: Echo) -> CompletionLogprobs:
 
 
 def _prompt_offsets(prompt: str | list[int], echo: Echo) -> list[int]:
-    """Where in the echoed text each token begins.
+    """The offset of each token in the echoed text.
 
-    Token ids are echoed with the names of control tokens. A text is echoed as it was sent, also
-    where the vocabulary has put a space in front.
+    Token ids are echoed with the names of control tokens. A text is echoed as it was sent, without
+    the space that some vocabularies put in front of it.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     ends = [0]
     for token in echo.logprobs:
         name = token.chosen.name if isinstance(prompt, list) else b""
         ends.append(ends[-1] + len(decoder.decode(token.chosen.piece or name)))
+    # Characters that the vocabulary put in front: the tokens have them, the echo does not.
     num_added = max(0, ends[-1] - len(echo.text))
     return [max(0, end - num_added) for end in ends[:-1]]
 
@@ -123,3 +129,50 @@ def joined(left: CompletionLogprobs | None, right: CompletionLogprobs) -> Comple
         left.tokens + right.tokens,
         left.top_logprobs + right.top_logprobs,
     )
+
+
+_MASKED = b"***"
+
+
+@dataclass(slots=True)
+class LogprobFilter:
+    """Holds back the log probabilities of text that is held back, and drops those of text that is
+    cut off. One for each choice; takes its deltas in order, joined or not."""
+
+    _held: list[tuple[int, int, TokenLogprobs]] = field(default_factory=list)
+    """Tokens whose text is held back: begin, end in characters of the unfiltered text, token."""
+    _masks: list[tuple[int, int]] = field(default_factory=list)
+    """Begin and end of masked text."""
+    _length: int = 0
+    """Characters of unfiltered text so far."""
+    _decoder: Any = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
+
+    def release(self, delta: Delta) -> list[TokenLogprobs]:
+        """The tokens that may be shown by now. Those of masked text are shown as `***`."""
+        filtered = delta.filtered
+        if filtered is None:
+            return delta.logprobs
+        for token in delta.logprobs:
+            begin = self._length
+            self._length += len(self._decoder.decode(token.chosen.piece))
+            # The first bytes of a character decode to nothing yet; they are where it will be.
+            end = max(self._length, begin + 1) if token.chosen.piece else begin
+            self._held.append((begin, end, token))
+        self._masks += [(m.begin, m.end) for m in filtered.matches if m.action == "mask"]
+        # A stop string may begin within a token, whose first characters are shown then.
+        is_end = delta.finish_reason not in (None, FinishReason.CONTENT_FILTER)
+        is_whole = is_end and filtered.seen >= self._length
+        shown: list[TokenLogprobs] = []
+        while self._held:
+            begin, end, _ = self._held[0]
+            is_seen = end <= filtered.seen or (is_end and begin < filtered.seen)
+            if not (is_whole or is_seen):
+                break
+            shown.append(self._shown(*self._held.pop(0)))
+        return shown
+
+    def _shown(self, begin: int, end: int, token: TokenLogprobs) -> TokenLogprobs:
+        if not any(begin < mask[1] and mask[0] < end for mask in self._masks):
+            return token
+        chosen = Logprob(-1, token.chosen.logprob, b"", _MASKED)
+        return msgspec.structs.replace(token, chosen=chosen, top=[])

@@ -1,47 +1,41 @@
-"""The denylist in the web tier: prompts are looked at here, before they are queued."""
+"""The denylist in the web tier: prompts are checked here, before they are queued."""
 
 from collections.abc import Iterator
 
 import msgspec
-from flask import Flask, Response, g
 
-from app.services import services
+from app.metrics.request_record import RequestRecord
+from shared.denylist.denylist import Denylist
 from shared.errors import ContentFiltered
-from shared.messages import ChatMessage, Job, JobKind
+from shared.wire.job import ChatMessage, Job, JobKind
 
 HEADER = "x-llmis-filter"
 _PARAMS = {JobKind.CHAT: "messages", JobKind.COMPLETION: "prompt", JobKind.EMBEDDING: "input"}
-"""What is looked at, by the parameter that an error names."""
+"""Kinds of jobs that are checked, with the parameter that an error names."""
 
 
-def register(app: Flask) -> None:
-    app.after_request(_send_tags)
-
-
-def check_prompt(job: Job) -> None:
-    """Refuse or tag the request at hand for what it says. Raises ContentFiltered."""
-    file = services().denylist
-    if file is None or job.kind not in _PARAMS:
-        return
-    rules = file.current.on_prompts(job.model)
+def check_prompt(job: Job, denylist: Denylist, record: RequestRecord) -> list[str]:
+    """Names of the rules that only tag the prompt. Matches are noted in `record`. Raises
+    ContentFiltered."""
+    rules = denylist.on_prompts(job.model) if job.kind in _PARAMS else None
     if rules is None:
-        return
+        return []
     tags: dict[str, None] = {}
     for text in _texts(job):
         found = rules.refuse.rules_in(text) if rules.refuse is not None else []
         if found:
-            g.facts.note_match(found[0].name, "refuse", "prompt")
+            record.note_match(found[0].name, "refuse", "prompt")
             raise ContentFiltered.by(found[0].name, _PARAMS[job.kind])
         if rules.tag is not None:
             tags |= dict.fromkeys(rule.name for rule in rules.tag.rules_in(text))
     for name in tags:
-        g.facts.note_match(name, "tag", "prompt")
-    g.filter_tags = list(tags)
+        record.note_match(name, "tag", "prompt")
+    return list(tags)
 
 
 def _texts(job: Job) -> Iterator[str]:
-    """All texts of a request that reach the model. Token ids are no text here: the replica looks
-    at those."""
+    """All texts of a request that reach the model. Prompts of token ids are left out: the replica
+    checks their texts."""
     yield from (prompt for prompt in job.prompts if isinstance(prompt, str))
     if job.suffix is not None:
         yield job.suffix
@@ -57,10 +51,3 @@ def _texts_of(message: ChatMessage) -> Iterator[str]:
     yield from (message.content, message.reasoning or "", message.name or "")
     for call in message.tool_calls:
         yield from (call.name, call.arguments)
-
-
-def _send_tags(response: Response) -> Response:
-    tags = g.get("filter_tags")
-    if tags:
-        response.headers[HEADER] = ", ".join(tags)
-    return response

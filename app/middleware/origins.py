@@ -1,9 +1,9 @@
 """Which web pages may use the service: the settings `cors_origins` and `allowed_hosts`.
 
-A browser sends requests of any page to any address that it can reach, this machine's loopback
-among them. It names the page in the header `Origin`; a page whose host name has been pointed at
-this machine (DNS rebinding) shows by the header `Host`. Clients that are no browsers send no
-`Origin` and are not concerned.
+A browser sends requests of any page to any address that it can reach, also to this machine's
+loopback. The header `Origin` names the page; the header `Host` exposes a page whose host name was
+pointed at this machine (DNS rebinding). Clients other than browsers send no `Origin` and are not
+affected.
 """
 
 import ipaddress
@@ -11,63 +11,48 @@ from urllib.parse import urlsplit
 
 from flask import Flask, Response, request
 
-from app.access import WEBSOCKET
-from app.filtering import HEADER as FILTER_HEADER
+from app.auth.scopes import PROBES, WEBSOCKET
+from app.jobs.prompt_filter import HEADER as FILTER_HEADER
+from app.jobs.rate_limit_headers import PARTS, RATES, header
 from app.services import services
 from shared.errors import ForbiddenHost, ForbiddenOrigin
-from shared.settings import Settings, is_loopback
+from shared.settings.fields import Settings
+from shared.settings.load import is_loopback
 
-_EXPOSED = ", ".join(
-    (
-        *(
-            "x-request-id",
-            "retry-after",
-            "idempotent-replayed",
-            "x-llmis-queue-position",
-            FILTER_HEADER,
-        ),
-        *(
-            f"x-ratelimit-{what}-{unit}"
-            for what in ("limit", "remaining", "reset")
-            for unit in ("requests", "tokens")
-        ),
-    )
-)
-_FOR_PROBES = ("/healthz", "/readyz")
-"""Answered under any name: a balancer uses what it knows a host by, and they say nothing else."""
-_PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, HEAD, POST",
-    "Access-Control-Max-Age": "7200",
-}
+_RATE_LIMIT_HEADERS = [header(part, rate) for part in PARTS for rate in RATES]
+_OWN_HEADERS = ["retry-after", "idempotent-replayed", "x-llmis-queue-position", FILTER_HEADER]
+_EXPOSED = ", ".join(["x-request-id", *_OWN_HEADERS, *_RATE_LIMIT_HEADERS])
+_PREFLIGHT = {"Access-Control-Allow-Methods": "GET, HEAD, POST", "Access-Control-Max-Age": "7200"}
 
 
 def register(app: Flask) -> None:
-    """Before all that acts on a request, authentication included: a preflight has no key."""
+    """Before authentication: a preflight has no key."""
     app.before_request(_check)
     app.after_request(_send_cors_headers)
 
 
 def is_allowed_origin() -> bool:
-    """Whether the request at hand comes from a page of this service, or from one that
-    `cors_origins` names, or from no page at all."""
+    """Whether the request at hand comes from a page of this service, from a page that
+    `cors_origins` names, or from no page."""
     origin = request.headers.get("Origin")
     if origin is None:
-        # Every browser of today tells at least one of the two where it matters.
-        is_of_a_page = request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site")
-        return not is_of_a_page or request.method in ("GET", "HEAD", "OPTIONS")
+        # A browser sends at least one of the two headers with every request that changes anything.
+        is_of_other_page = request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site")
+        return not is_of_other_page or request.method in ("GET", "HEAD", "OPTIONS")
     return _is_same_origin(origin) or _is_named(origin)
 
 
 def _check() -> Response | None:
     """Answer a preflight. Raises ForbiddenHost, ForbiddenOrigin."""
     host = _host()
-    if request.path not in _FOR_PROBES and not is_allowed_host(host, services().settings):
+    # A load balancer uses a host name of its own.
+    if request.path not in PROBES and not is_allowed_host(host, services().settings):
         raise ForbiddenHost(
-            f"The host name {host[:200]!r} is none of this service's. "
+            f"The host name {host[:200]!r} is not one of this service's. "
             "Name it in the setting allowed_hosts."
         )
     if request.path == WEBSOCKET:
-        return None  # tells a page itself why it is turned away
+        return None  # rejects a page itself, with a close code
     if not is_allowed_origin():
         origin = request.headers.get("Origin", "")[:200]
         raise ForbiddenOrigin(
@@ -91,14 +76,14 @@ def _send_cors_headers(response: Response) -> Response:
     response.headers["Access-Control-Expose-Headers"] = _EXPOSED
     asked = request.headers.get("Access-Control-Request-Headers")
     if request.method == "OPTIONS" and asked:
-        # Any: there are no cookies, and a key is nothing that a browser adds by itself.
+        # Any header: there are no cookies, and a browser never adds a key by itself.
         response.headers["Access-Control-Allow-Headers"] = asked
         response.vary.add("Access-Control-Request-Headers")
     return response
 
 
 def _host() -> str:
-    """As the client sent it: Werkzeug's is empty for names with an underscore."""
+    """As the client sent it: `request.host` is empty for names with an underscore."""
     host: str = request.environ.get("HTTP_HOST") or request.host
     return host
 
@@ -116,8 +101,8 @@ def _is_named(origin: str) -> bool:
 
 
 def is_allowed_host(host: str, settings: Settings) -> bool:
-    """Whether a request with this header `Host` may come in. Addresses always are: only names can
-    be pointed elsewhere. Where keys are asked for, a page under such a name has none."""
+    """Whether a request with this header `Host` is answered. Addresses always are: only a name can
+    be pointed elsewhere. With `auth` names are not checked: such a page has no key."""
     names = settings.allowed_hosts
     is_checked = not settings.auth and (names or is_loopback(settings.host))
     if not is_checked or "*" in names:

@@ -1,6 +1,9 @@
-"""The headers that keep a browser from doing more with an answer than it is there for."""
+"""Headers of every response, also of errors: those that tell a client about its request, which
+views and other middleware add, and those that limit what a browser does with an answer."""
 
-from flask import Flask, Response
+from collections.abc import Mapping
+
+from flask import Flask, Response, g
 
 _ALWAYS = {
     "X-Content-Type-Options": "nosniff",
@@ -8,7 +11,7 @@ _ALWAYS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Frame-Options": "DENY",
 }
-"""`Cross-Origin-Resource-Policy` does not concern what CORS allows."""
+"""`Cross-Origin-Resource-Policy` does not affect requests that CORS allows."""
 _PAGE = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -17,19 +20,26 @@ _PAGE = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
-"""A page runs and loads what this service itself has, and nothing else."""
+"""A page runs and loads only what this service serves."""
 _OTHER = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
 }
-"""Static files have a `Cache-Control` of their own, and keep it."""
+"""Static files keep their own `Cache-Control`."""
 
 
 def register(app: Flask) -> None:
     app.after_request(_send)
 
 
+def add(headers: Mapping[str, str]) -> None:
+    """Send these with the response to the request at hand."""
+    g.setdefault("response_headers", {}).update(headers)
+
+
 def _send(response: Response) -> Response:
+    response.headers["x-request-id"] = g.request_id
+    response.headers.update(g.get("response_headers", {}))
     for name, value in (_ALWAYS | (_PAGE if response.mimetype == "text/html" else _OTHER)).items():
         response.headers.setdefault(name, value)
     return response

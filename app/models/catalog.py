@@ -1,22 +1,13 @@
-"""What models there are, and how each one is: the settings and the registry seen together."""
+"""Which models exist, and the state of each: the settings and the registry taken together."""
 
-from enum import StrEnum
-
-from shared.lifecycle import ModelSpec, OperationKind, outline_of, spec_of
-from shared.messages import ReplicaState
-from shared.registry import Directory
-from shared.settings import Settings
+from shared.model_spec import ModelSpec, bare_spec_of, spec_of
+from shared.registry.directory import Directory
+from shared.settings.fields import Settings
+from shared.wire.operations import OperationKind
+from shared.wire.records import Capability, ModelState, ReplicaState
 
 _FRESH_S = 0.1
-"""Who asks for unknown models makes the registry be read this often at most."""
-
-
-class ModelState(StrEnum):
-    READY = "ready"
-    LOADING = "loading"
-    UNLOADING = "unloading"
-    UNLOADED = "unloaded"
-    FAILED = "failed"
+"""Requests for unknown models make the registry be read once in this time at most."""
 
 
 class Catalog:
@@ -31,8 +22,20 @@ class Catalog:
         others |= set(self._directory.specs()) | self._directory.loading()
         return configured + sorted(others - set(configured))
 
+    def first_generating(self) -> str | None:
+        """The model that a request without one is for: the first that is configured and does not
+        embed, else the first of the others."""
+        return next((name for name in self.names() if not self._embeds(name)), None)
+
+    def _embeds(self, name: str) -> bool:
+        """By its settings, else by what a replica has found in its file."""
+        spec = self.bare_spec(name)
+        found = [replica.capabilities for replica in self._directory.replicas(name)]
+        return (spec is not None and spec.task == "embed") or [Capability.EMBEDDING] in found
+
     def is_known(self, name: str) -> bool:
-        """Whether a model can be asked for. One that was loaded a moment ago is found, too."""
+        """Whether a model can be asked for. Reads the registry again before it says no: a model may
+        have been loaded since the last beat. Raises redis.RedisError."""
         if self._is_in_copy(name):
             return True
         self._directory.refresh_if_older(_FRESH_S)
@@ -47,7 +50,7 @@ class Catalog:
         )
 
     def is_leaving(self, name: str) -> bool:
-        """Whether a model is being unloaded for good: a configured one may come back."""
+        """Whether a model is being unloaded for good: a configured one may be loaded again."""
         return (
             self._directory.operation(OperationKind.UNLOAD, name) is not None
             and self._settings.model(name) is None
@@ -57,16 +60,16 @@ class Catalog:
         return self._settings.model(name) is not None
 
     def spec(self, name: str) -> ModelSpec | None:
-        """How to load a model. None = nobody says. Raises InvalidModel: unreadable template."""
+        """How to load a model; None = unknown. Raises InvalidModel: unreadable template."""
         configured = self._settings.model(name)
         if configured is not None:
             return spec_of(self._settings, configured)
         return self._directory.specs().get(name)
 
-    def outline(self, name: str) -> ModelSpec | None:
-        """How a model is set up, as far as that is known without reading a file."""
+    def bare_spec(self, name: str) -> ModelSpec | None:
+        """How a model is set up, without its template, which would have to be read from a file."""
         configured = self._settings.model(name)
-        return outline_of(configured) if configured else self._directory.specs().get(name)
+        return bare_spec_of(configured) if configured else self._directory.specs().get(name)
 
     def state(self, name: str) -> ModelState:
         directory = self._directory

@@ -1,7 +1,7 @@
-"""`GET /openapi.json`: the OpenAPI 3.1 document of the routes, as `app.documented` declares them.
+"""The OpenAPI 3.1 document of the routes, as `app.openapi.documented` declares them.
 
-Built once, when the application is made, from the types that check the requests and shape the
-answers. Of the machine and its settings it tells one thing: whether a key is needed.
+Built once, when the application is made, from the types that check requests and shape answers. Of
+the machine and its settings it reveals one thing: whether a key is needed.
 """
 
 import inspect
@@ -9,18 +9,18 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import msgspec
-from flask import Blueprint, Flask, Response, current_app, request
+from flask import Flask
 from werkzeug.routing import Rule
 
-from app import filtering
-from app.access import scope_of
-from app.documented import JSON, RouteDocument, document_of
-from app.error_answer import ErrorAnswer
-from app.parameters import IGNORED, REFUSED
-from app.schema_components import Components
+from app.auth.scopes import scope_of
+from app.jobs import prompt_filter
+from app.jobs.rate_limit_headers import RATES, header
+from app.openapi.components import Components
+from app.openapi.documented import JSON, RouteDocument, documents
+from app.schemas.parse import IGNORED, REFUSED
 from shared.api_keys import Scope
 from shared.errors import (
+    ErrorAnswer,
     Forbidden,
     LlmisError,
     QueueUnavailable,
@@ -29,12 +29,14 @@ from shared.errors import (
 )
 from shared.version import VERSION
 
-blueprint = Blueprint("openapi", __name__)
 _EVENT_STREAM = "text/event-stream"
-_TAGS = {"admin": "Administration", "health": "Service", "prometheus_metrics": "Service"}
+_TAGS = {
+    **dict.fromkeys(("admin", "restarts"), "Administration"),
+    **dict.fromkeys(("health", "prometheus_metrics"), "Service"),
+}
 """Blueprint, or endpoint without one → part of the API; all others are inference."""
 _RETRY_STATUSES = (429, 503, 507)
-"""Their errors say when to come back."""
+"""Errors with these statuses have the header `Retry-After`."""
 _DESCRIPTION = """\
 An OpenAI-compatible service for large language models. Any request may carry `x-request-id`; every
 answer has it. `WS /v1/ws` carries the same requests over one connection: see docs/protocol.md."""
@@ -46,7 +48,7 @@ _SECURITY_SCHEME = {
 _KEY_ERRORS: frozenset[type[LlmisError]] = frozenset(
     {Unauthorized, TooManyRequests, QueueUnavailable, Forbidden}
 )
-"""Of routes that need a key."""
+"""Errors of routes that need a key."""
 _HEADERS = {
     "x-request-id": {
         "description": "Names the request in logs and for cancelling: the client's own, if it "
@@ -58,13 +60,10 @@ _HEADERS = {
         "description": "Seconds after which to try again.",
         "schema": {"type": "integer", "minimum": 0},
     },
-    "WWW-Authenticate": {
-        "description": "How to bring an API key.",
-        "schema": {"type": "string"},
-    },
+    "WWW-Authenticate": {"description": "How to bring an API key.", "schema": {"type": "string"}},
 }
 _JOB_HEADERS: dict[str, Any] = {
-    filtering.HEADER: {
+    prompt_filter.HEADER: {
         "description": "Rules of the denylist that are in the prompt and only tag it, by name.",
         "schema": {"type": "string"},
     },
@@ -73,8 +72,8 @@ _JOB_HEADERS: dict[str, Any] = {
         "schema": {"type": "integer", "minimum": 0},
     },
     **{
-        f"x-ratelimit-{part}-{rate}": {"description": what, "schema": {"type": of_type}}
-        for rate in ("requests", "tokens")
+        header(part, rate): {"description": what, "schema": {"type": of_type}}
+        for rate in RATES
         for part, what, of_type in (
             ("limit", "A minute; absent when there is no such limit.", "integer"),
             ("remaining", "What is left of it.", "integer"),
@@ -84,23 +83,9 @@ _JOB_HEADERS: dict[str, Any] = {
 }
 
 
-def register(app: Flask) -> None:
-    """Add the route, and make its document of the routes that `app` has by now."""
-    app.extensions["llmis_openapi"] = msgspec.json.encode(build(app))
-    app.register_blueprint(blueprint)
-
-
-@blueprint.get("/openapi.json")
-def show() -> Response:
-    response = Response(current_app.extensions["llmis_openapi"], content_type=JSON)
-    response.headers["Cache-Control"] = "no-cache"
-    response.add_etag()
-    response.make_conditional(request)
-    return response
-
-
 def build(app: Flask) -> dict[str, Any]:
-    """Make the document of the routes that are documented."""
+    """Make the document of all documented routes of `app`. Those without a declaration, the pages,
+    are not in it."""
     asks_for_keys = app.extensions["llmis"].settings.auth
     routes = list(_documented_routes(app))
     types = [ErrorAnswer]
@@ -108,7 +93,7 @@ def build(app: Flask) -> dict[str, Any]:
         types += [t for t in (document.body, document.stream, *document.answers.values()) if t]
     components = Components(types)
     for body in {document.body for _, _, document in routes if document.body}:
-        _name_what_has_no_effect(components.named(body))
+        _add_other_fields(components.named(body))
     paths: dict[str, Any] = {}
     for rule, view, document in routes:
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
@@ -131,8 +116,8 @@ def build(app: Flask) -> dict[str, Any]:
     }
 
 
-def _name_what_has_no_effect(body: dict[str, Any]) -> None:
-    """Add what `app.parsing` takes besides a type's own fields; it refuses all else."""
+def _add_other_fields(body: dict[str, Any]) -> None:
+    """Add the fields that `app.schemas.parse` ignores or refuses by name; all others are errors."""
     if "additionalProperties" in body:
         return
     body["additionalProperties"] = False
@@ -143,12 +128,10 @@ def _name_what_has_no_effect(body: dict[str, Any]) -> None:
         body["properties"].setdefault(name, refused)
 
 
-def _documented_routes(
-    app: Flask,
-) -> Iterator[tuple[Rule, Callable[..., Any], RouteDocument]]:
+def _documented_routes(app: Flask) -> Iterator[tuple[Rule, Callable[..., Any], RouteDocument]]:
     for rule in app.url_map.iter_rules():
         view = app.view_functions[rule.endpoint]
-        document = document_of(view)
+        document = documents.get(view)
         if document is not None:
             yield rule, view, document
 
@@ -160,7 +143,7 @@ def _operation(
     components: Components,
     scope: Scope | None,
 ) -> dict[str, Any]:
-    errors = document.errors | (_KEY_ERRORS if scope is not None else frozenset())
+    errors = document.all_errors | (_KEY_ERRORS if scope is not None else frozenset())
     summary, _, description = (inspect.getdoc(view) or "").partition("\n\n")
     operation: dict[str, Any] = {
         "operationId": rule.endpoint.replace(".", "_"),
@@ -172,8 +155,8 @@ def _operation(
         operation["security"] = [{"key": []}]
     if description:
         operation["description"] = description
-    parameters = [_path_parameter(n, document.parameters[n]) for n in sorted(rule.arguments)]
-    parameters += [_header(name, words) for name, words in document.headers.items()]
+    parameters = [_parameter(n, "path", document.parameters[n]) for n in sorted(rule.arguments)]
+    parameters += [_parameter(name, "header", text) for name, text in document.headers.items()]
     if parameters:
         operation["parameters"] = parameters
     if document.body is not None:
@@ -184,31 +167,23 @@ def _operation(
     return operation
 
 
-def _path_parameter(name: str, description: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "in": "path",
-        "required": True,
-        "description": description,
-        "schema": {"type": "string", "minLength": 1},
-    }
-
-
-def _header(name: str, description: str) -> dict[str, Any]:
-    schema = {"type": "string"}
-    return {"name": name, "in": "header", "description": description, "schema": schema}
+def _parameter(name: str, place: str, description: str) -> dict[str, Any]:
+    parameter: dict[str, Any] = {"name": name, "in": place, "description": description}
+    if place == "path":
+        return parameter | {"required": True, "schema": {"type": "string", "minLength": 1}}
+    return parameter | {"schema": {"type": "string"}}
 
 
 def _responses(
     document: RouteDocument, components: Components, errors: frozenset[type[LlmisError]]
 ) -> dict[str, Any]:
-    """Status → response. A status can have an answer of its own and be an error as well."""
+    """Status → response. One status can have an answer of its own and an error."""
     shapes: dict[int, list[Any]] = {s: [answer] for s, answer in document.answers.items()}
-    words = {status: ["The answer."] for status in document.answers}
+    texts = {status: ["The answer."] for status in document.answers}
     for error in sorted(errors, key=lambda error: (error.status, error.code or "")):
         if ErrorAnswer not in shapes.setdefault(error.status, []):
             shapes[error.status].append(ErrorAnswer)
-        words.setdefault(error.status, []).append(_words(error))
+        texts.setdefault(error.status, []).append(_text_of(error))
     responses = {}
     for status in sorted(shapes):
         schemas = [components.schema(shape) for shape in shapes[status]]
@@ -220,7 +195,7 @@ def _responses(
         headers += ["WWW-Authenticate"] * (status == 401)
         headers += list(_JOB_HEADERS) if TooManyRequests in document.errors else []
         responses[str(status)] = {
-            "description": "\n".join(words[status]),
+            "description": "\n".join(texts[status]),
             "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},
             "content": content,
         }
@@ -228,7 +203,7 @@ def _responses(
 
 
 def _event(shape: Any, components: Components) -> dict[str, Any]:
-    """One event, as OpenAPI 3.2 describes them in words that 3.1 has, too."""
+    """One event of a stream, described as in OpenAPI 3.2 with the keywords of 3.1."""
     payload = {"anyOf": [components.schema(shape), components.schema(ErrorAnswer)]}
     return {
         "type": "object",
@@ -239,18 +214,14 @@ def _event(shape: Any, components: Components) -> dict[str, Any]:
             "data": {
                 "anyOf": [
                     {"const": "[DONE]"},
-                    {
-                        "type": "string",
-                        "contentMediaType": JSON,
-                        "contentSchema": payload,
-                    },
+                    {"type": "string", "contentMediaType": JSON, "contentSchema": payload},
                 ]
             },
         },
     }
 
 
-def _words(error: type[LlmisError]) -> str:
+def _text_of(error: type[LlmisError]) -> str:
     name = f"`{error.code}`" if error.code else f"type `{error.type}`"
     doc = (error.__dict__.get("__doc__") or "").partition("\n\n")[0]
     return f"- {name}: {' '.join(doc.split())}" if doc else f"- {name}"

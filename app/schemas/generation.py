@@ -1,7 +1,7 @@
-"""The request bodies of the generation endpoints: OpenAI's fields, and some more.
+"""The request bodies of the generation endpoints: OpenAI's fields and extensions.
 
-Where OpenAI's clients send null for "not set", so may any field here. A field's docstring says
-what it adds to OpenAI's meaning.
+OpenAI's clients may send null for "not set", so every optional field takes null. A field's
+docstring says what differs from OpenAI.
 """
 
 from typing import Annotated, Any, Literal
@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from app.grammars import choice_grammar, schema_grammar, text_grammar
-from app.message_schemas import Message
-from app.tool_schemas import ResponseFormat, ToolChoice, ToolParam
+from app.schemas.grammars import choice_grammar, schema_grammar, text_grammar
+from app.schemas.messages import Message
+from app.schemas.tools import ResponseFormat, ToolChoice, ToolParam
 from shared.errors import InvalidRequest
-from shared.messages import Grammar, GrammarKind, Sampling
-from shared.settings import SamplingDefaults, Settings
+from shared.settings.fields import Settings
+from shared.settings.model_settings import SamplingDefaults
+from shared.wire.job import Grammar, GrammarKind, Sampling
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -37,24 +38,24 @@ GrammarText = Annotated[str, Meta(min_length=1)]
 ChoiceText = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
-class StreamOptions(Struct, frozen=True):
+class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
     """Accepted; streams are not padded."""
 
 
 class GenerationRequest(Struct, frozen=True, kw_only=True):
-    """What chat and legacy completions have in common."""
+    """The fields that chat and legacy completions have in common."""
 
     model: str
     temperature: Temperature | None = None
     top_p: Probability | None = None
     top_k: Annotated[int, Meta(ge=-1, le=_INT32_MAX)] | None = None
-    """Extension: draw among so many tokens; 0 or -1 = among all."""
+    """Extension: sample among that many most probable tokens; 0 or -1 = among all."""
     min_p: Probability | None = None
-    """Extension: draw among tokens at least so probable, as a share of the most probable one."""
+    """Extension: sample among tokens at least this probable, relative to the most probable one."""
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    """Extension: over 1 makes tokens of the completion so far less probable."""
+    """Extension: above 1 makes tokens that the completion already has less probable."""
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     seed: Seed | None = None
@@ -65,15 +66,15 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     n: Positive | None = None
     user: str | None = None
-    """Accepted; who the end user is concerns nobody here."""
+    """Accepted; the end user's identity is not used."""
     min_tokens: NotNegative | None = None
-    """Extension: no end token is drawn before so many tokens."""
+    """Extension: no end token is sampled before that many tokens."""
     ignore_eos: bool | None = None
-    """Extension: go on to the maximum whatever end token is drawn."""
+    """Extension: generate to the maximum, end tokens or not."""
     timeout_s: Annotated[float, Meta(gt=0)] | None = None
-    """Extension: nobody waits for the answer longer than this; `request_timeout_s` at most."""
+    """Extension: seconds until the request fails; `request_timeout_s` at most."""
     priority: Literal["interactive", "background", "batch"] | None = None
-    """Extension: what goes first where requests wait."""
+    """Extension: the class of the request in the queue."""
     response_format: ResponseFormat | None = None
     guided_json: dict[str, Any] | None = None
     """Extension: the completion matches this JSON schema."""
@@ -108,36 +109,28 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
     def sampling(self, defaults: SamplingDefaults) -> Sampling:
-        """What is given here, else the model's defaults, else OpenAI's."""
-        given: dict[str, Any] = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": None if self.top_k is None else max(0, self.top_k),
-            "min_p": self.min_p,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "repetition_penalty": self.repetition_penalty,
-            "seed": self.seed,
-            "logit_bias": self.logit_bias,
-        }
+        """The request's values, else the model's defaults, else OpenAI's."""
+        given = {name: getattr(self, name) for name in Sampling.__struct_fields__}
+        if self.top_k is not None:
+            given["top_k"] = max(0, self.top_k)
         for name in defaults.__struct_fields__:
             if given[name] is None:
                 given[name] = getattr(defaults, name)
         return Sampling(**{name: value for name, value in given.items() if value is not None})
 
     def grammar(self, settings: Settings) -> Grammar | None:
-        """What the completion has to match. Raises InvalidRequest."""
-        asked = [
+        """The grammar that the completion has to match. Raises InvalidRequest."""
+        guided = [
             name
             for name in ("guided_json", "guided_regex", "guided_grammar", "guided_choice")
             if getattr(self, name) is not None
         ]
         form = self.response_format.grammar(settings) if self.response_format else None
-        if len(asked) + (form is not None) > 1:
+        if len(guided) + (form is not None) > 1:
             raise InvalidRequest(
-                f"{' and '.join(asked)} cannot hold together"
+                f"{' and '.join(guided)} cannot be combined"
                 f"{' with response_format' if form else ''}.",
-                param=asked[0],
+                param=guided[0],
             )
         if self.guided_json is not None:
             return schema_grammar(self.guided_json, "guided_json", settings, is_strict=True)
@@ -147,7 +140,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
         if source is None:
             return form
         kind = GrammarKind.REGEX if self.guided_regex else GrammarKind.LARK
-        return text_grammar(kind, source, asked[0], settings)
+        return text_grammar(kind, source, guided[0], settings)
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -165,9 +158,9 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         None
     )
-    """Told to the chat template as `reasoning_effort`."""
+    """Passed to the chat template as `reasoning_effort`; `none` also clears `enable_thinking`."""
     chat_template_kwargs: dict[str, Any] | None = None
-    """Extension: further variables of the chat template, such as `enable_thinking`."""
+    """Extension: more variables of the chat template, such as `enable_thinking`."""
 
     @property
     def num_logprobs(self) -> int | None:
@@ -181,6 +174,9 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
         arguments = dict(self.chat_template_kwargs or {})
         if self.reasoning_effort is not None:
             arguments["reasoning_effort"] = self.reasoning_effort
+        if self.reasoning_effort == "none":
+            # The names that templates have for it.
+            arguments = {"enable_thinking": False, "thinking": False} | arguments
         return arguments
 
 
@@ -189,7 +185,7 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
 
     prompt: str | list[Any]
     max_tokens: NotNegative | None = None
-    """16 without it, as at OpenAI; 0 only with `echo`."""
+    """16 by default, as at OpenAI; 0 only with `echo`."""
     logprobs: TopLogprobs | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -202,7 +198,7 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
 
     @property
     def num_generated(self) -> int:
-        """Completions that are made for each prompt. Raises InvalidRequest."""
+        """Completions generated for each prompt. Raises InvalidRequest."""
         best_of = self.best_of or self.num_choices
         if best_of < self.num_choices:
             raise InvalidRequest("best_of must not be smaller than n.", param="best_of")

@@ -1,11 +1,13 @@
 """The messages of a conversation, as clients send them."""
 
+import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from shared.errors import InvalidRequest
-from shared.messages import ChatMessage, ToolCall
+from shared.wire.job import ChatMessage, ToolCall
 
 _NO_TEXT_PARTS = {
     "image_url": "images",
@@ -17,7 +19,7 @@ _NO_TEXT_PARTS = {
 
 
 class ContentPart(Struct, frozen=True):
-    """A part of a message. Only text is understood, and a refusal, which is one."""
+    """A part of a message. Text and refusals are supported; a refusal is text."""
 
     type: str
     text: str | None = None
@@ -26,8 +28,14 @@ class ContentPart(Struct, frozen=True):
 
 class CalledFunction(Struct, frozen=True):
     name: Annotated[str, Meta(min_length=1, max_length=256)]
-    arguments: str = ""
-    """JSON text, as the model wrote it."""
+    arguments: Any = ""
+    """JSON text, as the model wrote it; other JSON values are taken as well."""
+
+    def to_text(self) -> str:
+        if self.arguments is None:
+            return ""
+        is_text = isinstance(self.arguments, str)
+        return self.arguments if is_text else json.dumps(self.arguments, ensure_ascii=False)
 
 
 class MessageToolCall(Struct, frozen=True):
@@ -48,7 +56,11 @@ class Message(Struct, frozen=True):
     """Role tool only: the call that it answers."""
     refusal: str | None = None
     reasoning_content: str | None = None
-    """Role assistant: what it thought before it spoke."""
+    """Role assistant: its reasoning before the content."""
+    reasoning: Any = None
+    """Role assistant: another name of `reasoning_content`, if it is a string; ignored otherwise."""
+    prefix: bool | None = None
+    """The last message, of the role assistant: the answer continues it."""
     function_call: Any | UnsetType = UNSET
 
     def to_message(self, position: int) -> ChatMessage:
@@ -61,42 +73,61 @@ class Message(Struct, frozen=True):
         is_assistant = self.role == "assistant"
         if self.tool_calls and not is_assistant:
             raise InvalidRequest(
-                "Only messages of the role assistant carry tool_calls.",
+                "Only messages of the role assistant may have tool_calls.",
                 param=f"{where}.tool_calls",
             )
         if self.role == "tool" and not self.tool_call_id:
             raise InvalidRequest(
-                "A message of the role tool names the call that it answers.",
+                "A message of the role tool needs the tool_call_id of the call that it answers.",
                 param=f"{where}.tool_call_id",
             )
         if self.content is None and not is_assistant:
             raise InvalidRequest(f"{where}.content is missing.", param=f"{where}.content")
+        reasoning = self.reasoning_content
+        if reasoning is None and isinstance(self.reasoning, str):
+            reasoning = self.reasoning
         return ChatMessage(
             "system" if self.role == "developer" else self.role,
             _text(self.content, f"{where}.content") or self.refusal or "",
             self.name,
             [
-                ToolCall(call.id, call.function.name, call.function.arguments)
+                ToolCall(call.id, call.function.name, call.function.to_text())
                 for call in self.tool_calls or []
             ],
             self.tool_call_id if self.role == "tool" else None,
-            self.reasoning_content if is_assistant else None,
+            reasoning if is_assistant else None,
         )
 
 
+def continues_last(messages: Sequence[Message]) -> bool:
+    """Whether the answer continues the last message. Raises InvalidRequest for a `prefix` elsewhere
+    than in a last message of the assistant without calls."""
+    for position, message in enumerate(messages):
+        if not message.prefix:
+            continue
+        is_last = position == len(messages) - 1
+        if not is_last or message.role != "assistant" or message.tool_calls:
+            raise InvalidRequest(
+                "Only the last message, of the role assistant and without tool_calls, may have "
+                "prefix: true.",
+                param=f"messages[{position}].prefix",
+            )
+    return bool(messages and messages[-1].prefix)
+
+
 def _text(content: str | list[ContentPart] | None, where: str) -> str:
-    """The text of a message. Raises InvalidRequest for parts that are none."""
+    """The text of a message. Raises InvalidRequest for parts that are not text."""
     if not isinstance(content, list):
         return content or ""
     texts = []
-    for i, part in enumerate(content):
+    for index, part in enumerate(content):
         text = {"text": part.text, "refusal": part.refusal}.get(part.type)
         if text is None:
             kind = _NO_TEXT_PARTS.get(part.type)
-            known = f"this model does not take {kind}" if kind else "parts are of type text"
+            reason = f"this model does not take {kind}" if kind else "parts must be of type text"
             raise InvalidRequest(
-                f"{where}[{i}] is a part of type {part.type[:40]!r}; {known}.",
-                param=f"{where}[{i}]",
+                f"{where}[{index}] is a part of type {part.type[:40]!r}; {reason}.",
+                param=f"{where}[{index}]",
             )
         texts.append(text)
     return "".join(texts)

@@ -1,9 +1,9 @@
-"""The server's side of a client's connection: it waits for a slow client, but not for ever.
+"""The server's side of a client's connection, with time limits for slow clients.
 
-A client that takes nothing for `write_timeout_s` is cut off. Everything behind the write notices
-as if the client had closed: its stream ends, its job waits for it to come back. One that sends
-its request more slowly than `read_timeout_s` allows is cut off, too; between requests it may be
-silent for as long as gunicorn keeps connections.
+A client that reads nothing for `write_timeout_s` is cut off. To the code behind the write it is as
+if the client had closed: its stream ends, and its job is kept for a while so that it can resume. A
+client that sends its request more slowly than `read_timeout_s` allows is cut off, too. Between
+requests it may be silent for as long as gunicorn keeps connections.
 """
 
 import contextlib
@@ -19,23 +19,21 @@ from gevent import socket as gevent_socket
 
 _log = logging.getLogger(__name__)
 _SEND_BUFFER_BYTES = 128 * 1024
-"""The kernel doubles it for its own book-keeping: what one client that does not read can hold
-there. Left alone it grows to megabytes."""
+"""Bounds what the kernel buffers for a client that does not read; by default that grows to
+megabytes. The kernel doubles the number for its own bookkeeping."""
 _RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER: closing throws away what is unsent, which the kernel would keep for minutes."""
-
-
+"""SO_LINGER: closing discards unsent bytes, which the kernel would keep for minutes."""
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _MIN_BYTES_PER_S = 500
-"""What a request that takes longer than the time limit has to come with; Apache's
-mod_reqtimeout has the same by default."""
+"""Rate at which the time limit of a request is extended; the default of Apache's mod_reqtimeout."""
 
 
 class ClientSocket(gevent_socket.socket):  # type: ignore[misc]
     """A gevent socket with time limits.
 
-    Their timers start when the kernel takes or has no more, so a call that need not wait costs
-    nothing, and the time that the service itself takes does not count. Who reads a WebSocket waits
-    in `select`, without a limit.
+    A timer starts only when the kernel has no bytes, or no room for more: calls that need not wait
+    cost nothing, and the service's own time does not count. The reader of a WebSocket waits in
+    `select`, without a limit.
     """
 
     def __init__(
@@ -45,8 +43,8 @@ class ClientSocket(gevent_socket.socket):  # type: ignore[misc]
         read_timeout_s: float,
         waiting: "dict[ClientSocket, None]",
     ) -> None:
-        """Takes the descriptor of `accepted`, which is of no more use then. In `waiting` stand
-        all sockets whose clients are waited for, those that are silent for longest first."""
+        """Takes the descriptor of `accepted`, which is closed to its owner then. `waiting` holds
+        all sockets that wait for their clients, the longest silent first."""
         super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
         self._write_timeout_s = write_timeout_s
         self._read_timeout_s = read_timeout_s
@@ -57,27 +55,32 @@ class ClientSocket(gevent_socket.socket):  # type: ignore[misc]
         self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
 
     def await_head(self) -> None:
-        """The next request is to come, sooner or later."""
+        """Wait for the next request, which may take its time."""
         self._await(may_be_idle=True)
 
-    def await_body(self) -> None:
+    def await_body(self, *, awaits_continue: bool) -> None:
+        """`awaits_continue`: the client sends its body when it is asked for it, which is when the
+        body is read first."""
         self._await(may_be_idle=False)
+        self.awaits_continue = awaits_continue
 
     def _await(self, *, may_be_idle: bool) -> None:
         self._may_be_idle = may_be_idle
+        self.awaits_continue = False
         self._num_received = 0
         self._waited_s = 0.0
 
     def cut_off(self) -> None:
-        """End the connection: who waits for it finds that the client has closed."""
+        """End the connection; its readers see that the client has closed."""
         self._waiting.pop(self, None)
         with contextlib.suppress(OSError):
-            # Of the plain socket: gevent's would raise EBADF where it is waited for.
+            # The plain socket's shutdown: gevent's would raise EBADF in the greenlet that waits.
             self._sock.shutdown(socket.SHUT_RDWR)
 
     @contextlib.contextmanager
     def evictable(self) -> Iterator[None]:
-        """Within it the client is waited for elsewhere, in `select`: it may have to make room."""
+        """Within it the caller waits for the client in `select`; the socket may be cut off to make
+        room for new clients."""
         self._waiting[self] = None
         try:
             yield
@@ -85,8 +88,11 @@ class ClientSocket(gevent_socket.socket):  # type: ignore[misc]
             self._waiting.pop(self, None)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """Receive what is there, at least one byte, or b"" at the end. Raises OSError when the
-        connection is gone, or the client too slow."""
+        """Receive at least one byte, or b"" at the end. Raises OSError when the connection is gone
+        or the client too slow."""
+        if self.awaits_continue:
+            self.awaits_continue = False
+            self.sendall(_CONTINUE)
         while True:
             if self.is_too_slow:
                 raise ConnectionResetError(errno.ECONNRESET, "the request came too slowly")
@@ -102,7 +108,7 @@ class ClientSocket(gevent_socket.socket):  # type: ignore[misc]
         began_at = time.monotonic()
         self._waiting[self] = None
         try:
-            gevent_socket.wait(self._read_event, self._patience_s())
+            gevent_socket.wait(self._read_event, self._time_left_s())
         except TimeoutError:
             _log.info("a client sent its request too slowly: cut off")
             self.is_too_slow = True
@@ -110,15 +116,14 @@ class ClientSocket(gevent_socket.socket):  # type: ignore[misc]
             self._waiting.pop(self, None)
             self._waited_s += time.monotonic() - began_at
 
-    def _patience_s(self) -> float | None:
+    def _time_left_s(self) -> float | None:
         if self._may_be_idle and not self._num_received:
             return None  # gunicorn's own limit
         allowed_s = self._read_timeout_s + self._num_received / _MIN_BYTES_PER_S
         return max(0.0, allowed_s - self._waited_s)
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """Send what the kernel takes, at least one byte. Raises OSError when the connection is
-        gone or was cut off."""
+        """Send at least one byte. Raises OSError when the connection is gone or was cut off."""
         while True:
             try:
                 num_sent: int = self._sock.send(data, flags)
@@ -133,13 +138,13 @@ class ClientSocket(gevent_socket.socket):  # type: ignore[misc]
             unsent = unsent[self.send(unsent, flags) :]
 
     def _wait_until_writable(self) -> None:
-        """The kernel calls a socket writable when a third of its buffer is free: so much has to
-        be taken in `write_timeout_s`."""
+        """The kernel reports a socket as writable when a third of its buffer is free: the client
+        must read that much in `write_timeout_s`."""
         try:
             gevent_socket.wait(self._write_event, self._write_timeout_s)
         except TimeoutError:
-            _log.warning("a client took nothing for %g s: cut off", self._write_timeout_s)
+            _log.warning("a client read nothing for %g s: cut off", self._write_timeout_s)
             self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            # Wakes who reads from it, and fails who writes to it next.
+            # Wakes the reader of this socket, and fails the next write.
             self.shutdown(socket.SHUT_RDWR)
             raise BrokenPipeError(errno.EPIPE, "the client does not read") from None

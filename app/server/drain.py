@@ -1,4 +1,5 @@
-"""The end of a web process that gunicorn has told to stop."""
+"""The end of a web process after SIGTERM: let requests finish, then break them off. Which process
+is to stop, and when its successor serves, is decided in gunicorn's master: `app.gunicorn_conf`."""
 
 import os
 import time
@@ -7,7 +8,7 @@ from typing import Any
 
 import gevent
 
-from app.factory import Services
+from app.services import Services
 from shared.errors import GoingAway
 
 _POLL_S = 0.1
@@ -18,14 +19,15 @@ _GOING_AWAY = (
 
 
 def drain(worker: Any, services: Services) -> None:
-    """Let requests end, then end the others: gunicorn would kill them without their `finally`."""
+    """Wait for requests until the time limit, then end them: gunicorn would kill them without their
+    `finally`."""
     settings = services.settings
     while worker.alive:
         gevent.sleep(_POLL_S)
     began_at = time.monotonic()
-    told: set[Callable[[], None]] = set()
+    closing: set[Callable[[], None]] = set()
     while True:
-        # One that is replaced serves its connections on: who has one does not know of it.
+        # A process that is only replaced goes on serving its open connections.
         is_stop = bool(worker.is_stopping.value) or os.getppid() != worker.ppid
         services.is_stopping = is_stop
         limit_s = settings.drain_grace_s if is_stop else settings.web_drain_s
@@ -33,10 +35,10 @@ def drain(worker: Any, services: Services) -> None:
         if is_over:
             services.hub.close_streams(GoingAway(_GOING_AWAY))
         if is_over or not services.hub.num_streams:
-            for close in services.close_sockets - told:
-                gevent.spawn(close)  # it may have to wait for a client that does not read
-            told |= services.close_sockets
+            for close in services.close_sockets - closing:
+                gevent.spawn(close)  # may wait for a client that does not read
+            closing |= services.close_sockets
             if is_over or is_stop:
-                # Nothing but idle connections is left.
+                # Only idle connections are left.
                 worker.cfg.set("graceful_timeout", 0)
         gevent.sleep(_POLL_S)

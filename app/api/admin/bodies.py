@@ -6,19 +6,24 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shared import names
+from shared.admin_api import MAX_UNLOAD_S
 from shared.errors import Conflict, InvalidRequest
-from shared.lifecycle import ModelSpec
-from shared.settings import Task
+from shared.model_spec import ModelSpec
+from shared.settings.model_settings import (
+    CacheTokens,
+    ContextLength,
+    DraftTokens,
+    IdleSeconds,
+    Slots,
+    Task,
+    Threads,
+)
 
 ModelName = Annotated[str, Meta(pattern=names.MODEL_NAME_PATTERN)]
-
-
-_SPEC_FIELDS = (
-    *("path", "engine", "task", "device", "quant", "context_length", "slots", "threads"),
-    *("cache_tokens", "draft", "draft_tokens", "pin", "ttl_s"),
-    *("chat_template", "stop", "strip_leading_space"),
-)
 ShortText = Annotated[str, Meta(max_length=64)]
+StopString = Annotated[str, Meta(min_length=1, max_length=256)]
+_NOT_OF_THE_SPEC = {"name", "replicas", "node", "wait", "stream"}
+"""Fields of a load that say nothing of how the model is set up."""
 
 
 class LoadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,19 +36,18 @@ class LoadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     task: Task | None = None
     device: ShortText | None = None
     quant: ShortText | None = None
-    context_length: Annotated[int, Meta(ge=64, le=4_194_304)] | None = None
-    slots: Annotated[int, Meta(ge=1, le=256)] | None = None
-    cache_tokens: Annotated[int, Meta(ge=0, le=2**40)] | None = None
+    context_length: ContextLength | None = None
+    slots: Slots | None = None
+    cache_tokens: CacheTokens | None = None
     draft: Annotated[str, Meta(max_length=1024)] | None = None
-    draft_tokens: Annotated[int, Meta(ge=1, le=15)] | None = None
-    threads: Annotated[int, Meta(ge=0, le=1024)] | None = None
+    draft_tokens: DraftTokens | None = None
+    threads: Threads | None = None
     chat_template: Annotated[str, Meta(max_length=200_000)] | None = None
     """The Jinja text itself."""
-    stop: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]],
-                    Meta(max_length=16)] | None = None  # fmt: skip
+    stop: Annotated[list[StopString], Meta(max_length=16)] | None = None
     strip_leading_space: bool | None = None
     pin: bool | None = None
-    ttl_s: Annotated[float, Meta(ge=0)] | None = None
+    ttl_s: IdleSeconds | None = None
     replicas: Annotated[int, Meta(ge=1, le=64)] = 1
     node: Annotated[str, Meta(max_length=64)] | None = None
     """Load it there and nowhere else."""
@@ -51,11 +55,13 @@ class LoadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     stream: bool = False
 
     def spec(self, known: ModelSpec | None) -> ModelSpec:
-        """The model to load: what is known of it, changed by what is given here.
-
-        Raises InvalidRequest, Conflict.
-        """
-        given = {f: getattr(self, f) for f in _SPEC_FIELDS if getattr(self, f) is not None}
+        """The model to load: its known settings, with those changed that are given here. Raises
+        InvalidRequest, Conflict."""
+        given = {
+            field: value
+            for field, value in msgspec.structs.asdict(self).items()
+            if field not in _NOT_OF_THE_SPEC and value is not None
+        }
         if "\0" in given.get("path", ""):
             raise InvalidRequest("path must not hold a null character.", param="path")
         if known is not None:
@@ -100,7 +106,7 @@ class UnloadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     name: ModelName
     mode: Literal["drain", "now"] = "drain"
-    timeout_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
+    timeout_s: Annotated[float, Meta(ge=0, le=MAX_UNLOAD_S)] | None = None
     """What runs longer than this is broken off; null = `request_timeout_s`."""
     wait: bool = False
     stream: bool = False

@@ -1,28 +1,27 @@
-"""The admin API's restarts, one process at a time: `POST /admin/replicas/restart`,
+"""The admin API's restarts of single processes: `POST /admin/replicas/restart`,
 `POST /admin/nodes/restart`, `POST /admin/web/restart`; `GET /admin/web`.
 
-`llmis restart` goes through a whole service with them.
+`llmis restart` uses them to restart a whole service, one process after the other.
 """
 
 import os
-import time
 
-from flask import Flask, Response
+from flask import Response
 
-from app import admin
-from app.admin_answers import Operation, RestartBegun, WebProcess
-from app.admin_schemas import RestartNodeRequest, RestartReplicaRequest
-from app.documented import documented
-from app.generation import read_body
-from app.parsing import parse
+from app.api import json_response
+from app.api.admin.blueprint import guarded
+from app.api.admin.bodies import RestartNodeRequest, RestartReplicaRequest
+from app.api.admin.operations import answer
+from app.middleware.body import read_body
+from app.openapi.documented import documented
+from app.openapi.error_sets import CHANGE_ERRORS, LOAD_ERRORS
+from app.schemas.parse import parse
 from app.services import services
+from shared.admin_api import Operation, RestartBegun, WebProcess
+from shared.clock import clock
 from shared.errors import NotFound, QueueUnavailable, Unavailable
 
-blueprint = admin.sibling("restarts")
-
-
-def register(app: Flask) -> None:
-    app.register_blueprint(blueprint)
+blueprint = guarded("restarts")
 
 
 @blueprint.post("/replicas/restart")
@@ -31,7 +30,7 @@ def register(app: Flask) -> None:
     body=RestartReplicaRequest,
     also={202: Operation},
     stream=Operation,
-    errors=(*admin.CHANGE_ERRORS, *admin.LOAD_ERRORS, NotFound),
+    errors=(*CHANGE_ERRORS, *LOAD_ERRORS, NotFound),
 )
 def restart_replica() -> Response:
     """Replace a replica by a new one.
@@ -40,48 +39,48 @@ def restart_replica() -> Response:
     first where there is room; else requests wait in the queue. The answers are those of a load.
     """
     body = parse(read_body(), RestartReplicaRequest)
-    shared = services()
-    shared.directory.refresh()
-    record = next((r for r in shared.directory.replicas() if r.id == body.id), None)
+    parts = services()
+    parts.directory.refresh()
+    record = next((r for r in parts.directory.replicas() if r.id == body.id), None)
     if record is None:
         raise NotFound(f"There is no replica {body.id!r}.", param="id")
-    return admin.answer(shared.loader.restart(record), wait=body.wait, stream=body.stream)
+    return answer(parts.loader.restart(record), wait=body.wait, stream=body.stream)
 
 
 @blueprint.post("/nodes/restart")
-@documented(RestartBegun, body=RestartNodeRequest, errors=(*admin.CHANGE_ERRORS, NotFound), also={})
+@documented(RestartBegun, body=RestartNodeRequest, errors=(*CHANGE_ERRORS, NotFound), also={})
 def restart_node() -> Response:
     """Start a node's agent anew; its replicas run on.
 
-    `started_at` of `GET /admin/nodes` tells when it has.
+    It is done when `started_at` of `GET /admin/nodes` changes.
     """
     body = parse(read_body(), RestartNodeRequest)
-    shared = services()
-    shared.directory.refresh()
-    if all(node.id != body.id for node in shared.directory.nodes()):
+    parts = services()
+    parts.directory.refresh()
+    if all(node.id != body.id for node in parts.directory.nodes()):
         raise NotFound(f"There is no node {body.id!r}.", param="id")
-    asked_at = time.time()
-    shared.loader.restart_agent(body.id)
-    return admin.json_response(RestartBegun(asked_at=asked_at))
+    asked_at = clock.now()
+    parts.loader.restart_agent(body.id)
+    return json_response.of(RestartBegun(asked_at=asked_at))
 
 
 @blueprint.post("/web/restart")
-@documented(RestartBegun, errors=(Unavailable, *admin.CHANGE_ERRORS))
+@documented(RestartBegun, errors=(Unavailable, *CHANGE_ERRORS))
 def restart_web() -> Response:
     """Replace all web processes of this host by new ones.
 
     The old ones end when their requests have, after `web_drain_s` at the latest.
     """
-    shared = services()
-    if shared.reload_web is None:
-        raise Unavailable("These web processes have no master that would start new ones.")
-    asked_at = time.time()
-    shared.reload_web()
-    return admin.json_response(RestartBegun(asked_at=asked_at))
+    parts = services()
+    if parts.reload_web is None:
+        raise Unavailable("These web processes have no gunicorn master that could start new ones.")
+    asked_at = clock.now()
+    parts.reload_web()
+    return json_response.of(RestartBegun(asked_at=asked_at))
 
 
 @blueprint.get("/web")
 @documented(WebProcess, errors=(QueueUnavailable,))
 def show_web() -> Response:
-    """Tell which web process answers."""
-    return admin.json_response(WebProcess(pid=os.getpid(), started_at=services().started_at))
+    """Show which web process answers."""
+    return json_response.of(WebProcess(pid=os.getpid(), started_at=services().started_at))

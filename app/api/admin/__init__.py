@@ -1,0 +1,1 @@
+"""The views under /admin. They send commands to agents, and never load anything themselves."""

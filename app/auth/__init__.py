@@ -1,0 +1,1 @@
+"""Identifies the owner of a key or token, and its scope. It never logs a secret."""

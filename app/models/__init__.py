@@ -1,0 +1,1 @@
+"""Which models exist, and how an absent one is loaded. It never answers a client."""

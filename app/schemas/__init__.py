@@ -1,0 +1,1 @@
+"""The bodies of requests and their validation. It never touches Redis and knows no Flask."""
