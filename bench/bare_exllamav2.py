@@ -48,7 +48,7 @@ class Bare:
         from exllamav2 import ExLlamaV2, ExLlamaV2Cache, ExLlamaV2Config, ExLlamaV2Tokenizer
         from exllamav2.generator import ExLlamaV2DynamicGenerator
 
-        from worker.engines.exl2.attach import attach
+        from worker.engines.exllamav2.attention.attach import attach
 
         self.attention = attach(settings.attention).name
         config = ExLlamaV2Config(settings.folder)

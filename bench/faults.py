@@ -18,18 +18,20 @@ from bench import servers
 from bench.processes import free_port
 from bench.report import table
 from bench.servers import ServedModel, Server
-from shared import registry
-from shared.messages import ReplicaState
-from tests.admin_client import load
+from shared.registry import records
+from shared.registry.records import read_nodes
+from shared.wire.records import ReplicaState
 from tests.chaos import faults, http_client
 from tests.chaos.asks import Answer, Ask, Outcome, judge
 from tests.conftest import Service, running_service, wait_for
-from tests.second_host import can_make_namespaces, second_host, shared_redis
+from tests.support.admin_client import load
+from tests.support.second_host import can_make_namespaces, second_host, shared_redis
 
 _STREAMS = 4
 _TOKENS = 9_000
 _CONTEXT = 16_384
-_PATIENCE_S = 90.0
+PATIENCE_S = 90.0
+"""For the streams of a fault to begin, and as long again to end after it."""
 _PAUSE_S = 0.2
 
 
@@ -69,7 +71,7 @@ class _Reader:
     has_begun: threading.Event = field(default_factory=threading.Event)
 
     def read(self) -> None:
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + PATIENCE_S
         while not self.answer.is_done and time.monotonic() < deadline:
             with suppress(*http_client.BROKEN):
                 self._read_on()
@@ -86,6 +88,12 @@ class _Reader:
             self.answer = Answer()
             http_client.stream(self.service, self.ask, self.answer, self._note)
 
+    def longest_gap_s(self) -> float:
+        """Of a stream that is not whole, with the time since its last piece."""
+        if self.answer.is_done or self._at is None:
+            return self.gap_s
+        return max(self.gap_s, time.monotonic() - self._at)
+
     def _note(self, _num_events: int) -> None:
         now = time.monotonic()
         if self._at is not None:
@@ -95,7 +103,7 @@ class _Reader:
 
 
 def _replicas(service: Service, model: str) -> list[int]:
-    return sorted(r.pid for r in registry.read(service.redis) if r.model == model)
+    return sorted(r.pid for r in records.read(service.redis) if r.model == model)
 
 
 CASES = (
@@ -114,31 +122,19 @@ CASES = (
         "pair",
         lambda service: faults.freeze(_replicas(service, "pair")[:1], 8.0),
     ),
+    Case("kill -9 of the agent", "pair", lambda service: faults.kill(service.pids("worker.agent"))),
     Case(
-        "kill -9 of the agent",
-        "pair",
-        lambda service: faults.kill(service.pids("worker.agent")),
+        "Redis connections cut", "pair", lambda service: faults.cut_connections(service, "normal")
     ),
     Case(
-        "Redis connections cut",
-        "pair",
-        lambda service: faults.cut_connections(service, "normal"),
-    ),
-    Case(
-        "Redis subscriptions cut",
-        "pair",
-        lambda service: faults.cut_connections(service, "pubsub"),
+        "Redis subscriptions cut", "pair", lambda service: faults.cut_connections(service, "pubsub")
     ),
     Case(
         "Redis stopped for 1 s (SIGSTOP)",
         "pair",
         lambda service: faults.freeze(faults.redis_server(service), 1.0),
     ),
-    Case(
-        "kill -9 of Redis",
-        "pair",
-        lambda service: faults.kill(faults.redis_server(service)),
-    ),
+    Case("kill -9 of Redis", "pair", lambda service: faults.kill(faults.redis_server(service))),
     Case(
         "kill -9 of one of two web processes",
         "pair",
@@ -196,7 +192,7 @@ def _cut_host() -> Seen:
         ):
             (folder / "redis.url").write_text(url)
             second.join()
-            wait_for(lambda: len(registry.read_nodes(one.redis)) == 2, "it has joined", 30)
+            wait_for(lambda: len(read_nodes(one.redis)) == 2, "it has joined", 30)
             _load(one, "pair", 2)
             return _measure(one, "pair", second.cut)
 
@@ -231,12 +227,12 @@ def _wait_for_all(service: Service) -> None:
     """Until all replicas are ready and nothing runs, and agent and web processes are there."""
 
     def is_quiet() -> bool:
-        records = registry.read(service.redis)
-        ready = [r.model for r in records if r.state is ReplicaState.READY and not r.busy_slots]
+        found = records.read(service.redis)
+        ready = [r.model for r in found if r.state is ReplicaState.READY and not r.busy_slots]
         return (
             (ready.count("pair"), ready.count("lone")) == (2, 1)
             and len(service.pids("worker.agent")) == 1
-            and len(registry.read_nodes(service.redis)) == 1
+            and len(read_nodes(service.redis)) == 1
             and len(faults.web_processes(service)) == 2
             and servers.answers(service.port, "/readyz")
         )
@@ -247,7 +243,7 @@ def _wait_for_all(service: Service) -> None:
         except redis.RedisError:
             return False
 
-    wait_for(is_whole, "the service is whole again", _PATIENCE_S)
+    wait_for(is_whole, "the service is whole again", PATIENCE_S)
 
 
 def _measure(service: Service | Server, model: str, cause: Callable[[], object]) -> Seen:
@@ -255,14 +251,12 @@ def _measure(service: Service | Server, model: str, cause: Callable[[], object])
     threads = [threading.Thread(target=reader.read, daemon=True) for reader in readers]
     for thread in threads:
         thread.start()
-    for reader in readers:
-        reader.has_begun.wait(_PATIENCE_S)
+    _wait_together([reader.has_begun.wait for reader in readers])
     cause()
-    for thread in threads:
-        thread.join(_PATIENCE_S + 10)
+    _wait_together([thread.join for thread in threads])
     outcomes = [judge(reader.ask, reader.answer)[0] for reader in readers]
     return Seen(
-        gap_s=max(reader.gap_s for reader in readers),
+        gap_s=max(reader.longest_gap_s() for reader in readers),
         failed=sum(outcome is not Outcome.RIGHT for outcome in outcomes),
         asked_again=sum(reader.asked_again for reader in readers),
         resumed=sum(reader.resumed for reader in readers),
@@ -270,8 +264,15 @@ def _measure(service: Service | Server, model: str, cause: Callable[[], object])
     )
 
 
+def _wait_together(waits: list[Callable[[float], object]]) -> None:
+    """Wait for all, `PATIENCE_S` together: a server that stalls holds each of them."""
+    deadline = time.monotonic() + PATIENCE_S
+    for wait in waits:
+        wait(max(0.0, deadline - time.monotonic()))
+
+
 def faults_table(found: dict[str, list[Seen]]) -> str:
-    """A row a fault. Gaps in seconds, streams as numbers of all rounds together."""
+    """One row per fault. Gaps in seconds, streams as numbers of all rounds together."""
     rows = [["fault", "streams", "gap median", "longest", "resumed", "asked again"]]
     rows[0] += ["not whole", "wrong tokens"]
     for fault, rounds in found.items():

@@ -32,12 +32,13 @@ from bench.servers import (
     wait_for,
 )
 from bench.sse import Stream
-from shared import denylist, messages
-from shared.messages import Job, JobKind
-from worker.engines.protocol import StepResult
-from worker.events import events_of
-from worker.job_run import JobRun
-from worker.text import TextAssembler
+from shared.denylist import denylist
+from shared.wire import codec
+from shared.wire.job import Job, JobKind
+from worker.replica.attempt import Attempt
+from worker.replica.event_builder import events_of
+from worker.sequence import StepResult
+from worker.text.assembler import TextAssembler
 
 _NUM_LITERALS = 1000
 _NUM_TOKENS = 20_000
@@ -105,7 +106,7 @@ def _one_run(table: str) -> float:
         file.flush()
         rules = denylist.read(Path(file.name)).on_output("m") if table else None
     job = Job(id="r", model="m", kind=JobKind.COMPLETION, created_at=0, deadline_at=0)
-    run = JobRun(job, 0, [], rules=rules)
+    run = Attempt(job, 0, [], rules=rules)
     assembler = TextAssembler([], rules=rules)
     began_at = time.process_time()
     for number in range(_NUM_TOKENS):
@@ -113,7 +114,7 @@ def _one_run(table: str) -> float:
         result.text = assembler.push(b" %d" % (number % 1000))
         result.filtered = assembler.report()
         for _, event in events_of([(run, result)]):
-            messages.encode_event(event)
+            codec.encode_event(event)
     return 1e6 * (time.process_time() - began_at) / _NUM_TOKENS
 
 

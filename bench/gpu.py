@@ -5,7 +5,7 @@ python -m bench.gpu attention       bandwidth of the attention kernels (bench/at
 python -m bench.gpu served          the whole service against ExLlamaV2's bare generator, at 1, 8,
                                     32, 33 and 64 streams; 33 is where the quantised path changes
 python -m bench.gpu sdpa            the service with its Triton attention against torch's SDPA
-python -m bench.gpu memory          estimates of worker/agent/estimate.py against memory used
+python -m bench.gpu memory          estimates of worker/agent/estimate against memory used
 python -m bench.gpu cancel          closed connection → free slot
 """
 

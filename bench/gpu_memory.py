@@ -1,4 +1,4 @@
-"""What worker/agent/estimate.py says of GPU memory, and what a replica then takes.
+"""What worker/agent/estimate/estimate.py says of GPU memory, and what a replica then takes.
 
 Each configuration is loaded over the admin API of one running service, gets as many prompts at
 the same time as it has slots, and is measured with nvidia-smi against what was taken before.
@@ -13,7 +13,8 @@ from bench.gpu_served import TokenLoad
 from bench.gpu_servers import GpuModel
 from bench.report import table as text_table
 from bench.servers import Server
-from worker.agent.estimate import estimate
+from shared.model_spec import ModelSpec
+from worker.agent.estimate.estimate import estimate
 
 _MIB = 1 << 20
 _TARGET = 0.10
@@ -63,13 +64,16 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _measure(asked: Configuration, server: Server) -> dict[str, Any]:
     model = GpuModel(asked.kind, asked.slots, asked.context_length, asked.quant)
-    expected = estimate(
-        model.folder,
+    spec = ModelSpec(
+        name=asked.kind,
+        path=model.folder.name,
         engine="exllamav2",
+        task="generate",
         context_length=asked.context_length,
         slots=asked.slots,
         quant=asked.quant,
     )
+    expected = estimate(model.folder, spec)
     before = gpu_machine.used_bytes()
     name = f"memory-{asked.kind}"
     _admin(server, "load", {

@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,10 +17,13 @@ import msgspec
 from bench import servers
 from bench.bare_exllamav2 import BareLoad, BareSettings
 from bench.load import LoadResult
+from bench.measure import Stalled
 from bench.processes import ROOT, free_port
 from bench.servers import FOLDER, Server
 from tests.gpu import models
 
+_ASK_LIMIT_S = 300.0
+"""For the bare generator to load, or to run a load."""
 ATTENTION_VARIABLE = "LLMIS_EXL2_ATTENTION"
 """Tells the service's ExLlamaV2 engine which attention to take; auto = its own choice."""
 
@@ -50,14 +55,22 @@ class BareProcess:
         self._log_path = log_path
 
     def ask(self, line: BareSettings | BareLoad) -> bytes:
-        """Raises RuntimeError with the end of its log when it has ended."""
+        """Raises RuntimeError with the end of its log when it has ended, Stalled when it takes
+        longer than `_ASK_LIMIT_S`; it is killed then."""
         assert self._process.stdin is not None and self._process.stdout is not None, "piped"
+        deadline = time.monotonic() + _ASK_LIMIT_S
+        timer = threading.Timer(_ASK_LIMIT_S, self._process.kill)
+        timer.start()
         try:
             self._process.stdin.write(msgspec.json.encode(line) + b"\n")
             self._process.stdin.flush()
             answer = self._process.stdout.readline()
         except BrokenPipeError:
             answer = b""
+        finally:
+            timer.cancel()
+        if not answer and time.monotonic() >= deadline:
+            raise Stalled(f"the bare generator gave no answer in {_ASK_LIMIT_S:g} s")
         if not answer:
             tail = self._log_path.read_text(errors="replace")[-3000:]
             raise RuntimeError(f"the bare generator ended:\n{tail}")

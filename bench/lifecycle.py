@@ -14,7 +14,7 @@ from bench.measure import Numbers
 from bench.processes import wait_for_quiet
 from bench.scenarios import Load
 from bench.servers import ServedModel, Server
-from tests.counter_model import expected_text
+from tests.support.counter_model import expected_text
 
 _CLIENTS = 8
 _CHURN_S = 30.0

@@ -20,8 +20,10 @@ from bench import sse
 from bench.processes import busy_seconds, cpu_seconds
 from bench.sse import Answer, Stream
 
-_LIMIT_S = 180.0
+LIMIT_S = 180.0
 """A load that takes longer has met a server that hangs."""
+STALLED = 75
+"""Exit status then."""
 
 
 class Plan(Struct, kw_only=True):
@@ -34,6 +36,8 @@ class Plan(Struct, kw_only=True):
     """JSON bodies by stream."""
     pause_s: float = 0.0
     """Idle time before each request, for measurements of an idle service; needs one stream."""
+    limit_s: float = LIMIT_S
+    """Time for all streams together."""
 
 
 class LoadResult(Struct, kw_only=True):
@@ -49,7 +53,8 @@ class LoadResult(Struct, kw_only=True):
 
 
 def run(plan: Plan) -> LoadResult:
-    """Send everything and return what came back. Raises RuntimeError when a request fails."""
+    """Send everything and return what came back. Raises RuntimeError when a request fails,
+    TimeoutError when the server takes longer than the limit."""
     answers = [[Answer(_http_request(plan, body)) for body in bodies] for bodies in plan.streams]
     server_cpu_before = cpu_seconds(plan.server_pid)
     load_cpu_before_s, machine_cpu_before_s = time.process_time(), busy_seconds()
@@ -76,7 +81,9 @@ def _http_request(plan: Plan, body: msgspec.Raw) -> bytes:
 
 
 def _drive(plan: Plan, answers: list[list[Answer]]) -> None:
-    """Run all streams to their ends. The end of an answer is the end of its connection."""
+    """Run all streams to their ends. The end of an answer is the end of its connection. Raises
+    TimeoutError."""
+    deadline = time.monotonic() + plan.limit_s
     poll = select.epoll()
     live: dict[int, tuple[socket.socket, Answer, Iterator[Answer]]] = {}
 
@@ -85,19 +92,21 @@ def _drive(plan: Plan, answers: list[list[Answer]]) -> None:
         if answer is None:
             return
         time.sleep(plan.pause_s)
-        sock = socket.create_connection(("127.0.0.1", plan.port))
+        left_s = max(0.001, deadline - time.monotonic())
+        sock = socket.create_connection(("127.0.0.1", plan.port), timeout=left_s)
         answer.sent_at = time.monotonic()
         sock.sendall(answer.request)
+        sock.settimeout(None)  # epoll waits from here on; a time limit costs a call per read
         live[sock.fileno()] = sock, answer, rest
         poll.register(sock, select.EPOLLIN)
 
     for of_stream in answers:
         start_next(iter(of_stream))
-    deadline = time.monotonic() + _LIMIT_S
     while live:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{len(live)} streams have not ended after {_LIMIT_S:g} s")
-        for descriptor, _ in poll.poll(1.0):
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError(f"{len(live)} streams have not ended after {plan.limit_s:g} s")
+        for descriptor, _ in poll.poll(min(left_s, 1.0)):
             sock, answer, rest = live[descriptor]
             data = sock.recv(16384)
             if data:
@@ -111,7 +120,12 @@ def _drive(plan: Plan, answers: list[list[Answer]]) -> None:
 
 def main() -> None:
     plan = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
-    sys.stdout.buffer.write(msgspec.json.encode(run(plan)))
+    try:
+        result = run(plan)
+    except TimeoutError as exc:
+        print(exc, file=sys.stderr)
+        sys.exit(STALLED)
+    sys.stdout.buffer.write(msgspec.json.encode(result))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ import redis
 from bench import servers
 from bench.processes import free_port
 from bench.servers import Server, child, pid_of, wait_for
-from cli import embedded_redis, processes
-from shared import registry
-from shared import settings as settings_module
-from shared.connections import connect
-from shared.messages import ReplicaRecord, ReplicaState
+from cli.service import embedded_redis, processes
+from shared.redis.connection import connect
+from shared.registry import records
+from shared.registry.records import BEAT_S
+from shared.settings.load import load as load_settings
+from shared.wire.records import ReplicaRecord, ReplicaState
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def running(
         command_of_web[-1] = application
     port = free_port()
     environment = servers.llmis_environment(name, f"port = {port}\n{more}\nmodels = []\n")
-    settings = settings_module.load(environment)
+    settings = load_settings(environment)
     command, redis_url = embedded_redis.prepare(settings)
     settings = msgspec.structs.replace(settings, redis_url=redis_url)
     environment["REDIS_URL"] = redis_url
@@ -91,8 +92,8 @@ def _announced(client: "redis.Redis", model: str, replica_id: str) -> Iterator[N
 
     def beat() -> None:
         while True:
-            registry.announce(client, record)
-            if is_over.wait(registry.BEAT_S):
+            records.announce(client, record)
+            if is_over.wait(BEAT_S):
                 return
 
     thread = threading.Thread(target=beat, daemon=True)

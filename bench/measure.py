@@ -9,11 +9,13 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from bench.load import LoadResult, Plan
+from bench.load import STALLED, LoadResult, Plan
 from bench.processes import ROOT
 from bench.sse import Stream
 
 T = TypeVar("T", bound=Struct)
+_PARSE_LIMIT_S = 120.0
+"""Of the load generator, to start and to parse what came back."""
 
 
 class Numbers(Struct, kw_only=True):
@@ -41,14 +43,25 @@ class Numbers(Struct, kw_only=True):
     """Cores kept busy by anything else on the machine: a disturbed run, from about 0.1."""
 
 
+class Stalled(RuntimeError):
+    """A phase took longer than its limit."""
+
+
 def run_load(plan: Plan) -> LoadResult:
-    """Run the load generator. Raises RuntimeError with its message when it fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.load"],
-        cwd=ROOT,
-        input=msgspec.json.encode(plan),
-        capture_output=True,
-    )
+    """Run the load generator. Raises RuntimeError with its message when it fails, Stalled when the
+    server does not end the streams in time."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.load"],
+            cwd=ROOT,
+            input=msgspec.json.encode(plan),
+            capture_output=True,
+            timeout=plan.limit_s + _PARSE_LIMIT_S,
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise Stalled(f"the load generator has not ended after {exc.timeout:g} s") from exc
+    if done.returncode == STALLED:
+        raise Stalled(done.stderr.decode().strip())
     if done.returncode != 0:
         raise RuntimeError(f"the load failed:\n{done.stderr.decode()[-3000:]}")
     return msgspec.json.decode(done.stdout, type=LoadResult)

@@ -42,7 +42,7 @@ def run(rounds: int, say: Callable[[str], None]) -> Cost:
             for name, found, (server, redis_url) in sides if number % 2 else sides[::-1]:
                 numbers = relay.measured(server, redis_url, _STREAMS, _TOKENS_PER_S, _PATIENCE_S)
                 if number:
-                    found.append(numbers.tokens_per_cpu_s / numbers.tokens_per_chunk)
+                    found.append(1e6 / numbers.cpu_us_per_chunk)
                     say(f"  round {number}, {name}: {found[-1]:,.0f} chunks/CPU s")
         cost.scrape_ms, cost.page_bytes = _scrape(one[0])
     return cost

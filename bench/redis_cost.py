@@ -22,15 +22,17 @@ import redis
 from bench import report
 from bench.admission import sample_job, server
 from bench.processes import machine_facts
-from shared import claims, messages, names, registry
-from shared.claims import Claim
-from shared.job_queue import JobQueue
+from shared import names
 from shared.limits import Limits
-from shared.messages import ReplicaRecord, ReplicaState
-from worker.engines.protocol import StepResult
-from worker.events import events_of
-from worker.job_run import Emission, JobRun, JobStarted
-from worker.publisher import Publisher
+from shared.queue.job_queue import JobQueue
+from shared.queue.lease import JobLeases, Lease
+from shared.registry.records import announce, read
+from shared.wire import codec
+from shared.wire.records import ReplicaRecord, ReplicaState
+from worker.replica.attempt import Attempt, AttemptEvent, JobStarted
+from worker.replica.event_builder import events_of
+from worker.replica.publisher import Publisher
+from worker.sequence import StepResult
 
 _ROUNDS = 5
 _ROUND_S = 1.0
@@ -86,20 +88,14 @@ class _Clock:
 def _life(client: "redis.Redis") -> Callable[[], object]:
     """What web tier and replica do for one request, its tokens aside."""
     queue, numbers = JobQueue(client, 600), itertools.count()
+    leases = JobLeases(client, "r@bench", job_ttl_s=9, running_ttl_s=600)
 
     def call() -> None:
         job = sample_job(f"{next(numbers)}")
         queue.admit(job, "c", _LIMITS, 10**9)
         client.brpop(names.priority_lists(job.model))
-        pipe = client.pipeline(transaction=False)
-        pipe.get(names.job_key(job.id))
-        pipe.smembers(names.readers_key(job.id))
-        pipe.execute()
-        claims.take(client, job.id, Claim("r@bench"), 600)
-        queue.begin(job)
-        client.get(names.cancel_key(job.id))
-        queue.settle(job, 500)
-        client.set(names.job_key(job.id), messages.encode_job(messages.without_request(job)), ex=9)
+        leases.take(job.id, None, Lease("r@bench"))
+        leases.end(job, 500)
 
     return call
 
@@ -120,13 +116,13 @@ def _step(client: "redis.Redis", num_jobs: int, num_webs: int) -> Callable[[], o
     runs = []
     for i in range(num_jobs):
         job = sample_job(f"step{num_jobs}-{num_webs}-{i}")
-        run = JobRun(job, 0, [], claim=b"r@bench", channels=(f"web-{i % num_webs}",))
-        client.set(names.claim_key(job.id), b"r@bench")
+        run = Attempt(job, 0, [], lease=b"r@bench", channels=(f"web-{i % num_webs}",))
+        client.set(names.lease_key(job.id), b"r@bench")
         runs.append(run)
     publisher.send(events_of([(run, JobStarted(1)) for run in runs]))
 
     def call() -> None:
-        step: list[Emission] = [(run, StepResult((run.id, 0), " word", [1234])) for run in runs]
+        step: list[AttemptEvent] = [(run, StepResult((run.id, 0), " word", [1234])) for run in runs]
         publisher.send(events_of(step))
 
     return call
@@ -136,10 +132,10 @@ def _roles(client: "redis.Redis", path: str, clock: _Clock) -> dict[str, float]:
     """Microseconds a token of a step with 64 jobs, if one server had the logs, another the
     channels: what a division by role would take off either."""
     number = 64
-    runs = [JobRun(sample_job(f"role-{i}"), 0, []) for i in range(number)]
+    runs = [Attempt(sample_job(f"role-{i}"), 0, []) for i in range(number)]
     events = events_of([(run, StepResult((run.id, 0), " word", [1234])) for run in runs])
-    payloads = [(run.id, messages.encode_event(event)) for run, event in events]
-    message = messages.encode_hub_message(payloads, time.time())
+    payloads = [(run.id, codec.encode_event(event)) for run, event in events]
+    message = codec.encode_hub_message(payloads, time.time())
 
     def append() -> None:
         pipe = client.pipeline(transaction=False)
@@ -180,10 +176,10 @@ def _beats(client: "redis.Redis", clock: _Clock) -> dict[str, float]:
         records = [_record(i) for i in range(number)]
         for record in records:
             client.sadd(names.REPLICA_INDEX, record.id)
-            client.set(names.replica_key(record.id), messages.encode_replica(record))
-        found[f"look at {number}"] = clock.us_a_call(lambda: registry.read(client))
+            client.set(names.replica_key(record.id), codec.encode(record))
+        found[f"look at {number}"] = clock.us_a_call(lambda: read(client))
     one = _record(0)
-    found["record"] = clock.us_a_call(lambda: registry.announce(client, one))
+    found["record"] = clock.us_a_call(lambda: announce(client, one))
     return found
 
 

@@ -18,7 +18,7 @@ from bench.processes import wait_for_quiet
 from bench.report import table
 from bench.scenarios import Load
 from bench.servers import ServedModel, Server, child, wait_for
-from tests.counter_model import NUMBERS
+from tests.support.counter_model import NUMBERS
 
 MODEL = "relay"
 _DURATION_S = 4.0
@@ -41,6 +41,12 @@ class RelayNumbers(Struct, kw_only=True):
     tokens_per_chunk: float
     tokens_per_cpu_s: float
     """Tokens per CPU second of the web process."""
+
+    @property
+    def cpu_us_per_chunk(self) -> float:
+        """CPU microseconds of the web process: they vary less with the load than its tokens, since
+        a busy machine joins more tokens in a chunk."""
+        return 1e6 * self.tokens_per_chunk / self.tokens_per_cpu_s
 
     @property
     def keeps_up(self) -> bool:
@@ -67,14 +73,15 @@ def run(
 
 def relay_table(results: dict[int, list[RelayNumbers]]) -> str:
     rows = [["streams", "keeps up", "offered/s", "sent/s", "relayed/s", "p50 ms", "p99 ms"]]
-    rows[0] += ["tokens/chunk", "tokens/CPU s"]
+    rows[0] += ["tokens/chunk", "tokens/CPU s", "CPU µs/chunk"]
     for num_streams, of_streams in results.items():
         for numbers in of_streams:
             row = [str(num_streams), "yes" if numbers.keeps_up else "no"]
             row += [f"{numbers.offered_per_s:,.0f}", f"{numbers.sent_per_s:,.0f}"]
             row += [f"{numbers.relayed_per_s:,.0f}", f"{numbers.latency_p50_ms:.1f}"]
             row += [f"{numbers.latency_p99_ms:.1f}", f"{numbers.tokens_per_chunk:.1f}"]
-            rows.append([*row, f"{numbers.tokens_per_cpu_s:,.0f}"])
+            row += [f"{numbers.tokens_per_cpu_s:,.0f}", f"{numbers.cpu_us_per_chunk:.1f}"]
+            rows.append(row)
     return table(rows)
 
 

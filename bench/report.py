@@ -1,7 +1,7 @@
 """The tables on the terminal, and the files in bench/results."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -25,15 +25,24 @@ _COLUMNS: dict[str, Callable[[Numbers], str]] = {
 
 
 def side_by_side_table(
-    results: dict[str, dict[str, Numbers]], theirs: str = "llama.cpp", ours: str = "llmis"
+    results: Mapping[str, Mapping[str, Numbers | None]],
+    theirs: str = "llama.cpp",
+    ours: str = "llmis",
 ) -> str:
-    """Two rows a load and the ratio ours / theirs. Times in milliseconds."""
+    """Two rows per load and the ratio ours / theirs. Times in milliseconds. None = the server
+    stalled in every round."""
     rows = [["load", "server", *_COLUMNS]]
     for label, by_server in results.items():
         for server, numbers in by_server.items():
-            rows.append([label, server, *(show(numbers) for show in _COLUMNS.values())])
+            if numbers is None:
+                shown = ["stalled", *[""] * (len(_COLUMNS) - 1)]
+            else:
+                shown = [show(numbers) for show in _COLUMNS.values()]
+            rows.append([label, server, *shown])
             label = ""
-        rows.append(["", "ratio", *_ratios(by_server[ours], by_server[theirs])])
+        left, right = by_server[ours], by_server[theirs]
+        if left is not None and right is not None:
+            rows.append(["", "ratio", *_ratios(left, right)])
     return table(rows)
 
 
@@ -58,8 +67,8 @@ def table(rows: list[list[str]]) -> str:
 
 
 def write(name: str, content: dict[str, object]) -> Path:
-    """Write bench/results/<date>-<name>.json; the name says when it ran, to the minute."""
+    """Write bench/results/<date>-<name>.json; the name says when it ran, to the second."""
     _RESULTS.mkdir(exist_ok=True)
-    path = _RESULTS / f"{time.strftime('%Y-%m-%d-%H%M')}-{name}.json"
+    path = _RESULTS / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{name}.json"
     path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
     return path

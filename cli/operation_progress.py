@@ -1,42 +1,45 @@
-"""Following a load or an unload: a bar on a terminal, else a line a stage; then the outcome.
+"""Shows the progress of a load or an unload: a bar on a terminal, else a line per stage.
 
-All of that but the outcome goes to stderr.
+The progress goes to stderr, the outcome to stdout.
 """
 
 import contextlib
 import sys
 import time
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from cli import output
-from cli.api import Operation, view
-from cli.client import Client
+from cli.client import ServiceClient, view
 from cli.errors import CliError, ServiceError
 from cli.text import duration, one_line
+from shared.admin_api import Operation
 
-_OVER = {"ready", "unloaded", "failed"}
+_END_STATES = {"ready", "unloaded", "failed"}
 
 
-def begin(client: Client, path: str, body: dict[str, Any], *, is_json: bool) -> None:
-    """Begin an operation and return. Raises CliError."""
+def begin(client: ServiceClient, path: str, body: dict[str, Any], *, is_json: bool) -> None:
+    """Start an operation and return. Raises CliError."""
     raw = client.post(path, body)
     if is_json:
         output.print_json(raw)
         return
-    begun = view(raw, Operation)
-    click.echo(f"{one_line(begun.model)}: {one_line(begun.state)} ({one_line(begun.id)})")
+    started = view(raw, Operation)
+    click.echo(f"{one_line(started.model)}: {one_line(started.state)} ({one_line(started.id)})")
 
 
-def follow(client: Client, path: str, body: dict[str, Any], *, is_json: bool) -> None:
-    """Begin an operation and show it to its end. Raises CliError, also when it fails."""
+def follow(client: ServiceClient, path: str, body: dict[str, Any], *, is_json: bool) -> None:
+    """Start an operation and show it to its end. Raises CliError, also if the operation fails."""
     started_at = time.monotonic()
     try:
         raw = _last_state(client, path, body, is_quiet=is_json)
     except KeyboardInterrupt:
-        click.echo("\nllmis: it goes on without being watched: see `llmis models list`", err=True)
+        click.echo(
+            "\nllmis: the operation continues; `llmis models list` shows its state", err=True
+        )
         raise
     last = view(raw, Operation)
     if is_json:
@@ -48,32 +51,44 @@ def follow(client: Client, path: str, body: dict[str, Any], *, is_json: bool) ->
         click.echo(f"{one_line(last.model)} is {one_line(last.state)} after {took}")
 
 
-def _last_state(client: Client, path: str, body: dict[str, Any], *, is_quiet: bool) -> Any:
+def _last_state(client: ServiceClient, path: str, body: dict[str, Any], *, is_quiet: bool) -> Any:
     raw = None
     stream = client.stream(path, {**body, "stream": True})
-    with contextlib.closing(stream) as states, _display(is_quiet) as display:
+    with contextlib.closing(stream) as states, _display(is_quiet) as show:
         for raw in states:
-            display.show(view(raw, Operation))
-    if raw is None or view(raw, Operation).state not in _OVER:
-        raise ServiceError("the service broke off its report; see `llmis models list`")
+            show(view(raw, Operation))
+    if raw is None or view(raw, Operation).state not in _END_STATES:
+        raise ServiceError("the service broke off its report; `llmis models list` shows the state")
     return raw
 
 
-class _Display:
-    """Shows nothing."""
+@contextlib.contextmanager
+def _display(is_quiet: bool) -> Iterator[Callable[[Operation], None]]:
+    """A function that shows a state."""
+    if sys.stderr.isatty():
+        with _bar() as bar:
+            task = bar.add_task("", total=1.0)
+            yield lambda state: bar.update(
+                task, description=_describe(state), completed=state.fraction
+            )
+    else:
+        yield (lambda _state: None) if is_quiet else _Lines().show
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        pass
+def _bar() -> Progress:
+    """A progress bar that is removed at the end."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=output.console(sys.stderr),
+        transient=True,
+    )
 
-    def show(self, state: Operation) -> None:
-        pass
 
-
-class _Lines(_Display):
-    """A line whenever stage or message change, for logs."""
+class _Lines:
+    """Prints a line when the stage or the message changes, for logs."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -85,41 +100,8 @@ class _Lines(_Display):
         self._last = line
 
 
-class _Bar(_Display):
-    """A progress bar that is gone when it is done."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            console=output.console(sys.stderr),
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=1.0)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def show(self, state: Operation) -> None:
-        self._progress.update(
-            self._task, description=_describe(state), completed=state.fraction or 0.0
-        )
-
-
 def _describe(state: Operation) -> str:
-    # Why it failed is said at the end, once.
+    # The reason of a failure is printed once, at the end.
     message = "" if state.state == "failed" else state.message
     parts = (state.model, state.stage or state.state, message)
     return ": ".join(one_line(part) for part in parts if part)
-
-
-def _display(is_quiet: bool) -> _Display:
-    if sys.stderr.isatty():
-        return _Bar()
-    return _Display() if is_quiet else _Lines()

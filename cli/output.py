@@ -1,4 +1,4 @@
-"""Tables and JSON on stdout. Nothing that a service or a model wrote is read as markup."""
+"""Tables and JSON on stdout. Text of a service or a model is never read as markup."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from rich.text import Text
 from cli.text import one_line
 
 _PIPE_WIDTH = 10_000
-"""Columns: a line in a pipe is a record and is never wrapped."""
+"""Columns. A line in a pipe is a record and is never wrapped."""
 _STATE_STYLES = {
     "ready": "green",
     "ok": "green",
@@ -26,7 +26,7 @@ _STATE_STYLES = {
 
 
 def console(stream: TextIO | None = None) -> Console:
-    """A console that has colour and animation on a terminal only."""
+    """A console with colour and animation on a terminal only."""
     stream = stream or sys.stdout
     is_terminal = stream.isatty()
     return Console(
@@ -40,7 +40,7 @@ def console(stream: TextIO | None = None) -> Console:
 
 
 def print_json(raw: Any) -> None:
-    # Escaped to ASCII: the same objects, and no control character among them.
+    # Escaped to ASCII, so that no control character reaches the terminal.
     click.echo(json.dumps(raw, indent=2))
 
 
@@ -49,15 +49,14 @@ def state_text(state: str, rest: str = "") -> Text:
     return text.append(f" {one_line(rest)}", style="default") if rest else text
 
 
-def progress_text(stage: str | None, fraction: float | None) -> str:
+def progress_text(stage: str, fraction: float) -> str:
     """`(reading weights 42 %)`"""
-    share = "" if fraction is None else f"{100 * fraction:.0f} %"
-    words = " ".join(word for word in (stage, share) if word)
-    return f"({words})" if words else ""
+    share = f"{100 * fraction:.0f} %"
+    return f"({stage} {share})" if stage else f"({share})"
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], empty: str) -> None:
-    """Print a table, or the sentence `empty` to stderr. Columns named `…>` are flush right."""
+    """Print a table, or `empty` to stderr if it has no rows. Columns named `…>` align right."""
     if not rows:
         click.echo(empty, err=True)
         return

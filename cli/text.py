@@ -1,4 +1,4 @@
-"""Text for a terminal: what others wrote made harmless, and quantities for people."""
+"""Text for a terminal: control characters made visible, sizes and durations."""
 
 import itertools
 
@@ -6,13 +6,13 @@ _SUFFIXES = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def _replacements() -> dict[int, str]:
-    # C0 has pictures of its own (␛ for ESC); a carriage return would let text overwrite what
-    # stands before it, and is dropped, so that CRLF stays one line end.
+    # C0 has symbols of its own (␛ for ESC). A carriage return is dropped: it would let text
+    # overwrite its line, and CRLF stays one line end.
     table = {code: chr(0x2400 + code) for code in range(0x20)}
     del table[ord("\n")], table[ord("\t")]
     table[ord("\r")] = ""
     table[0x7F] = "\u2421"
-    # C1 starts escape sequences in one character. The others reorder what one reads.
+    # C1 starts escape sequences with one character. The others reorder the text shown.
     for code in itertools.chain(range(0x80, 0xA0), range(0x202A, 0x202F), range(0x2066, 0x206A)):
         table[code] = f"\\u{code:04x}"
     return table
@@ -22,14 +22,13 @@ _REPLACEMENTS = _replacements()
 
 
 def harmless(text: str) -> str:
-    """Make control characters visible, so that text cannot steer the terminal.
-
-    Newline and tab stay. Works on any piece of a text: no character depends on its neighbours.
-    """
+    """Make control characters visible, so that text cannot control the terminal. Newline and tab
+    stay. Any piece of a text can be given: characters are replaced one by one."""
     return text.translate(_REPLACEMENTS)
 
 
 def one_line(text: str) -> str:
+    """`harmless` on one line: any white space becomes one space."""
     return harmless(" ".join(text.split()))
 
 
@@ -40,7 +39,7 @@ def size(num_bytes: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`42s`, `3m 20s`, `5h 07m`, `2d 03h`: two units at most."""
+    """`42s`, `3m 20s`, `5h 07m`, `2d 03h`: at most two units."""
     whole = max(0, int(seconds))
     minutes, hours, days = whole // 60, whole // 3600, whole // 86400
     if minutes < 1:

@@ -2,7 +2,7 @@
 
 
 def filled(text: str, found: dict[str, str]) -> str:
-    """A document with the tables in their places."""
+    """Return the document with the tables in their places."""
     for name, table in found.items():
         before, begin, rest = text.partition(f"<!-- table {name} -->\n")
         _, end, after = rest.partition("<!-- end -->\n")
@@ -12,7 +12,7 @@ def filled(text: str, found: dict[str, str]) -> str:
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """A table; the first row is the heading, the second the line under it."""
+    """Format a table; the first row is the heading, the second the line below it."""
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows
     )

@@ -1,4 +1,4 @@
-"""OpenAI's groups of endpoints, as attributes of its client, and what this service has of them."""
+"""OpenAI's groups of endpoints, by attribute of its client, and which of them are served here."""
 
 _MEDIA = "the models served here read and write text"
 _HOSTED = "a service of OpenAI's platform, not of a model"

@@ -1,7 +1,7 @@
 """Writes the tables of docs/openai.md: `make tables`.
 
 What OpenAI has is read from the types of the `openai` package; what the service takes, from its
-own OpenAPI document; why it does not take the rest, from `app.parameters`.
+own OpenAPI document; why it does not take the rest, from `app.schemas.parse`.
 """
 
 import json
@@ -15,8 +15,8 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
 from app import factory
-from app.parameters import IGNORED, REFUSED
-from shared.settings import Settings
+from app.schemas.parse import IGNORED, REFUSED
+from shared.settings.fields import Settings
 from tools.marked_tables import filled, markdown
 from tools.openai_endpoints import GROUPS
 
@@ -32,7 +32,7 @@ _NO_ENDPOINTS = {"with_raw_response", "with_streaming_response"}
 
 
 class UndecidedError(Exception):
-    """OpenAI has something that nobody here has said a word about."""
+    """OpenAI has a parameter or endpoint that is neither supported, ignored nor refused here."""
 
 
 def tables(api: dict[str, Any]) -> dict[str, str]:
@@ -51,21 +51,21 @@ def _parameter_table(api: dict[str, Any], path: str) -> str:
     for name in sorted(theirs):
         rows.append([f"`{name}`", *_verdict(api, path, name, ours)])
     for name in sorted(ours.keys() - theirs.keys()):
-        rows.append([f"`{name}`", "llmis's own", _words(api, ours[name])])
+        rows.append([f"`{name}`", "llmis's own", _description(api, ours[name])])
     return markdown(rows)
 
 
 def _verdict(api: dict[str, Any], path: str, name: str, ours: dict[str, Any]) -> list[str]:
     if name in ours:
         has_effect = not ours[name].get("description", "").startswith("Accepted; ")
-        return ["supported" if has_effect else "accepted, no effect", _words(api, ours[name])]
+        return ["supported" if has_effect else "accepted, no effect", _description(api, ours[name])]
     if path not in api["paths"]:
         return ["not served", "the endpoint is not there yet"]
     if name in IGNORED:
         return ["ignored", IGNORED[name]]
     if name in REFUSED:
         return ["refused", REFUSED[name].rstrip(".")]
-    raise UndecidedError(f"{path}: OpenAI's parameter {name} is unknown to app.parameters")
+    raise UndecidedError(f"{path}: OpenAI's parameter {name} is unknown to app.schemas.parse")
 
 
 def _endpoint_table(api: dict[str, Any]) -> str:
@@ -80,10 +80,10 @@ def _endpoint_table(api: dict[str, Any]) -> str:
         raise UndecidedError(f"tools/openai_endpoints.py and openai differ by {sorted(unknown)}")
     rows = [["`client.…`", "verdict", "how"], ["---", "---", "---"]]
     for name in sorted(groups):
-        served, words = GROUPS[name]
+        served, reason = GROUPS[name]
         are_served = [path for path in served if path in api["paths"]]
         paths = ", ".join(f"`{path}`" for path in are_served)
-        rows.append([f"`{name}`", "supported" if are_served else "not served", paths or words])
+        rows.append([f"`{name}`", "supported" if are_served else "not served", paths or reason])
     return markdown(rows)
 
 
@@ -105,16 +105,16 @@ def _resolved(api: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     return api["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
 
 
-def _words(api: dict[str, Any], schema: dict[str, Any]) -> str:
-    words = schema.get("description", "").rstrip(".")
+def _description(api: dict[str, Any], schema: dict[str, Any]) -> str:
+    text = schema.get("description", "").rstrip(".")
     for mark in ("Extension: ", "Accepted; "):
-        words = words.removeprefix(mark)
-    words = words[:1].lower() + words[1:]
-    return "; ".join(part for part in (_type(api, schema), words) if part)
+        text = text.removeprefix(mark)
+    text = text[:1].lower() + text[1:]
+    return "; ".join(part for part in (_type(api, schema), text) if part)
 
 
 def _type(api: dict[str, Any], schema: dict[str, Any]) -> str:
-    """A schema in a few words: its types and ranges."""
+    """Describe a schema: its types and ranges."""
     if "anyOf" in schema:
         kinds = [_type(api, option) for option in schema["anyOf"] if option != {"type": "null"}]
         return " or ".join(dict.fromkeys(kinds))
@@ -133,7 +133,7 @@ def _list(items: str, most: int | None) -> str:
 
 
 def _range(schema: dict[str, Any]) -> str:
-    """The limits that a person would set: those of the number formats go without saying."""
+    """The bounds of a number, without those of its format (int32)."""
     low, high = schema.get("minimum"), schema.get("maximum")
     if high is not None and high >= 2**31 - 1:
         high = None
@@ -156,7 +156,7 @@ def main() -> None:
     try:
         DOCUMENT.write_text(filled(DOCUMENT.read_text(), tables(api)))
     except UndecidedError as exc:
-        sys.exit(f"{exc}: say there what becomes of it.")
+        sys.exit(f"{exc}: decide there what becomes of it.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Writes the tables of docs/settings.md: `make tables`.
 
-Names, types and defaults are those of the classes of `shared.settings`; what a setting means is
-the docstring under its field.
+Names, types and defaults are those of the classes of `shared.settings`; the meaning is the
+docstring under the field.
 """
 
 import ast
@@ -29,8 +29,9 @@ from msgspec.inspect import (
     type_info,
 )
 
-from shared import settings as settings_module
-from shared.settings import NOT_IN_ENVIRONMENT, Settings, env_name
+from shared.settings import fields, model_settings
+from shared.settings.fields import Settings
+from shared.settings.load import NOT_IN_ENVIRONMENT, env_name
 from tools.marked_tables import filled, markdown
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "settings.md"
@@ -38,12 +39,12 @@ _NO_SETTINGS = {"base_dir"}
 
 
 class UndocumentedError(Exception):
-    """A setting has no docstring, or a type that this has no words for."""
+    """A setting has no docstring, or a type that this module cannot describe."""
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A class of settings, and where its fields stand in llmis.toml."""
+    """A class of settings, and the place of its fields in llmis.toml."""
 
     shape: type
     place: str
@@ -52,11 +53,11 @@ class _Table:
 
 
 def tables(shape: type = Settings, source: str = "") -> dict[str, str]:
-    """The text between the marks. `source` is that of the shape's module, if another.
+    """The text between the marks. `source`: the text of the shape's module, if another one.
 
     Raises UndocumentedError.
     """
-    meanings = _docstrings(source or inspect.getsource(settings_module))
+    meanings = _docstrings(source or inspect.getsource(fields) + inspect.getsource(model_settings))
     parts = []
     for table in _found(_Table(shape, "", is_list=False)):
         if table.place:
@@ -67,7 +68,7 @@ def tables(shape: type = Settings, source: str = "") -> dict[str, str]:
 
 
 def _found(table: _Table) -> list[_Table]:
-    """The table and those inside it, from the top down."""
+    """The table and the tables in it, depth first."""
     found = [table]
     for field in _fields(table.shape):
         kind = field.type
@@ -141,7 +142,7 @@ def _type(kind: Type) -> str:
             return "table"
         case UnionType():
             return " or ".join(_type(t) for t in kind.types if not isinstance(t, NoneType))
-    raise UndocumentedError(f"tools/settings_table.py has no words for the type {kind}")
+    raise UndocumentedError(f"tools/settings_table.py cannot describe the type {kind}")
 
 
 def _range(kind: IntType | FloatType) -> str:

@@ -6,29 +6,28 @@ from typing import Any
 
 import click
 
-from cli.api import choose_model
-from cli.client import Client
+from cli.answer_text import pieces
+from cli.client import ServiceClient, choose_model
 from cli.errors import CliError
-from cli.generation import pieces
 from cli.options import client_option, sampling_options
 from cli.text import harmless, one_line
 
 _PROMPT = "> "
 _LEAVE = ("/exit", "/quit")
 _CLEAR = "/clear"
-_HINT = "Ctrl-C stops an answer, /clear forgets what was said, Ctrl-D or /exit leaves."
+_HINT = "Ctrl-C stops an answer, /clear starts over, Ctrl-D or /exit leaves."
 
 
 @click.command(short_help="Talk to a model.")
 @sampling_options
 @click.option("--max-tokens", type=click.IntRange(min=1), help="[default: to the context's end]")
-@click.option("--system", metavar="TEXT", help="What the model is told before all else.")
+@click.option("--system", metavar="TEXT", help="The system message.")
 @client_option
-def chat(client: Client, model: str | None, system: str | None, **given: Any) -> None:
-    """Talk to a model. It is sent the whole conversation each time.
+def chat(client: ServiceClient, model: str | None, system: str | None, **given: Any) -> None:
+    """Talk to a model. Each request holds the whole conversation.
 
-    Ctrl-C stops an answer, /clear forgets what was said, Ctrl-D or /exit leaves. From a pipe
-    each line is a question.
+    Ctrl-C stops an answer, /clear starts over, Ctrl-D or /exit leaves. From a pipe each line is
+    a question.
     """
     chosen = choose_model(client, model, "chat")
     conversation = Conversation(client, {"model": chosen, **given}, system)
@@ -37,12 +36,12 @@ def chat(client: Client, model: str | None, system: str | None, **given: Any) ->
         _talk(conversation)
     else:
         for line in sys.stdin:
-            if not conversation.obey(line):
+            if not conversation.handle(line):
                 break
 
 
 def _talk(conversation: "Conversation") -> None:
-    """Read and answer until the user leaves; an error ends an answer, not the conversation."""
+    """Read and answer until the user leaves. An error ends the answer, not the conversation."""
     _enable_line_editing()
     while True:
         try:
@@ -54,7 +53,7 @@ def _talk(conversation: "Conversation") -> None:
             click.echo()
             return
         try:
-            if not conversation.obey(line):
+            if not conversation.handle(line):
                 return
         except KeyboardInterrupt:
             click.echo("[stopped]")
@@ -63,47 +62,49 @@ def _talk(conversation: "Conversation") -> None:
 
 
 def _enable_line_editing() -> None:
-    # The import alone gives `input` its editing and history; some Pythons are built without.
+    # The import gives `input` editing and history. Some builds of Python lack the module.
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401
 
 
 class Conversation:
-    """What has been said, and the next answer. `body` has the model and how to sample."""
+    """The messages so far. `body`: the model and the sampling parameters."""
 
-    def __init__(self, client: Client, body: dict[str, Any], system: str | None = None) -> None:
+    def __init__(
+        self, client: ServiceClient, body: dict[str, Any], system: str | None = None
+    ) -> None:
         self._client = client
         self._body = body
         self._opening = [{"role": "system", "content": system}] if system else []
         self.messages: list[dict[str, str]] = [*self._opening]
 
-    def obey(self, line: str) -> bool:
-        """Answer a line, or do what it commands; False = leave. Raises CliError."""
+    def handle(self, line: str) -> bool:
+        """Answer a line, or execute its command. Returns False to leave. Raises CliError."""
         question = line.strip()
         if question in _LEAVE:
             return False
         if question == _CLEAR:
             self.messages = [*self._opening]
-            click.echo("Forgotten.")
+            click.echo("Cleared.")
         elif question:
             self._answer(question)
         return True
 
     def _answer(self, question: str) -> None:
-        """Print the answer as it comes. What came of one that breaks off is remembered too."""
+        """Print the answer as it arrives. An incomplete answer is kept in the conversation, too."""
         messages = [*self.messages, {"role": "user", "content": question}]
         body = {**self._body, "messages": messages}
-        said: list[str] = []
+        parts: list[str] = []
         try:
             with contextlib.closing(pieces(self._client, "/v1/chat/completions", body)) as texts:
                 for text in texts:
-                    said.append(text)
+                    parts.append(text)
                     sys.stdout.write(harmless(text))
                     sys.stdout.flush()
         finally:
-            # A question without an answer would stand before the next one: it is dropped.
-            if said:
-                answer = {"role": "assistant", "content": "".join(said)}
+            # Templates want a question and an answer in turn: an unanswered question is dropped.
+            if parts:
+                answer = {"role": "assistant", "content": "".join(parts)}
                 self.messages = [*messages, answer]
                 sys.stdout.write("\n")
                 sys.stdout.flush()

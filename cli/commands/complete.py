@@ -1,4 +1,4 @@
-"""`llmis complete`: one prompt, its continuation on stdout."""
+"""`llmis complete`: completes one prompt on stdout."""
 
 import contextlib
 import sys
@@ -6,23 +6,22 @@ from typing import Any
 
 import click
 
-from cli.api import choose_model
-from cli.client import Client
-from cli.generation import pieces
+from cli.answer_text import pieces
+from cli.client import ServiceClient, choose_model
 from cli.options import client_option, sampling_options
 from cli.text import harmless
 
 
-@click.command(short_help="Continue a text.")
+@click.command(short_help="Complete a text.")
 @click.argument("prompt")
 @sampling_options
 @click.option("--max-tokens", type=click.IntRange(min=1), help="[default: 16, the API's]")
 @client_option
-def complete(client: Client, prompt: str, model: str | None, **given: Any) -> None:
-    """Continue PROMPT; "-" reads it from stdin.
+def complete(client: ServiceClient, prompt: str, model: str | None, **given: Any) -> None:
+    """Complete PROMPT; "-" reads it from stdin.
 
-    Into a pipe goes the model's text as it is. A terminal gets it with its control characters
-    made visible.
+    A pipe gets the model's text unchanged. On a terminal its control characters are made
+    visible.
     """
     if prompt == "-":
         prompt = sys.stdin.read()
@@ -35,6 +34,6 @@ def complete(client: Client, prompt: str, model: str | None, **given: Any) -> No
                 sys.stdout.write(harmless(last) if is_terminal else last)
                 sys.stdout.flush()
     finally:
-        # What comes next, the shell's prompt or an error, starts a line of its own.
+        # The shell's prompt, or an error, starts on a line of its own.
         if is_terminal and not last.endswith("\n"):
             sys.stdout.write("\n")

@@ -1,14 +1,13 @@
-"""Requests that come all the time, and what became of them. Threads, one for each client."""
+"""Load for a test: sends requests without a pause and counts the results. A thread per client."""
 
 import contextlib
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
-from cli.api import ModelView, views
-from cli.client import Client
+from cli.answer_text import pieces
+from cli.client import ServiceClient, choose_model
 from cli.errors import CliError
-from cli.generation import pieces
 
 _PATH = "/v1/completions"
 _NUM_TOKENS = 200
@@ -18,27 +17,29 @@ _MAX_ERRORS = 5
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the requests so far."""
+    """Results of the requests so far."""
 
     num_requests: int = 0
     num_failed: int = 0
     num_lost: int = 0
     num_doubled: int = 0
-    """Tokens, of a model that counts."""
+    """Tokens lost and doubled, of a model that counts."""
     errors: list[str] = field(default_factory=list)
-    """The first ones."""
+    """The first `_MAX_ERRORS` messages."""
 
 
 class LoadGenerator:
-    """Half of its clients read streams, half whole answers."""
+    """Half of the clients read streams, half complete answers."""
 
-    def __init__(self, client: Client, num_clients: int, model: str | None = None) -> None:
-        """Raises CliError when no model is ready."""
+    def __init__(self, client: ServiceClient, num_clients: int, model: str | None = None) -> None:
+        """Send one request for the expected answer. Raises CliError, also without a model."""
         self._client = client
-        self._model = model or _ready_model(client)
+        self._model = choose_model(client, model, "completion")
         self._expected = self._ask(is_stream=False).split()
-        self.is_exact = _counts(self._expected)
-        """Whether each answer can be compared with what it has to be."""
+        first, num_words = int(_PROMPT) + 1, len(self._expected)
+        counted = [str(first + i) for i in range(num_words)]
+        self.is_exact = num_words > 1 and self._expected == counted
+        """The model counts on from the prompt: its right answer is known, and compared."""
         self.tally = Tally()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -52,7 +53,7 @@ class LoadGenerator:
             thread.start()
 
     def stop(self) -> Tally:
-        """Let the open requests end."""
+        """Wait until the open requests have ended."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -63,10 +64,12 @@ class LoadGenerator:
             try:
                 words = self._ask(is_stream=is_stream).split()
             except CliError as exc:
-                self._note_error(str(exc))
+                with self._lock:
+                    self.tally.num_requests += 1
+                    self._fail(str(exc))
                 self._stop.wait(0.1)
             else:
-                self._note(words)
+                self._count_answer(words)
 
     def _ask(self, *, is_stream: bool) -> str:
         body = {"model": self._model, "prompt": _PROMPT, "max_tokens": _NUM_TOKENS}
@@ -76,35 +79,16 @@ class LoadGenerator:
                 return "".join(found)
         return str(self._client.post(_PATH, body)["choices"][0]["text"])
 
-    def _note(self, words: list[str]) -> None:
+    def _count_answer(self, words: list[str]) -> None:
         with self._lock:
             self.tally.num_requests += 1
             if self.is_exact and words != self._expected:
                 expected, got = Counter(self._expected), Counter(words)
                 self.tally.num_lost += (expected - got).total()
                 self.tally.num_doubled += (got - expected).total()
-                self._fail(f"not what was to come: {' '.join(words)[:200]}")
-
-    def _note_error(self, message: str) -> None:
-        with self._lock:
-            self.tally.num_requests += 1
-            self._fail(message)
+                self._fail(f"wrong answer: {' '.join(words)[:200]}")
 
     def _fail(self, message: str) -> None:
         self.tally.num_failed += 1
         if len(self.tally.errors) < _MAX_ERRORS:
             self.tally.errors.append(message)
-
-
-def _ready_model(client: Client) -> str:
-    found = views(client.get("/admin/models"), ModelView)
-    ready = [m.id for m in found if m.state == "ready" and m.engine != "embed"]
-    if not ready:
-        raise CliError("no model is ready that the load could be for")
-    return ready[0]
-
-
-def _counts(words: list[str]) -> bool:
-    """Whether a model has gone on counting from the prompt."""
-    first = int(_PROMPT) + 1
-    return len(words) > 1 and words == [str(first + i) for i in range(len(words))]

@@ -3,53 +3,43 @@
 from typing import Any
 
 import click
-from msgspec import Struct
 from rich.text import Text
 
 from cli import output
-from cli.api import ModelView, NodeView, view, views
-from cli.client import Client
+from cli.client import Readiness, ServiceClient, ServiceVersion, view
+from cli.commands import models
+from cli.commands.listings import free_of_total, uptime
 from cli.errors import ServiceError
-from cli.listings import free_of_total, since
-from cli.models import state
 from cli.options import client_option, json_option
 from cli.text import one_line
+from shared.admin_api import AdminModelList, NodeList
 from shared.version import VERSION
 
-
-class _Version(Struct, frozen=True):
-    version: str = ""
-
-
-class Readiness(Struct, frozen=True):
-    """`GET /readyz`, whatever its HTTP status."""
-
-    status: str = ""
-    reasons: list[str] = []
+_NUM_COLUMNS = 5
+"""Of the list of models: those that fit on any screen."""
 
 
 @click.command(short_help="Show the service on one screen.")
 @client_option
 @json_option
-def status(client: Client, is_json: bool) -> None:
-    """Show the service on one screen. Exit status 1 when it is not ready."""
+def status(client: ServiceClient, is_json: bool) -> None:
+    """Show the service on one screen. Exit status 1 if it is not ready."""
     raw_version = client.get("/version")
     raw_readiness = client.get("/readyz", accept=503)
-    answers = {"nodes": _ask(client, "/admin/nodes"), "models": _ask(client, "/admin/models")}
+    answers = {"nodes": _get(client, "/admin/nodes"), "models": _get(client, "/admin/models")}
     readiness = view(raw_readiness, Readiness)
-    is_ready = readiness.status == "ready"
     if is_json:
         output.print_json({"version": raw_version, "readyz": raw_readiness, **answers})
     else:
-        _show_service(client.url, view(raw_version, _Version).version, readiness)
+        _show_service(client.url, view(raw_version, ServiceVersion).version, readiness)
         _show_nodes(answers["nodes"])
         _show_models(answers["models"])
-    if not is_ready:
+    if not readiness.is_ready:
         raise click.exceptions.Exit(1)
 
 
-def _ask(client: Client, path: str) -> Any:
-    """A part of the screen; its error stands in its place, in the API's shape."""
+def _get(client: ServiceClient, path: str) -> Any:
+    """The answer for a part of the screen, or the error in the API's format."""
     try:
         return client.get(path)
     except ServiceError as exc:
@@ -70,32 +60,22 @@ def _show_nodes(raw: Any) -> None:
         rows = [
             (
                 node.id,
-                since(node.started_at),
-                "-" if node.cpus is None else str(node.cpus),
+                uptime(node.uptime_s),
+                str(node.cpus),
                 free_of_total(node.memory_free_bytes, node.memory_total_bytes),
                 str(node.replicas),
             )
-            for node in views(raw, NodeView)
+            for node in view(raw, NodeList).data
         ]
         click.echo()
         output.print_table(columns, rows, "there is no node")
 
 
 def _show_models(raw: Any) -> None:
-    columns = ("MODEL", "STATE", "REPLICAS>", "SLOTS>", "QUEUE>")
     if not _show_error("models", raw):
-        rows = [
-            (
-                model.id,
-                state(model),
-                str(len(model.replicas)),
-                f"{model.busy_slots or 0}/{model.slots or 0}",
-                str(model.queue_length or 0),
-            )
-            for model in views(raw, ModelView)
-        ]
+        rows = [models.row(model)[:_NUM_COLUMNS] for model in view(raw, AdminModelList).data]
         click.echo()
-        output.print_table(columns, rows, "no model")
+        output.print_table(models.COLUMNS[:_NUM_COLUMNS], rows, "no model")
 
 
 def _show_error(part: str, raw: Any) -> bool:

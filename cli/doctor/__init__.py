@@ -1,1 +1,1 @@
-"""`llmis doctor`: what is wrong with this installation, and how to mend it."""
+"""`llmis doctor`: finds faults of this installation. It changes nothing."""

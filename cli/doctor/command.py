@@ -1,4 +1,4 @@
-"""Runs the checks and prints what they find."""
+"""Runs the checks and prints their findings."""
 
 import json
 from collections.abc import Iterator
@@ -8,27 +8,27 @@ import click
 import msgspec
 
 from cli.address import environment, url_of
-from cli.client import Client
+from cli.client import ServiceClient
 from cli.doctor import installation, machine, service
-from cli.doctor.finding import Finding, Outcome, ok, problem
+from cli.doctor.finding import Finding, Severity, ok, problem
 from cli.options import json_option, url_option
 from cli.text import one_line
-from shared import settings as settings_module
 from shared.errors import SettingsError
-from shared.settings import Settings
+from shared.settings.fields import Settings
+from shared.settings.load import load as load_settings
 
 _ANSWER_TIMEOUT_S = 10.0
-"""What listens on the service's port may be anything, and silent."""
-_COLORS = {Outcome.OK: "green", Outcome.WARNING: "yellow", Outcome.PROBLEM: "red"}
+"""Another program may listen on the service's port and never answer."""
+_COLORS = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.PROBLEM: "red"}
 
 
-@click.command(short_help="Say what is wrong with this installation.")
+@click.command(short_help="Find faults of this installation.")
 @url_option
 @json_option
 def doctor(url: str | None, is_json: bool) -> None:
-    """Say what is wrong with this installation, and how to mend it.
+    """Find faults of this installation, and say how to fix them.
 
-    Exit status 1 when there is a problem. A warning is none.
+    Exit status 1 if there is a problem; a warning is not one.
     """
     named = _client(url) if url else None
     findings = []
@@ -38,30 +38,30 @@ def doctor(url: str | None, is_json: bool) -> None:
             _show(finding)
     if is_json:
         click.echo(json.dumps(msgspec.to_builtins(findings), indent=2))
-    if any(finding.outcome is Outcome.PROBLEM for finding in findings):
+    if any(finding.outcome is Severity.PROBLEM for finding in findings):
         raise click.exceptions.Exit(1)
 
 
-def _client(url: str) -> Client:
+def _client(url: str) -> ServiceClient:
     try:
-        return Client(url, answer_timeout_s=_ANSWER_TIMEOUT_S)
+        return ServiceClient(url, answer_timeout_s=_ANSWER_TIMEOUT_S)
     except ValueError as exc:
         raise click.BadParameter(str(exc), param_hint="--url") from exc
 
 
-def _findings(named: Client | None) -> Iterator[Finding]:
-    """`named` is the service of --url; the settings' own may be another, or unknown."""
+def _findings(named: ServiceClient | None) -> Iterator[Finding]:
+    """`named`: the service of --url. That of the settings may be another one, or unknown."""
     yield installation.check_python()
     yield installation.check_requirements()
     environ = environment()
     client = named
     try:
-        settings = settings_module.load(environ)
+        settings = load_settings(environ)
     except SettingsError as exc:
-        yield problem("settings", str(exc), "correct it; docs/settings.md has them all")
+        yield problem("settings", str(exc), "correct it; docs/settings.md lists the settings")
     else:
         path = Path(environ.get("LLMIS_CONFIG", "llmis.toml")).resolve()
-        yield ok("settings", str(path) if path.exists() else "no file; the defaults hold")
+        yield ok("settings", str(path) if path.exists() else "no file; the defaults are used")
         yield from _findings_of(settings)
         client = named or _client(url_of(settings))
     if client is not None:
@@ -76,12 +76,11 @@ def _findings_of(settings: Settings) -> Iterator[Finding]:
     yield machine.check_memory(settings, is_running=is_running)
     yield from service.check_ports(settings, is_running=is_running)
     yield service.check_redis(settings)
+    if settings.redis_url:
+        yield from service.check_clocks(settings)
 
 
 def _show(finding: Finding) -> None:
     outcome = click.style(f"{finding.outcome:<8}", fg=_COLORS[finding.outcome])
-    click.echo(f"{outcome} {one_line(finding.subject)}: {one_line(finding.text)}{_mend(finding)}")
-
-
-def _mend(finding: Finding) -> str:
-    return f". To mend it: {one_line(finding.mend)}" if finding.mend else ""
+    remedy = f". To fix it: {one_line(finding.mend)}" if finding.mend else ""
+    click.echo(f"{outcome} {one_line(finding.subject)}: {one_line(finding.text)}{remedy}")

@@ -1,4 +1,4 @@
-"""Python, the packages, the folders, the weights."""
+"""Checks of Python, the packages, the folders and the weights."""
 
 import importlib.util
 import os
@@ -14,12 +14,13 @@ from cli.address import SOURCE_TREE
 from cli.doctor.finding import Finding, ok, problem, warning
 from cli.text import size
 from shared.errors import SettingsError
-from shared.settings import ModelSettings, Settings
+from shared.settings.fields import Settings
+from shared.settings.model_settings import ModelSettings
 
 _OLDEST_PYTHON = (3, 11)
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==(\S+)")
 _DISK_PROBLEM_BYTES = 128 << 20
-"""Redis's append-only file and the logs have nowhere to go below this."""
+"""Below this the append-only file of Redis and the logs cannot be written."""
 _DISK_WARNING_BYTES = 2 << 30
 _GGUF_MAGIC = b"GGUF"
 
@@ -33,11 +34,11 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:
 
 
 def check_requirements(path: Path = SOURCE_TREE / "requirements.txt") -> Finding:
-    """Compare what is installed with the pins."""
+    """Compare the installed packages with the pinned versions."""
     try:
         pins = [found for line in path.read_text().splitlines() if (found := _PIN.match(line))]
     except OSError as exc:
-        mend = "llmis runs from its source tree only: clone it and `make run` there"
+        mend = "llmis runs from its source tree only: clone it and run `make run` there"
         return problem("packages", f"no list of requirements: {exc}", mend)
     wrong = [text for pin in pins if (text := _deviation(pin[1], pin[2]))]
     if wrong:
@@ -61,7 +62,7 @@ def check_folders(settings: Settings) -> Iterator[Finding]:
 
 
 def _check_folder(subject: str, path: Path, setting: str) -> Finding:
-    """Write a file there; where there is no folder yet, where it would be made."""
+    """Write a file into the folder, or into the one where it would be created."""
     place = _nearest(path)
     try:
         with tempfile.TemporaryFile(dir=place):
@@ -69,19 +70,19 @@ def _check_folder(subject: str, path: Path, setting: str) -> Finding:
     except OSError as exc:
         mend = f"make it writable for user {os.getuid()}, or set {setting} to another folder"
         return problem(subject, f"{path} cannot be written: {exc.strerror}", mend)
-    return ok(subject, str(path) if place == path else f"{path}, made at the first start")
+    return ok(subject, str(path) if place == path else f"{path}, created at the first start")
 
 
 def _nearest(path: Path) -> Path:
-    """The folder itself, or the nearest of those above it that is there."""
-    # os.path's answers False for what may not be looked at, where Path's raises.
+    """The folder itself, or the nearest existing folder above it."""
+    # os.path.exists returns False for a path without permission, where Path.exists raises.
     return next(place for place in (path, *path.parents) if os.path.exists(place))  # noqa: PTH110
 
 
 def _check_disk(path: Path) -> Finding:
     free_bytes = shutil.disk_usage(_nearest(path)).free
     text = f"{size(free_bytes)} free at {path}"
-    mend = "remove models or logs that are not needed, or set LLMIS_DATA_DIR to another disk"
+    mend = "remove unneeded models or logs, or set LLMIS_DATA_DIR to another disk"
     if free_bytes < _DISK_PROBLEM_BYTES:
         return problem("disk", text, mend)
     return warning("disk", text, mend) if free_bytes < _DISK_WARNING_BYTES else ok("disk", text)
@@ -121,7 +122,7 @@ def _check_file(subject: str, model: ModelSettings, path: Path) -> Finding:
     if path.is_file() and model.engine in ("auto", "llamacpp"):
         with path.open("rb") as file:
             if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
-                mend = "get the file again; a download that broke off looks like this"
+                mend = "download the file again; it may be incomplete"
                 return problem(subject, f"{path} is not a GGUF file", mend)
     return ok(subject, f"{path}, {size(weights_bytes(path))}")
 

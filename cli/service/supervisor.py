@@ -1,4 +1,4 @@
-"""Child processes: start, watch, restart, stop. Nothing outlives the supervisor."""
+"""Child processes: start, watch, restart, stop. No child outlives the supervisor."""
 
 import contextlib
 import ctypes
@@ -7,19 +7,21 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_MIN_BACKOFF_S = 0.2
 _MAX_BACKOFF_S = 30.0
-_STABLE_S = 60.0
-"""A child that has run this long starts with no back-off again."""
+_HEALTHY_S = 5.0
+"""A child that ran this long did not end because it cannot start: the next start after it has the
+shortest back-off. Clients wait for that."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _die_with_parent() -> None:
-    """In the child, before exec: SIGTERM when the supervisor dies, however it does."""
+    """In the child, before exec: have the kernel send SIGTERM when the supervisor dies."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -34,15 +36,15 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     restart_at: float | None = None
-    """Monotonic time at which to start again; None = it runs, or is to stay down."""
-    backoff_s: float = field(default=0.5)
+    """Monotonic time of the next start; None = no start is due."""
+    backoff_s: float = _MIN_BACKOFF_S
 
     def start(self) -> None:
         self.restart_at = None
         self.started_at = time.monotonic()
         with self.log_path.open("ab") as log:
-            # A session of its own: Ctrl-C reaches the supervisor alone, which stops in order.
-            self.process = subprocess.Popen(  # nosec B603 # fixed words, no shell
+            # A session of its own: Ctrl-C reaches the supervisor alone, which stops all in order.
+            self.process = subprocess.Popen(  # nosec B603 # fixed arguments, no shell
                 self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -57,12 +59,12 @@ class Child:
         return self.process is not None and self.process.poll() is None
 
     def watch(self) -> str | None:
-        """Restart the process if it ended by itself. Returns what there is to report."""
+        """Restart the process if it ended. Returns a message if there is something to report."""
         if self.is_running:
             return None
         if self.restart_at is None:
-            if time.monotonic() - self.started_at > _STABLE_S:
-                self.backoff_s = 0.5
+            if time.monotonic() - self.started_at > _HEALTHY_S:
+                self.backoff_s = _MIN_BACKOFF_S
             self.restart_at = time.monotonic() + self.backoff_s
             code = self.process.returncode if self.process else None
             wait_s, self.backoff_s = self.backoff_s, min(2 * self.backoff_s, _MAX_BACKOFF_S)
@@ -72,15 +74,13 @@ class Child:
         return None
 
     def send(self, signum: int) -> None:
-        """Signal the process and all that it started."""
+        """Signal the process; SIGKILL goes to its process group."""
         if self.process is not None and self.is_running:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 if signum == signal.SIGKILL:
                     os.killpg(self.process.pid, signum)
                 else:
                     self.process.send_signal(signum)
-            except ProcessLookupError:
-                pass
 
     def tail(self, num_lines: int = 15) -> str:
         """The end of the log, for an error message."""
@@ -92,7 +92,7 @@ class Child:
 
 
 def stop(children: list[Child], timeout_s: float) -> None:
-    """Stop children together: SIGTERM, and SIGKILL for those that take longer."""
+    """Stop children together: SIGTERM, then SIGKILL for those still running after `timeout_s`."""
     for child in children:
         child.send(signal.SIGTERM)
     deadline = time.monotonic() + timeout_s
@@ -104,7 +104,7 @@ def stop(children: list[Child], timeout_s: float) -> None:
         except subprocess.TimeoutExpired:
             child.send(signal.SIGKILL)
             child.process.wait()
-        # What a child left of its own group, after a kill above all.
+        # Processes of its group may be left, above all after a SIGKILL.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.process.pid, signal.SIGKILL)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A long answer, cancelled by its id. Any connection can do that; for the one that reads it,
-# closing it is enough.
+# A long answer, cancelled by its id over another connection. The reader itself can close its
+# connection instead.
 set -euo pipefail
 
 llmis() {

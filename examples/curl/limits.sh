@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the headers of an answer tell: the request's id, the key's limits and what is left of them,
-# and, with a 429, when to come back.
+# The headers of an answer: the request's id, the key's limits and the remaining quota, and, with a
+# 429, when to retry.
 set -euo pipefail
 
 curl -sS -o /dev/null -D - "${LLMIS_URL:-http://127.0.0.1:8000}/v1/completions" \

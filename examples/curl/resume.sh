@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Coming back: reads some events of a long answer, cuts the connection, and gets the rest with the
-# id of the last event. Nothing is missing and nothing comes twice; the script checks it.
+# Resume: reads some events of a long answer, cuts the connection, and gets the rest with the id of
+# the last event. No text is missing and none is sent twice; the script checks it.
 set -euo pipefail
 
 llmis() {
@@ -26,7 +26,7 @@ body=$(cat <<BODY
 BODY
 )
 
-# awk takes five whole events and leaves; that breaks the pipe, and with it curl's connection.
+# awk reads five whole events and exits; that breaks the pipe, and with it curl's connection.
 first=$(
   { llmis /v1/completions -H "x-request-id: $id" -d "$body" 2>/dev/null || true; } |
     awk 'BEGIN { RS = ""; ORS = "\n\n" } { print } NR == 5 { exit }'

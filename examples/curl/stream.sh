@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same answer piece by piece, as server-sent events. -N: curl shows them as they come.
+# The same answer piece by piece, as server-sent events. -N: curl prints them as they arrive.
 set -euo pipefail
 
 curl -sSN --fail-with-body "${LLMIS_URL:-http://127.0.0.1:8000}/v1/chat/completions" \

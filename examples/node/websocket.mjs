@@ -1,5 +1,5 @@
-// Several requests over one WebSocket, which is cut in mid-answer: what was accepted is resumed over
-// another one. Node 22 and browsers have all that this needs; a browser's WebSocket takes no headers.
+// Several requests over one WebSocket, which is cut during the answers: accepted requests are
+// resumed over another one. Needs Node 22 or a browser, whose WebSocket cannot send headers.
 //
 //     node websocket.mjs "1 2 3" "10 20 30" "500"
 

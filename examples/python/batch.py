@@ -1,8 +1,8 @@
-"""A batch that gets out of the way: its requests have the priority `batch`, so what people ask
-meanwhile overtakes those of them that wait.
+"""A batch of low priority: its requests have the priority `batch`, so interactive requests overtake
+the waiting ones.
 
-Run it again with the same name after a crash: what was asked already is not computed again, for as
-long as the service keeps answers (`job_ttl_s`).
+Run it again with the same name after a crash: requests that were sent already are not computed
+again, as long as the service keeps their answers (`job_ttl_s`).
 
     python batch.py NAME NUM_REQUESTS
 """
@@ -55,4 +55,7 @@ async def main(name: str, num_requests: int) -> None:
         print(f"{number}:{text}")
 
 
+if len(sys.argv) != 3 or not sys.argv[2].isdecimal():
+    print("usage: python batch.py NAME NUM_REQUESTS", file=sys.stderr)
+    sys.exit(2)
 asyncio.run(main(sys.argv[1], int(sys.argv[2])))

@@ -1,9 +1,9 @@
 """A stream that survives its connection, with nothing but the openai package.
 
-Every attempt is the same request with the same `Idempotency-Key`: the service starts it once, and
-tells the answer of that one from its beginning to whoever comes again. What has been read is
-skipped. The example cuts its first connection itself, and compares what it has with the answer
-that the service has kept.
+Every attempt is the same request with the same `Idempotency-Key`: the service runs it once, and
+sends its answer from the beginning on every repetition. The client skips the text that it has
+read. The example cuts its first connection itself, and compares its text with the answer that the
+service has kept.
 
     python come_back.py "Tell me a story."
 """

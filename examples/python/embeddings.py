@@ -1,4 +1,4 @@
-"""Which text is nearest to a query? Needs a model that embeds.
+"""Which text is nearest to a query? Needs an embedding model.
 
 python embeddings.py "a small animal" "The cat sleeps." "Shares fell." "It rained all day."
 """

@@ -1,8 +1,8 @@
-"""Load a model while the service runs, watch how it comes, ask it something, unload it.
+"""Load a model while the service runs, show the progress, send a request, unload it.
 
-The file lies in the model folder of a node. The key must be an admin's where keys are checked.
+The file has to be in the model folder of a node. With `auth` on, the key needs the scope admin.
 
-    python load_model.py small small.Q4_K_M.gguf
+    python load_model.py NAME FILE
 """
 
 import json
@@ -19,7 +19,7 @@ client = httpx.Client(
 
 
 def operate(path: str, body: dict) -> None:
-    """Do what may take minutes, and say how far it is."""
+    """Run an operation that may take minutes, and print its progress."""
     with client.stream("POST", path, json=body | {"stream": True}) as response:
         if response.is_error:
             sys.exit(json.loads(response.read())["error"]["message"])
@@ -32,6 +32,9 @@ def operate(path: str, body: dict) -> None:
             print(f"{operation['fraction']:4.0%} {operation['stage']} {operation['message']}")
 
 
+if len(sys.argv) != 3:
+    print("usage: python load_model.py NAME FILE", file=sys.stderr)
+    sys.exit(2)
 name, path = sys.argv[1:]
 operate("/admin/models/load", {"name": name, "path": path, "context_length": 2048, "slots": 2})
 answer = client.post(

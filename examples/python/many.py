@@ -1,5 +1,5 @@
-"""Many requests at the same time. Those that the key's limits refuse (429) come again by
-themselves, after as long as the service says in `Retry-After`.
+"""Many requests at the same time. The client retries those that the key's limits reject (429),
+after the time in `Retry-After`.
 
     python many.py 64
 """

@@ -1,8 +1,8 @@
-"""Server-sent events by hand, with httpx. The id of the last event is all that has to be kept to
-get exactly the rest: after a lost connection, or after a restart of the service.
+"""Server-sent events by hand, with httpx. The id of the last event is enough to get exactly the
+rest: after a lost connection, or after a restart of the service.
 
-The example cuts its first connections itself, each after one event, and compares what it has with
-the answer that the service has kept.
+The example cuts its first connections itself, each after one event, and compares its text with the
+answer that the service has kept.
 
     python resume.py "1 2 3"
 """

@@ -1,4 +1,4 @@
-"""The answer piece by piece, and what it took.
+"""The answer piece by piece, and its usage.
 
 python stream.py "What is the capital of France?"
 """

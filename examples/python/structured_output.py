@@ -1,5 +1,5 @@
-"""An answer that is an object of a type. A grammar made from the JSON schema holds the model to
-it, so even a small model cannot miss the shape; what it fills in is another matter.
+"""An answer as a typed object. A grammar made from the JSON schema constrains the model, so even a
+small model gives the right shape; the values may still be wrong.
 
     python structured_output.py "It is 3 degrees in Oslo, and it rains."
 """

@@ -1,8 +1,8 @@
-"""The way of a tool: the model calls it, this program runs it, the model answers.
+"""A tool call: the model calls the tool, this program runs it, the model answers.
 
 The first request names the tool in `tool_choice`: that makes any model call it, with arguments that
-fit the schema. The second one forbids calls. A model that was trained to use tools decides for
-itself: leave `tool_choice` away and ask until an answer has no `tool_calls`.
+fit the schema. The second one forbids calls. A model that was trained to use tools decides by
+itself: omit `tool_choice` and repeat until an answer has no `tool_calls`.
 
     python tools.py "How many apples are there?"
 """

@@ -1,7 +1,7 @@
-"""Several requests over one WebSocket, answered side by side.
+"""Several concurrent requests over one WebSocket.
 
-The example cuts its connection in mid-answer and goes on over another one: it resumes what was
-accepted, sends again what was not, and compares what it has with the answers that the service has
+The example cuts its connection during the answers and continues over another one: it resumes
+accepted requests, repeats the others, and compares its texts with the answers that the service has
 kept.
 
     python websocket.py "1 2 3" "10 20 30" "500"
@@ -34,7 +34,7 @@ class Request:
     is_done: bool = False
 
     def frame(self, name: str) -> dict[str, object]:
-        """What begins the request, or goes on with it."""
+        """The frame that begins the request, or resumes it."""
         if self.last_event_id:
             return {"type": "resume", "id": name, "last_event_id": self.last_event_id}
         body = {"model": MODEL, "prompt": self.prompt, "max_tokens": 200, "ignore_eos": True}
@@ -47,7 +47,7 @@ class Request:
         }
 
     def take(self, frame: dict) -> None:
-        """Take note of a frame of the service's."""
+        """Process a frame from the service."""
         self.last_event_id = frame.get("event_id", self.last_event_id)
         match frame["type"]:
             case "accepted":

@@ -28,7 +28,7 @@ from pathlib import Path
 _NAME = "exllamav2_ext"
 _FIXES = {
     # `register` is ill-formed since C++17: a warning of nvcc 13.0, an error elsewhere.
-    "cuda/q_mlp_softmax.cuh": (re.compile(r"\bregister float\b"), "float"),
+    "cuda/q_mlp_softmax.cuh": (re.compile(r"\bregister float\b"), "float")
 }
 _CXX_FLAGS = ["-Ofast"]
 _NVCC_FLAGS = ["-O3"]

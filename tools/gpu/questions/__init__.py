@@ -1,1 +1,1 @@
-"""Questions to a GPU that nobody could answer without one; `python -m tools.gpu.questions`."""
+"""Questions about ExLlamaV2 that only a GPU can answer: `python -m tools.gpu.questions`."""

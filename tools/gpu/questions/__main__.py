@@ -1,4 +1,4 @@
-"""Asks the GPU what nobody could know without one: a JSON line an answer.
+"""Asks a GPU what only a GPU can answer; writes one JSON line per answer.
 
     python -m tools.gpu.questions ANSWERS.jsonl [NAME ...]
     python -m tools.gpu.questions --ask NAME        one question, in this process

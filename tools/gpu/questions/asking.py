@@ -1,7 +1,5 @@
-"""A question is a function with a docstring; each is asked in a process of its own.
-
-So that one that hangs or poisons the device costs nothing but its own answer. What ExLlamaV2's
-source let expect stands with each question.
+"""A question is a function whose docstring is its text. Each runs in its own process, so that one
+that hangs or breaks the device loses only its own answer.
 """
 
 import json
@@ -38,8 +36,8 @@ def answer_here(question: Question) -> None:
 
 
 def ask_apart(question: Question, command: Sequence[str]) -> dict[str, Any]:
-    """The line for the file: the answer of `command`, which ends in `answer_here`, or what
-    went wrong."""
+    """Run `command`, which calls `answer_here`; return the line of the file: its answer, or why
+    there is none."""
     line: dict[str, Any] = {"name": question.name, "question": question.text}
     started = time.monotonic()
     process = subprocess.Popen(
@@ -51,22 +49,22 @@ def ask_apart(question: Question, command: Sequence[str]) -> dict[str, Any]:
         start_new_session=True,
     )
     try:
-        said, complained = process.communicate(timeout=question.limit_s)
+        output, error_output = process.communicate(timeout=question.limit_s)
     except subprocess.TimeoutExpired:
         return {**line, "error": f"no answer within {question.limit_s:g} s"}
     finally:
         _end(process)
     line["seconds"] = round(time.monotonic() - started, 1)
-    answers = [text for text in said.splitlines() if text.startswith(_MARK)]
+    answers = [text for text in output.splitlines() if text.startswith(_MARK)]
     if answers:
         return {**line, "answer": json.loads(answers[-1].removeprefix(_MARK))}
     # The last lines first: a terminal shows the beginning.
-    told = [text.strip() for text in complained.splitlines() if text.strip()][-12:]
-    return {**line, "error": f"exit status {process.returncode}: " + " <- ".join(reversed(told))}
+    errors = [text.strip() for text in error_output.splitlines() if text.strip()][-12:]
+    return {**line, "error": f"exit status {process.returncode}: " + " <- ".join(reversed(errors))}
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """Also of the processes that it started: they would hold the GPU, and the pipes."""
+    """End the process and its children: they would keep the GPU and the pipes."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

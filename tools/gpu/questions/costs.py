@@ -11,7 +11,7 @@ def cpu_share_of_a_step() -> dict[str, Any]:
     import torch
     from exllamav2.generator import ExLlamaV2DynamicJob, ExLlamaV2Sampler
 
-    from worker.engines.exl2.attach import attach
+    from worker.engines.exllamav2.attention.attach import attach
 
     attach("auto")
     generator = generator_of("1b-gptq", cache_tokens=65536, batch=64)
@@ -67,7 +67,7 @@ def logits_copy() -> dict[str, Any]:
 
 def load_time() -> dict[str, Any]:
     """How long do models take to load, and to their first token (kernels, graphs)?"""
-    from worker.engines.exl2.attach import attach
+    from worker.engines.exllamav2.attention.attach import attach
 
     attach("auto")
     found = {}

@@ -77,7 +77,7 @@ def paged_without_flash_attn() -> dict[str, Any]:
         refused = ""
     except AssertionError as exc:
         refused = str(exc)[:200]
-    from worker.engines.exl2.attach import attach
+    from worker.engines.exllamav2.attention.attach import attach
 
     in_use = attach("sdpa")
     generator_of("tiny")

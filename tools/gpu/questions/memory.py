@@ -23,7 +23,7 @@ def memory_of_a_process() -> dict[str, Any]:
     half = torch.randn(512, 512, device="cuda").half()
     (half @ half).sum().item()
     steps["cublas"] = used()
-    from worker.engines.exl2.attach import attach
+    from worker.engines.exllamav2.attention.attach import attach
 
     attach("auto")
     generator = generator_of("counter-gptq", cache_tokens=2048)
@@ -40,7 +40,7 @@ def unload() -> dict[str, Any]:
 
     import torch
 
-    from worker.engines.exl2.attach import attach
+    from worker.engines.exllamav2.attention.attach import attach
 
     attach("auto")
     torch.zeros(1, device="cuda")

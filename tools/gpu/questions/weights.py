@@ -21,7 +21,7 @@ from tools.gpu.questions.parts import (
 def _attached(choice: str) -> dict[str, Any]:
     import torch
 
-    from worker.engines.exl2.attach import attach
+    from worker.engines.exllamav2.attention.attach import attach
 
     in_use = attach(choice)
     prompts = prompts_of("tiny", (1, 100, 255, 256, 257, 700, 2100))
@@ -70,7 +70,7 @@ def determinism() -> dict[str, Any]:
     Expected: no (half atomicAdd, q_gemm_kernel_gptq.cuh:243)."""
     import torch
 
-    from worker.engines.exl2.attach import attach
+    from worker.engines.exllamav2.attention.attach import attach
 
     attach("auto")
     generator = generator_of("1b-gptq", cache_tokens=8192)
@@ -146,7 +146,7 @@ def exl2_conversion() -> dict[str, Any]:
     import torch
     from exllamav2 import ExLlamaV2, ExLlamaV2Cache
 
-    from worker.engines.exl2.attach import attach
+    from worker.engines.exllamav2.attention.attach import attach
 
     attach("sdpa")
     ids = torch.tensor(prompts_of("tiny", (300,)))
