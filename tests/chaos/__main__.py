@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--only", default="", help="faults with this in their names: kill -9")
     parser.add_argument("--write", action="store_true", help="a file in bench/results")
     arguments = parser.parse_args()
     facts = machine_facts()
@@ -25,7 +26,8 @@ def main() -> int:
     def say(text: str) -> None:
         print(f"{time.monotonic() - started_at:6.1f} s  {text}", flush=True)
 
-    found = run.run(arguments.seconds, arguments.seed, say, arguments.clients)
+    faults = run.faults_for(arguments.seconds, arguments.only)
+    found = run.run(faults, arguments.seed, say, arguments.clients)
     print(f"\n{run.tables(found)}\n\ntries: {found.tries}\nrefused: {found.refusals}")
     if arguments.write:
         print(f"written: {report.write('chaos', {'machine': facts, 'chaos': found})}")

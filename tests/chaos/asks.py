@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from tests.counter_model import NUMBERS, expected_text
+from tests.chaos.pauses import Pauses
+from tests.support.counter_model import NUMBERS, expected_text
 
 BUSY_CODES = {
     "replica_lost",
@@ -82,8 +83,11 @@ class Answer:
     is_left: bool = False
     """Its client has closed the connection."""
     last_event_id: str | None = None
+    pauses: Pauses = field(default_factory=Pauses)
 
     def add(self, chunk: dict[str, Any]) -> None:
+        if any(choice["text"] for choice in chunk["choices"]):
+            self.pauses.note_text()
         for choice in chunk["choices"]:
             index = choice["index"]
             self.texts[index] = self.texts.get(index, "") + choice["text"]
@@ -116,6 +120,9 @@ def judge(ask: Ask, answer: Answer) -> tuple[Outcome, str]:
 def _judge_error(answer: Answer) -> tuple[Outcome, str]:
     assert answer.error is not None
     code = answer.error.get("code")
+    if code == "going_away":
+        # A web process that stops: the answer is resumed in another one, as after a cut.
+        return Outcome.CUT, ""
     if code == "request_cancelled" and answer.was_cancelled:
         return Outcome.CANCELLED, ""
     is_busy = code in BUSY_CODES or (code is None and answer.error["type"] == "service_unavailable")
@@ -137,6 +144,9 @@ def _difference(expected: str, text: str) -> str:
 def draw(kind: str, rng: random.Random) -> Ask:
     """Most ask the model with two replicas; a few others keep the rest of the service busy."""
     model = rng.choices(("pair", "counter", "counter-small"), (6, 3, 1))[0]
+    if kind == "long streams":
+        # So long that faults hit each of them.
+        return Ask(kind, "pair", rng.randrange(NUMBERS), rng.randrange(6000, 12_000))
     max_tokens = rng.randrange(20, 400 if model == "counter-small" else 1800)
     start, num_choices, stop = rng.randrange(NUMBERS), 1, None
     if rng.random() < 0.2:

@@ -10,9 +10,11 @@ from simple_websocket import ConnectionClosed
 from tests.chaos import garbage, http_client, ws_client
 from tests.chaos.asks import Answer, Ask, Outcome, draw, judge
 from tests.chaos.ledger import Ledger
+from tests.chaos.pauses import Pauses
 from tests.conftest import Service
 
 _KINDS = {
+    "long streams": 4,
     "streams": 8,
     "whole": 3,
     "websocket": 3,
@@ -72,10 +74,10 @@ class Load:
         while True:
             outcome = self._try(ask, answer, rng)
             if self._is_final(outcome, deadline):
-                self._ledger.end(number, ask.kind, outcome)
+                self._ledger.end(number, ask.kind, outcome, answer.pauses)
                 return
             if outcome is not Outcome.CUT or answer.last_event_id is None:
-                answer = Answer()
+                answer = Answer(pauses=answer.pauses)
             time.sleep(0.1 + rng.random() * 0.4)
 
     def _try(self, ask: Ask, answer: Answer, rng: random.Random) -> Outcome:
@@ -115,9 +117,10 @@ class Load:
     def _converse(self, asks: list[Ask], rng: random.Random) -> None:
         numbers = [self._ledger.begin(ask.kind, str(ask)) for ask in asks]
         left = dict(zip(numbers, asks, strict=True))
+        pauses = {number: Pauses() for number in numbers}
         deadline = time.monotonic() + _PATIENCE_S
         while left:
-            answers = [Answer() for _ in left]
+            answers = [Answer(pauses=pauses[number]) for number in left]
             try:
                 ws_client.converse(self._service, list(left.values()), answers, rng)
             except TimeoutError:
@@ -128,7 +131,7 @@ class Load:
             for (number, ask), answer in zip(list(left.items()), answers, strict=True):
                 outcome = self._judge(ask, answer)
                 if self._is_final(outcome, deadline):
-                    self._ledger.end(number, ask.kind, outcome)
+                    self._ledger.end(number, ask.kind, outcome, answer.pauses)
                     del left[number]
             time.sleep(0.1 + rng.random() * 0.4)
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared import registry
-from shared.messages import ReplicaState
+from shared.registry import records
+from shared.wire.records import ReplicaState
 from tests.conftest import Service
 
 _LONE = ("counter", "counter-small")
@@ -33,7 +33,7 @@ def serving_replicas(service: Service, model: str) -> list[int]:
     that is given up by its agent, on purpose."""
     return sorted(
         record.pid
-        for record in registry.read(service.redis)
+        for record in records.read(service.redis)
         if record.model == model
         and record.state is ReplicaState.READY
         and record.generated_tokens
@@ -102,10 +102,7 @@ FAULTS = (
         lambda service, rng: kill(_one(serving_replicas(service, "pair"), rng)),
         weight=4,
     ),
-    Fault(
-        "kill -9 of both replicas",
-        lambda service, rng: kill(serving_replicas(service, "pair")),
-    ),
+    Fault("kill -9 of both replicas", lambda service, rng: kill(serving_replicas(service, "pair"))),
     Fault(
         "kill -9 of the only replica",
         lambda service, rng: kill(serving_replicas(service, rng.choice(_LONE))),
@@ -118,7 +115,13 @@ FAULTS = (
         ),
         weight=2,
     ),
-    Fault("kill -9 of the agent", lambda service, rng: kill(service.pids("worker.agent"))),
+    Fault(
+        "kill -9 of the agent", lambda service, rng: kill(service.pids("worker.agent")), weight=2
+    ),
+    Fault(
+        "kill -9 of the agent and both replicas",
+        lambda service, rng: kill(serving_replicas(service, "pair") + service.pids("worker.agent")),
+    ),
     Fault(
         "kill -9 of a web process",
         lambda service, rng: kill(_one(web_processes(service), rng)),
@@ -131,22 +134,20 @@ FAULTS = (
         hits_web=True,
     ),
     Fault(
-        "Redis connections cut",
-        lambda service, rng: cut_connections(service, "normal"),
-        weight=2,
+        "Redis connections cut", lambda service, rng: cut_connections(service, "normal"), weight=2
     ),
     Fault(
-        "Redis subscriptions cut",
-        lambda service, rng: cut_connections(service, "pubsub"),
-        weight=2,
+        "Redis subscriptions cut", lambda service, rng: cut_connections(service, "pubsub"), weight=2
     ),
     Fault("Redis stopped for a second", lambda service, rng: freeze(redis_server(service), 1.0)),
-    Fault("kill -9 of Redis", lambda service, rng: kill(redis_server(service))),
+    Fault("kill -9 of Redis", lambda service, rng: kill(redis_server(service)), weight=2),
 )
 
 
-def schedule(rng: random.Random) -> Iterator[Fault]:
-    """Each fault once, then by weight, for ever."""
-    yield from rng.sample(FAULTS, len(FAULTS))
+def schedule(rng: random.Random, only: str = "") -> Iterator[Fault]:
+    """Each fault once, then by weight, for ever. `only` is a part of the names of those that are
+    caused."""
+    faults = [fault for fault in FAULTS if only in fault.name]
+    yield from rng.sample(faults, len(faults))
     while True:
-        yield from rng.choices(FAULTS, [fault.weight for fault in FAULTS])
+        yield from rng.choices(faults, [fault.weight for fault in faults])

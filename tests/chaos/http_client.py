@@ -66,6 +66,7 @@ def resume(
 ) -> None:
     """Read the rest of a stream that was cut. Raises OSError, http.client.HTTPException."""
     assert answer.last_event_id is not None
+    answer.error = None
     request_id = answer.last_event_id.rpartition(":")[0]
     connection = Connection(service)
     try:

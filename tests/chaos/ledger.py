@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tests.chaos.asks import Ask, Outcome
+from tests.chaos.pauses import LONGEST_S, Pauses
 
 _MAX_PROBLEMS = 50
 _WEB_DOWN_S = 60.0
@@ -26,6 +27,8 @@ class Ledger:
     num_resumed: int = 0
     problems: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
+    pauses_s: list[float] = field(default_factory=list)
+    """Of all requests that have ended."""
     _open: dict[int, str] = field(default_factory=dict)
     _web_faults: list[float] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -48,18 +51,30 @@ class Ledger:
             elif outcome is Outcome.CUT:
                 self._check_cut(str(ask))
 
-    def end(self, number: int, kind: str, outcome: Outcome) -> None:
+    def end(self, number: int, kind: str, outcome: Outcome, pauses: Pauses | None = None) -> None:
         with self._lock:
-            del self._open[number]
+            what = self._open.pop(number)
+            for pause in pauses.found if pauses else ():
+                self.pauses_s.append(pause.seconds)
+                if pause.seconds > LONGEST_S:
+                    self._note_problem(f"{what}: {pause}")
             self.requests[kind, outcome.value] += 1
             if outcome in _NOT_AN_END.get(kind, (Outcome.REFUSED, Outcome.CUT)):
                 self._note_problem(f"a request ({kind}) was given up: {outcome.value}")
 
-    def note_fault(self, name: str, hits_web: bool) -> None:
+    def note_fault(self, name: str) -> None:
         with self._lock:
             self.faults[name] += 1
-            if hits_web:
-                self._web_faults.append(time.monotonic())
+
+    def expect_cuts(self) -> None:
+        """A web process is about to be killed."""
+        with self._lock:
+            self._web_faults.append(time.monotonic())
+
+    @property
+    def num_ended(self) -> int:
+        with self._lock:
+            return sum(self.requests.values())
 
     def note_problem(self, text: str) -> None:
         with self._lock:

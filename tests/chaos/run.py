@@ -5,16 +5,19 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
+import redis
 from msgspec import Struct
 
-from tests.admin_client import load
 from tests.chaos import checks
 from tests.chaos.clients import Load
-from tests.chaos.faults import schedule
+from tests.chaos.faults import Fault, schedule
 from tests.chaos.ledger import Ledger
-from tests.conftest import Service, running_service
+from tests.chaos.pauses import PauseReport
+from tests.conftest import Service, running_service, wait_for
+from tests.support.admin_client import load
 
 _SETTINGS = """\
 web_workers = 2
@@ -23,7 +26,11 @@ request_timeout_s = 180
 """
 _WARM_UP_S = 6.0
 _PAUSE_S = (2.0, 6.0)
-"""Between two faults, at least and at most."""
+"""Between two faults of a run for a time, at least and at most."""
+_NUM_BETWEEN = 20
+"""Requests that end between two faults of a run of so many faults."""
+_FAULT_WAIT_S = 120.0
+"""How long such a run waits for these requests, and for something that a fault can hit."""
 
 
 class Report(Struct, kw_only=True):
@@ -39,16 +46,26 @@ class Report(Struct, kw_only=True):
     num_left: int
     """Jobs that their clients have left, or that lost replica and reader: they expire."""
     faults: dict[str, int]
+    pauses: PauseReport
     memory_before_mb: dict[str, float]
     memory_after_mb: dict[str, float]
     problems: list[str]
 
 
-def run(seconds: float, seed: int, say: Callable[[str], None], num_clients: int = 10) -> Report:
-    """The folder of a run with problems is kept: its logs tell what happened."""
+_Meanwhile = Callable[[Service, Ledger, random.Random, Callable[[str], None]], None]
+"""What is done to a service under load."""
+
+
+def run(
+    meanwhile: _Meanwhile, seed: int, say: Callable[[str], None], num_clients: int = 10
+) -> Report:
+    """Run with `faults_for` a time or with `faults_of` a number.
+
+    The folder of a run with problems is kept: its logs tell what happened.
+    """
     folder = Path(tempfile.mkdtemp(prefix="llmis-chaos-"))
     with running_service(folder, extra=_SETTINGS) as service:
-        report = _run(service, seconds, seed, say, num_clients)
+        report = _run(service, meanwhile, seed, say, num_clients)
     if report.problems:
         say(f"logs: {folder / 'logs'}")
     else:
@@ -57,9 +74,9 @@ def run(seconds: float, seed: int, say: Callable[[str], None], num_clients: int 
 
 
 def _run(
-    service: Service, seconds: float, seed: int, say: Callable[[str], None], num_clients: int
+    service: Service, meanwhile: _Meanwhile, seed: int, say: Callable[[str], None], num_clients: int
 ) -> Report:
-    status, answer = load(service, "pair", replicas=2, slots=8, context_length=4096)
+    status, answer = load(service, "pair", replicas=2, slots=8, context_length=16384)
     assert status == 200, answer
     warm_up = Ledger()
     _load_for(service, warm_up, num_clients, seed, lambda: time.sleep(_WARM_UP_S))
@@ -67,12 +84,12 @@ def _run(
     memory_before, processes = checks.memory_by_role(service), checks.num_processes(service)
     say(f"warm: {sum(warm_up.requests.values())} requests; {processes}")
 
-    ledger = Ledger()
-    _load_for(
-        service, ledger, num_clients, seed + 1, lambda: _break(service, ledger, seconds, seed, say)
-    )
+    ledger, begun_at = Ledger(), time.monotonic()
+    rng = random.Random(seed)
+    _load_for(service, ledger, num_clients, seed + 1, lambda: meanwhile(service, ledger, rng, say))
+    seconds = time.monotonic() - begun_at
     say("the load is over")
-    problems += ledger.problems
+    problems += [*ledger.problems, *PauseReport.of(ledger.pauses_s).problems]
     problems += [f"a request has no end: {request}" for request in ledger.open_requests]
     problems += checks.wait_for_quiet(service, processes)
     problems += checks.final_problems(service, memory_before)
@@ -90,21 +107,61 @@ def _load_for(
         load_.stop()
 
 
-def _break(
-    service: Service, ledger: Ledger, seconds: float, seed: int, say: Callable[[str], None]
-) -> None:
-    rng = random.Random(seed)
-    deadline = time.monotonic() + seconds
-    for fault in schedule(rng):
-        time.sleep(rng.uniform(*_PAUSE_S))
-        if time.monotonic() > deadline:
-            return
-        # Before, not after: its clients may be quicker.
-        ledger.note_fault(fault.name, fault.hits_web)
+def faults_for(seconds: float, only: str = "") -> _Meanwhile:
+    """Faults with random pauses, for a time; `only` as in `schedule`."""
+
+    def cause(
+        service: Service, ledger: Ledger, rng: random.Random, say: Callable[[str], None]
+    ) -> None:
+        deadline = time.monotonic() + seconds
+        for fault in schedule(rng, only):
+            time.sleep(rng.uniform(*_PAUSE_S))
+            if time.monotonic() > deadline:
+                return
+            if not _cause(fault, service, ledger, rng, say):
+                say(f"{fault.name}: nothing there to hit")
+
+    return cause
+
+
+def faults_of(number: int) -> _Meanwhile:
+    """So many faults, each of which hits something; requests end between any two of them."""
+
+    def cause(
+        service: Service, ledger: Ledger, rng: random.Random, say: Callable[[str], None]
+    ) -> None:
+        for fault in islice(schedule(rng), number):
+            _wait_for_ends(ledger, _NUM_BETWEEN)
+            deadline = time.monotonic() + _FAULT_WAIT_S
+            while not _cause(fault, service, ledger, rng, say):
+                assert time.monotonic() < deadline, f"nothing there to hit: {fault.name}"
+                _wait_for_ends(ledger, 1)
+
+    return cause
+
+
+def _wait_for_ends(ledger: Ledger, number: int) -> None:
+    """Wait until so many more requests have ended."""
+    wanted = ledger.num_ended + number
+    wait_for(lambda: ledger.num_ended >= wanted, f"{number} requests end", _FAULT_WAIT_S)
+
+
+def _cause(
+    fault: Fault, service: Service, ledger: Ledger, rng: random.Random, say: Callable[[str], None]
+) -> bool:
+    """Returns whether there was anything to hit."""
+    if fault.hits_web:
+        ledger.expect_cuts()  # before, not after: its clients may be quicker
+    try:
         is_hit = fault.cause(service, rng)
-        say(f"{fault.name}{'' if is_hit else ': nothing there to hit'}; {dict(ledger.tries)}")
-        if ledger.problems:
-            say(f"  {len(ledger.problems)} problems so far, the last one: {ledger.problems[-1]}")
+    except (redis.RedisError, ConnectionError, ProcessLookupError):
+        is_hit = False  # the fault before this one has hit Redis or the process: it is not back yet
+    if is_hit:
+        ledger.note_fault(fault.name)
+        say(f"{fault.name}; {dict(ledger.tries)}")
+    if ledger.problems:
+        say(f"  {len(ledger.problems)} problems so far, the last one: {ledger.problems[-1]}")
+    return is_hit
 
 
 def _report(
@@ -127,6 +184,7 @@ def _report(
         num_resumed=ledger.num_resumed,
         num_left=checks.num_left(service),
         faults=dict(ledger.faults),
+        pauses=PauseReport.of(ledger.pauses_s),
         memory_before_mb=_megabytes(memory_before),
         memory_after_mb=_megabytes(checks.memory_by_role(service)),
         problems=problems,
@@ -151,6 +209,8 @@ def tables(report: Report) -> str:
         "| fault | times |",
         "|---|---|",
         *(f"| {fault} | {number} |" for fault, number in sorted(report.faults.items())),
+        "",
+        str(report.pauses),
         "",
         "| memory of | before, MB | after, MB |",
         "|---|---|---|",

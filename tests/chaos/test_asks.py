@@ -1,9 +1,12 @@
 """The judge of the chaos run sees every token that is lost, doubled or swapped."""
 
+import time
+
 import pytest
 
 from tests.chaos.asks import Answer, Ask, Outcome, judge
 from tests.chaos.ledger import Ledger
+from tests.chaos.pauses import PauseReport
 
 _ASK = Ask("streams", "pair", 5, 6, num_choices=2)
 _TEXT = " 6 7 8 9 10 11"
@@ -41,12 +44,46 @@ def test_only_errors_that_have_a_reason_are_refusals() -> None:
 
 def test_a_cut_needs_the_death_of_a_web_process() -> None:
     ledger = Ledger()
-    ledger.note_fault("kill -9 of one of two replicas", hits_web=False)
+    ledger.note_fault("kill -9 of one of two replicas")
     ledger.note_try(_ASK, Outcome.CUT, "")
     assert len(ledger.problems) == 1
-    ledger.note_fault("kill -9 of a web process", hits_web=True)
+    ledger.expect_cuts()
+    ledger.note_fault("kill -9 of a web process")
     ledger.note_try(_ASK, Outcome.CUT, "")
     assert len(ledger.problems) == 1
+
+
+def test_an_answer_that_a_stopping_process_breaks_off_is_a_cut() -> None:
+    answer = _answer(" 6 7", error={"code": "going_away", "type": "service_unavailable"})
+    assert judge(_ASK, answer) == (Outcome.CUT, "")
+
+
+def test_pauses_are_counted_over_all_tries_and_too_long_ones_are_problems(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    ledger, first = Ledger(), Answer()
+    number = ledger.begin("streams", str(_ASK))
+    for seconds, answer in ((0.4, first), (2.0, Answer(pauses=first.pauses)), (7.0, first)):
+        answer.add({"choices": [{"index": 0, "text": " 6", "finish_reason": None}]})
+        answer.add({"choices": [{"index": 0, "text": "", "finish_reason": None}]})
+        now[0] += seconds
+    first.add({"choices": [{"index": 0, "text": " 7", "finish_reason": None}]})
+    ledger.end(number, "streams", Outcome.RIGHT, first.pauses)
+    assert ledger.pauses_s == [2.0, 7.0]
+    (problem,) = ledger.problems
+    assert "no text for 7.0 s" in problem
+
+
+def test_a_run_fails_past_the_bounds_of_its_pauses() -> None:
+    assert PauseReport.of([]) == PauseReport(0)
+    assert PauseReport.of([1.0] * 98 + [5.0, 6.0]) == PauseReport(100, 1.0, 6.0, 6.0)
+    assert PauseReport.of([1.0, 6.0]).problems == [
+        "the median of the pauses is 3.5 s, more than 3 s"
+    ]
+    assert len(PauseReport.of([1.0, 1.0, 6.1]).problems) == 1
+    assert PauseReport.of([1.0, 2.0, 5.9]).problems == []
 
 
 def test_a_request_that_is_given_up_is_a_problem() -> None:

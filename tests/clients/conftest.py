@@ -6,10 +6,10 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests import embedding_model
-from tests.admin_client import load, unload
 from tests.clients import node_runtime
 from tests.conftest import TEST_FILES, Service
+from tests.support import embedding_model
+from tests.support.admin_client import load, unload
 
 TOOL_TEMPLATE = "{% if tools %}{# <tool_call> #}{% endif %}{{ messages[-1].content }}"
 """Of a model that counts and knows tools."""

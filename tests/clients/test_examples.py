@@ -5,22 +5,28 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shared import settings
-from tests.admin_client import model
+from shared import names
+from shared.settings.load import load as load_settings
 from tests.clients import node_runtime
 from tests.clients.conftest import TOOL_TEMPLATE
-from tests.conftest import ROOT, TEST_FILES, Service, free_port, running_service
-from tests.counter_model import expected_text
-from tests.embedding_model import mean_file
-from worker.engines.exl2.plan import make_plan
-from worker.engines.protocol import EngineSettings, Speculation
+from tests.conftest import ROOT, TEST_FILES, Service, free_port, running_service, wait_for
+from tests.support.admin_client import model
+from tests.support.counter_model import expected_text
+from tests.support.embedding_model import mean_file
+from tests.support.metrics_page import Page
+from tests.support.plain_client import owner_of
+from worker.engines.base import EngineSettings
+from worker.engines.exllamav2.load_plan import make_plan
+from worker.sequence import Speculation
 
 _EXAMPLES = ROOT / "examples"
 _GEMMA = "gemma-3-270m"
@@ -172,11 +178,25 @@ def test_chats_of_the_openai_package(examples: Examples, name: str) -> None:
 
 
 def test_many_at_once_and_more_than_the_key_may_have(examples: Examples) -> None:
-    *lines, last = examples.output("python/many.py", "250", model="counter").splitlines()
+    """The key has as many open requests as it may have, until one of the example's is refused."""
+    service, running = examples.service, names.running_key(owner_of("example-many"))
+    others = [f"elsewhere-{number}" for number in range(_MAX_OPEN_REQUESTS)]
+    service.redis.zadd(running, dict.fromkeys(others, time.time() + 3600))
+    with ThreadPoolExecutor(1) as pool:
+        many = pool.submit(examples.output, "python/many.py", "250", model="counter")
+        try:
+            wait_for(lambda: many.done() or _num_refused(service) > 0, "one is refused")
+        finally:
+            service.redis.zrem(running, *others)
+    *lines, last = many.result().splitlines()
     for number, line in enumerate(lines):
         assert line.startswith(f"{number}:{expected_text(number, 5)} ")
     found = re.fullmatch(r"250 answers, (\d+) refusals on the way", last)
     assert found and int(found[1]) > 0
+
+
+def _num_refused(service: Service) -> float:
+    return Page.of(service).value("llmis_rate_limit_hits_total", limit="open")
 
 
 def test_the_nearest_text(examples: Examples) -> None:
@@ -242,6 +262,15 @@ def test_a_load_that_fails_is_an_exit_status_and_a_message(examples: Examples) -
     assert "nothing.gguf" in done.err
 
 
+@pytest.mark.parametrize("name", ["python/batch.py", "python/load_model.py"])
+def test_missing_arguments_are_a_usage_line(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, _EXAMPLES / name], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"usage: python \w+\.py .+\n", done.stderr)
+
+
 def test_a_batch_lets_others_pass_and_is_computed_once(examples: Examples) -> None:
     runs = [
         examples.output("python/batch.py", "b", "100", model="counter-small").splitlines()
@@ -286,7 +315,7 @@ def test_the_settings_for_a_cpu_start_a_service(tmp_path: Path) -> None:
         "LLMIS_PORT": str(free_port()),
         "LLMIS_FLOWER_PORT": "0",
     }
-    loaded = settings.load(environ)
+    loaded = load_settings(environ)
     data_dir = tmp_path / "var"
     data_dir.mkdir()
     with running_service(data_dir, environ=environ) as running:
@@ -298,7 +327,7 @@ def test_the_settings_for_a_cpu_start_a_service(tmp_path: Path) -> None:
 
 
 def test_the_settings_for_a_gpu_are_what_its_engine_takes(tmp_path: Path) -> None:
-    loaded = settings.load({"LLMIS_CONFIG": str(_install("cuda.toml", tmp_path))})
+    loaded = load_settings({"LLMIS_CONFIG": str(_install("cuda.toml", tmp_path))})
     assert len(loaded.models) == 3
     for entry in loaded.models:
         assert entry.engine == "exllamav2"

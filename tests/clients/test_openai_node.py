@@ -11,8 +11,8 @@ import pytest
 
 from tests.clients import node_runtime
 from tests.conftest import Service, wait_for
-from tests.counter_model import expected_text
-from tests.embedding_model import number_vector
+from tests.support.counter_model import expected_text
+from tests.support.embedding_model import number_vector
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pydantic
 import pytest
 from openai.types.chat import ChatCompletionMessageFunctionToolCall as Call
 
-from tests.counter_model import expected_text
+from tests.support.counter_model import expected_text
 
 _MODELS = ("counter", "gemma-3-270m")
 

@@ -13,9 +13,10 @@ import msgspec
 import pytest
 
 from cli.main import _COMMANDS
-from shared.settings import NOT_IN_ENVIRONMENT, Settings, env_name
-from tests import image
+from shared.settings.fields import Settings
+from shared.settings.load import NOT_IN_ENVIRONMENT, env_name
 from tests.conftest import ROOT
+from tests.support import image
 
 COMPOSE: dict[str, Any] = msgspec.yaml.decode((ROOT / "docker-compose.yml").read_bytes())
 SERVICES: dict[str, Any] = COMPOSE["services"]

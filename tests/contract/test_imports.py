@@ -62,7 +62,9 @@ def test_an_engine_is_loaded_only_where_one_runs() -> None:
     """Importing torch takes seconds and exllamav2 initialises CUDA: not in the agent, and not
     in a replica of another engine."""
     code = (
-        "import sys, worker.replica, worker.agent.__main__, worker.agent.tasks\n"
+        "import sys, worker.agent.__main__, worker.agent.tasks\n"
+        "assert 'numpy' not in sys.modules, 'the agent loads numpy'\n"
+        "import worker.replica\n"
         "bad = [m for m in sys.modules if m.split('.')[0] in "
         "('torch', 'exllamav2', 'xllamacpp', 'llguidance', 'tokenizers')]\n"
         "sys.exit(', '.join(bad) or 0)"

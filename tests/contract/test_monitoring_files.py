@@ -16,8 +16,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from shared import errors
-from tests import monitoring
 from tests.conftest import ROOT
+from tests.support import monitoring
 
 
 def test_the_board_is_what_grafana_knows() -> None:

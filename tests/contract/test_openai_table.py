@@ -7,11 +7,10 @@ import openai
 import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
-from app.parameters import IGNORED, REFUSED
-from app.parsing import convert
-from app.schemas import ChatRequest
+from app.schemas.generation import ChatRequest
+from app.schemas.parse import IGNORED, REFUSED, convert
 from shared.errors import InvalidRequest
-from tests.unit import web_app
+from tests.support import web_app
 from tools import openai_table
 from tools.marked_tables import filled
 from tools.openai_table import DOCUMENT, UndecidedError, tables

@@ -11,9 +11,9 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.documented import document_of, documented_views
+from app.openapi.documented import documents
 from shared import errors
-from tests.unit import web_app
+from tests.support import web_app
 
 ROOT = Path(__file__).parent.parent.parent
 _NOT_FOR_CLIENTS = {
@@ -61,14 +61,14 @@ def test_every_route_is_documented(app: Flask) -> None:
     for rule in app.url_map.iter_rules():
         if rule.rule not in _NOT_FOR_CLIENTS:
             view = app.view_functions[rule.endpoint]
-            assert document_of(view) is not None, f"{rule.rule}: decorate it with @documented"
+            assert view in documents, f"{rule.rule}: decorate it with @documented"
             assert view.__doc__, f"{rule.rule}: its docstring becomes the operation's summary"
-            assert rule.arguments == set(document_of(view).parameters), rule.rule
+            assert rule.arguments == set(documents[view].parameters), rule.rule
 
 
 def test_every_documented_view_has_a_route(app: Flask) -> None:
     routed = set(app.view_functions.values())
-    for view in documented_views():
+    for view in documents:
         assert view in routed, f"{view.__qualname__} has no route"
 
 
@@ -107,9 +107,7 @@ def _is_of_jobs(header: str) -> bool:
     return header.startswith("x-ratelimit-") or header.startswith("x-llmis-")
 
 
-def test_answers_of_what_waits_in_the_queue_tell_limits_and_place(
-    document: dict[str, Any],
-) -> None:
+def test_answers_of_what_waits_in_the_queue_tell_limits_and_place(document: dict[str, Any]) -> None:
     with_limits = {
         path
         for path, operations in document["paths"].items()
@@ -118,7 +116,7 @@ def test_answers_of_what_waits_in_the_queue_tell_limits_and_place(
     }
     assert with_limits == {
         *("/v1/chat/completions", "/v1/completions", "/v1/embeddings"),
-        *("/tokenize", "/detokenize"),
+        *("/tokenize", "/detokenize", "/tokenizer_info"),
     }
     headers = document["paths"]["/v1/completions"]["post"]["responses"]["429"]["headers"]
     assert "x-ratelimit-remaining-tokens" in headers and "Retry-After" in headers

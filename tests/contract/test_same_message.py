@@ -11,11 +11,9 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.answers import ChatShape
-from app.choices import Choice
-from app.job_stream import join
-from shared.messages import (
-    AnswerOptions,
+from app.formats.chat import ChatFormatter
+from app.formats.choice import Choice
+from shared.wire.events import (
     Delta,
     Event,
     Finished,
@@ -23,16 +21,17 @@ from shared.messages import (
     Logprob,
     Timings,
     TokenLogprobs,
-    Tool,
     Usage,
+    join,
 )
-from tests.unit.chat_jobs import chat_job
-from worker.chat.calls import CallSyntax
-from worker.chat.parser import OutputParser, Reasoning
-from worker.engines.protocol import StepResult
-from worker.events import events_of
-from worker.job_run import JobRun
-from worker.text import TextAssembler
+from shared.wire.job import AnswerOptions, Tool
+from tests.support.chat_jobs import chat_job
+from worker.chat.output_parser import OutputParser, Reasoning
+from worker.chat.tool_call_formats import CallSyntax
+from worker.replica.attempt import Attempt
+from worker.replica.event_builder import events_of
+from worker.sequence import StepResult
+from worker.text.assembler import TextAssembler
 
 _TEXTS = [
     'Grüße 😀<tool_call>\n{"name": "f", "arguments": {"a": "€ \\"x\\""}}\n</tool_call>',
@@ -79,7 +78,7 @@ def _mixed(choices: list[list[StepResult]]) -> list[StepResult]:
 
 def _events(steps: list[StepResult], round_cuts: list[int]) -> list[Event]:
     job = chat_job(tools=[Tool("f"), Tool("g")], num_choices=_NUM_CHOICES, logprobs=0)
-    run = JobRun(job, 0, [])
+    run = Attempt(job, 0, [])
     for index in range(_NUM_CHOICES):
         run.parsers[index] = OutputParser(
             (job.id, index),
@@ -93,8 +92,8 @@ def _events(steps: list[StepResult], round_cuts: list[int]) -> list[Event]:
     return [event for part in rounds for _, event in events_of([(run, step) for step in part])]
 
 
-def _shape() -> ChatShape:
-    return ChatShape(chat_job(num_choices=_NUM_CHOICES, logprobs=0, answer=_OPTIONS))
+def _shape() -> ChatFormatter:
+    return ChatFormatter(chat_job(num_choices=_NUM_CHOICES, logprobs=0, answer=_OPTIONS))
 
 
 def _whole(events: list[Event]) -> list[Any]:
@@ -157,7 +156,7 @@ _CUTS = st.lists(st.integers(0, 400), max_size=60)
 _TEXT = st.sampled_from(_TEXTS)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.tuples(_TEXT, _TEXT), st.tuples(_CUTS, _CUTS), _CUTS, _CUTS)
 def test_the_message_is_the_same_however_it_is_cut(
     texts: tuple[str, str], token_cuts: tuple[list[int], list[int]],

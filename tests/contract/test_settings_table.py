@@ -1,9 +1,10 @@
-"""docs/settings.md lists the settings as `shared.settings` has them."""
+"""docs/settings.md lists the settings as `shared.settings.load` has them."""
 
 import msgspec
 import pytest
 
-from shared.settings import ModelSettings, SamplingDefaults, Settings
+from shared.settings.fields import Settings
+from shared.settings.model_settings import ModelSettings, SamplingDefaults
 from tools.marked_tables import filled
 from tools.settings_table import DOCUMENT, UndocumentedError, tables
 

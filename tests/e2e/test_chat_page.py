@@ -11,10 +11,11 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.conftest import Service, running_service, wait_for
-from tests.counter_model import expected_text
 from tests.e2e.chat_page import CONTRAST, DEADLINE_S, Chat, opened
-from tests.paused_replica import paused
-from tests.plain_client import Senders
+from tests.support.admin_client import load
+from tests.support.counter_model import expected_text
+from tests.support.paused_replica import paused
+from tests.support.plain_client import Senders
 
 _TOO_LONG = " ".join(str(number) for number in range(600))
 """More tokens than the 512 of counter-small."""
@@ -333,25 +334,13 @@ def _kill_web(service: Service) -> None:
 
 
 def test_a_model_that_is_not_loaded_is_loaded_and_the_page_says_so(
-    browser: Browser, tmp_path: Path
+    browser: Browser, own_service: Service
 ) -> None:
-    lazy = """
-[[models]]
-name = "lazy"
-path = "counter.gguf"
-context_length = 512
-slots = 2
-strip_leading_space = true
-preload = false
-"""
-    with (
-        running_service(tmp_path, extra=lazy) as service,
-        opened(browser, service) as chat,
-    ):
+    with opened(browser, own_service) as chat:
         expect(chat.model.locator("option[value=lazy]")).to_have_text("lazy (not loaded)")
         chat.model.select_option("lazy")
         chat.send("17")
-        (pid,) = wait_for(lambda: service.pids("worker.replica", "lazy@"), "it is spawned")
+        (pid,) = wait_for(lambda: own_service.pids("worker.replica", "lazy@"), "it is spawned")
         os.kill(pid, signal.SIGSTOP)
         expect(chat.stats()).to_have_text(re.compile(r"^Loading lazy: [a-z ]+ \d+ %$"))
         os.kill(pid, signal.SIGCONT)
@@ -361,10 +350,7 @@ preload = false
 
 def test_a_question_that_waits_is_told_its_place(browser: Browser, tmp_path: Path) -> None:
     environ = {"LLMIS_REPLICA_WAIT_S": "60"}
-    with (
-        running_service(tmp_path, environ=environ) as service,
-        opened(browser, service) as chat,
-    ):
+    with running_service(tmp_path, environ=environ) as service, opened(browser, service) as chat:
         chat.model.select_option("counter-small")
         senders = Senders(service)
         with paused(service, "counter-small"):
@@ -377,22 +363,12 @@ def test_a_question_that_waits_is_told_its_place(browser: Browser, tmp_path: Pat
         senders.close()
 
 
-def test_reasoning_is_shown_apart_from_the_answer(browser: Browser, tmp_path: Path) -> None:
+def test_reasoning_is_shown_apart_from_the_answer(browser: Browser, own_service: Service) -> None:
     """The template leaves the model in the middle of its thoughts, so all of it is reasoning."""
-    template = tmp_path / "thinking.jinja"
-    template.write_text("{{ messages[-1].content }}{# </think> #}<think>")
-    thinker = f"""
-[[models]]
-name = "thinker"
-path = "counter.gguf"
-context_length = 128
-slots = 2
-chat_template = "{template}"
-"""
-    with (
-        running_service(tmp_path, extra=thinker) as service,
-        opened(browser, service) as chat,
-    ):
+    template = "{{ messages[-1].content }}{# </think> #}<think>"
+    fields = {"context_length": 128, "chat_template": template}
+    assert load(own_service, "thinker", **fields)[0] == 200
+    with opened(browser, own_service) as chat:
         chat.model.select_option("thinker")
         chat.send("17")
         expect(chat.turns.last).to_have_attribute("data-state", "done")

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from shared.errors import LlmisError
-from shared.messages import FinishReason, Sampling, TokenLogprobs
-from worker.engines.protocol import Engine, Sequence, StepResult
+from shared.wire.events import FinishReason, TokenLogprobs
+from shared.wire.job import Sampling
+from worker.engines.base import Engine
+from worker.sequence import Sequence, StepResult
 
 GREEDY = Sampling(temperature=0.0)
 _MAX_STEPS = 20_000

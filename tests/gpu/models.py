@@ -2,7 +2,7 @@
 
     python -m tests.gpu.models OUT_FOLDER KIND
 
-counter-fp16   token " 17" is followed by " 18": tests/counter_model.py's model, so that every
+counter-fp16   token " 17" is followed by " 18": the counter model, so that every
                lost, doubled or swapped token shows
 counter-gptq   the same with layers in GPTQ's format, exactly zero, and the output matrix in fp16
 tiny           random, small: for comparing logits with transformers on the same weights

@@ -5,19 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from shared.messages import FinishReason, Sampling
-from tests.counter_model import expected_text
+from shared.wire.events import FinishReason
+from shared.wire.job import Sampling
 from tests.gpu.driving import GREEDY, Outcome, run, tokens_of
 from tests.gpu.models import number_token
-from worker import engines
-from worker.engines.protocol import Engine, EngineSettings, Sequence
+from tests.support.counter_model import expected_text
+from worker.engines import registry
+from worker.engines.base import Engine, EngineSettings
+from worker.sequence import Sequence
 
 Folder = Callable[[str], Path]
 
 
 def _load(folder: Path, **settings: object) -> Engine:
     known = {"context_length": 2048, "slots": 64, "threads": 1, "quant": "fp16", **settings}
-    return engines.load("exllamav2", EngineSettings(path=folder, **known))  # type: ignore[arg-type]
+    return registry.load("exllamav2", EngineSettings(path=folder, **known))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module", params=["counter-fp16", "counter-gptq"])

@@ -12,8 +12,9 @@ import pytest
 
 from tests.gpu.driving import GREEDY, run
 from tests.gpu.models import vocabulary
-from worker import engines
-from worker.engines.protocol import Engine, EngineSettings, Sequence
+from worker.engines import registry
+from worker.engines.base import Engine, EngineSettings
+from worker.sequence import Sequence
 
 _LENGTHS = (1, 17, 255, 256, 257, 512, 700, 2100)
 _NEW_TOKENS = 24
@@ -41,7 +42,7 @@ def engine(
     settings = EngineSettings(
         path=model_folder("tiny"), context_length=4096, slots=16, threads=1, quant=request.param
     )
-    loaded = engines.load("exllamav2", settings)
+    loaded = registry.load("exllamav2", settings)
     yield loaded, request.param
     loaded.close()
 

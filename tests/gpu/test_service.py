@@ -7,10 +7,10 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tests import admin_client
-from tests.admin_client import admin
 from tests.conftest import Service, wait_for
-from tests.counter_model import expected_text
+from tests.support import admin_client
+from tests.support.admin_client import admin
+from tests.support.counter_model import expected_text
 
 _READY_S = 90.0
 

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.conftest import Service
-from tests.counter_model import expected_text, number_token
+from tests.support.counter_model import expected_text, number_token
 
 
 def _post(service: Service, path: str, body: Any, headers: Any = None) -> tuple[int, Any, Any]:

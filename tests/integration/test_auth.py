@@ -23,6 +23,7 @@ from simple_websocket import Client, ConnectionClosed
 from shared import api_keys
 from shared.api_keys import ApiKey, Scope
 from tests.conftest import ROOT, Service, running_service, wait_for
+from tests.support.paused_replica import paused
 
 _ISSUER = ec.generate_private_key(ec.SECP256R1())
 _MAX_CONNECTIONS = 40
@@ -272,16 +273,17 @@ def test_a_keys_own_limits_hold(guarded: Service, user: str) -> None:
 def test_an_admin_cancels_the_request_of_another_and_does_not_read_it(
     guarded: Service, user: str, admin: str
 ) -> None:
-    stream = _client(guarded, user).completions.create(
-        model="counter", prompt="5", max_tokens=1500, stream=True
-    )
-    request_id = stream.response.headers["x-request-id"]
     stranger, _ = _make(guarded)
-    path = f"/v1/requests/{request_id}"
-    assert _ask(guarded, path, stranger)[0] == 404
-    assert _ask(guarded, path, admin)[0] == 404
-    assert _ask(guarded, f"{path}/cancel", stranger, "POST")[0] == 404
-    assert _ask(guarded, f"{path}/cancel", admin, "POST")[0] == 200
+    with paused(guarded, "counter"):
+        stream = _client(guarded, user).completions.create(
+            model="counter", prompt="5", max_tokens=1500, stream=True
+        )
+        request_id = stream.response.headers["x-request-id"]
+        path = f"/v1/requests/{request_id}"
+        assert _ask(guarded, path, stranger)[0] == 404
+        assert _ask(guarded, path, admin)[0] == 404
+        assert _ask(guarded, f"{path}/cancel", stranger, "POST")[0] == 404
+        assert _ask(guarded, f"{path}/cancel", admin, "POST")[0] == 200
     stream.close()
     wait_for(lambda: _ask(guarded, path, user)[2]["status"] in ("cancelled", "finished"), "its end")
 
@@ -290,15 +292,16 @@ def test_the_socket_takes_a_newer_key_of_the_same_owner_alone(guarded: Service, 
     other, _ = _make(guarded)
     socket = _Socket(guarded, user)
     body = {"model": "counter", "prompt": "5", "max_tokens": 1500}
-    socket.send(type="request", id="long", endpoint="completions", body=body)
-    socket.send(type="auth", key=other)
-    socket.send(type="auth", key=user)
     answers = []
-    while len(answers) < 2:
-        frame = socket.receive()
-        assert frame["type"] != "done" or answers, "the request is open meanwhile"
-        if frame["type"] == "authenticated" or frame.get("id") is None:
-            answers.append(frame)
+    with paused(guarded, "counter"):
+        socket.send(type="request", id="long", endpoint="completions", body=body)
+        socket.send(type="auth", key=other)
+        socket.send(type="auth", key=user)
+        while len(answers) < 2:
+            frame = socket.receive()
+            assert frame["type"] != "done", "the request is open meanwhile"
+            if frame["type"] == "authenticated" or frame.get("id") is None:
+                answers.append(frame)
     assert answers[0]["error"]["param"] == "key"
     assert answers[1] == {"type": "authenticated"}
     socket.client.close()

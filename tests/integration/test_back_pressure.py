@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import wsproto
 from wsproto.events import Request, TextMessage
 
 from shared import names
-from tests.admin_client import Completion
 from tests.conftest import Service, running_service, wait_for
-from tests.counter_model import expected_text
+from tests.support.admin_client import Completion, load, unload
+from tests.support.counter_model import expected_text
+from tests.support.paused_replica import stopped
 
 _MODEL = """
 [[models]]
@@ -30,21 +31,25 @@ _NUM_TOKENS = 32000
 _LOGPROBS = 5
 """They make a token a few hundred bytes, so that the buffers on the way fill soon."""
 _CUT_OFF = "cut off"
+_FULL_BYTES = 2**18
+"""Of a job's log in Redis: as text it is more than the buffers on the way to its reader take."""
 
 
 @pytest.fixture(scope="module")
 def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that soon cuts off who does not read."""
     with running_service(
-        tmp_path_factory.mktemp("hasty"), extra=f"write_timeout_s = 4\n{_MODEL}"
+        tmp_path_factory.mktemp("hasty"), extra=f"write_timeout_s = 3\n{_MODEL}"
     ) as service:
         yield service
 
 
 @pytest.fixture
-def patient(tmp_path: Path) -> Iterator[Service]:
-    with running_service(tmp_path, extra=f"write_timeout_s = 300\n{_MODEL}") as service:
-        yield service
+def patient(service: Service) -> Iterator[Service]:
+    """The service of the session, which waits for its readers, with the long model."""
+    assert load(service, "long", context_length=8192, slots=4)[0] == 200
+    yield service
+    unload(service, "long")
 
 
 def _connect(service: Service) -> socket.socket:
@@ -95,7 +100,7 @@ def _outcome(service: Service, request_id: str) -> Any:
                 return json.loads(line)
         return None
 
-    return wait_for(find, f"the replica's log line of {request_id}", 60)
+    return wait_for(find, f"the replica's log line of {request_id}")
 
 
 def _is_stopped_early(service: Service, request_id: str) -> bool:
@@ -103,8 +108,23 @@ def _is_stopped_early(service: Service, request_id: str) -> bool:
     return line["outcome"] == "client_gone" and 0 < line["completion_tokens"] < _NUM_TOKENS
 
 
-def _runs(service: Service, request_id: str) -> Callable[[], bool]:
-    return lambda: bool(service.redis.llen(names.log_key(request_id)) > 100)
+@contextlib.contextmanager
+def _held_when_full(service: Service, *request_ids: str) -> Iterator[None]:
+    """The replica stands still from when the buffers on the way are full until the requests are
+    cancelled: it would reach their end before."""
+
+    def is_cut_off(request_id: str) -> bool:
+        return bool(service.redis.exists(names.cancel_key(request_id)))
+
+    def is_full(request_id: str) -> bool:
+        log_bytes = service.redis.memory_usage(names.log_key(request_id), samples=0)
+        return (log_bytes or 0) > _FULL_BYTES or is_cut_off(request_id)
+
+    replicas = service.pids("worker.replica", "long@")
+    wait_for(lambda: all(map(is_full, request_ids)), "the buffers are full")
+    with stopped(*replicas):
+        yield
+        wait_for(lambda: all(map(is_cut_off, request_ids)), "they are cancelled")
 
 
 def _rest(sock: socket.socket) -> bytes:
@@ -119,10 +139,10 @@ def _rest(sock: socket.socket) -> bytes:
 
 def test_who_reads_nothing_of_a_stream_is_cut_off(hasty: Service) -> None:
     with _post(hasty, "deaf-sse", _body(stream=True)) as deaf:
-        wait_for(_runs(hasty, "deaf-sse"), "it streams")
-        other = Completion(hasty, "counter", 1500).read()
-        assert (other.text, other.is_done) == (expected_text(5, 1500), True)
-        assert not hasty.redis.exists(names.cancel_key("deaf-sse")), "it still waits"
+        with _held_when_full(hasty, "deaf-sse"):
+            other = Completion(hasty, "counter", 200).read()
+            assert (other.text, other.is_done) == (expected_text(5, 200), True)
+            assert not hasty.redis.exists(names.cancel_key("deaf-sse")), "it still waits"
         assert _is_stopped_early(hasty, "deaf-sse")
         assert b"[DONE]" not in _rest(deaf)
 
@@ -139,6 +159,8 @@ def test_who_reads_a_byte_a_second_is_cut_off(hasty: Service) -> None:
         reader = threading.Thread(target=trickle)
         reader.start()
         try:
+            with _held_when_full(hasty, "trickle"):
+                pass
             assert _is_stopped_early(hasty, "trickle")
         finally:
             is_over.set()
@@ -148,10 +170,9 @@ def test_who_reads_a_byte_a_second_is_cut_off(hasty: Service) -> None:
 def test_a_websocket_that_is_not_read_ends_with_all_its_requests(hasty: Service) -> None:
     request_ids = ["deaf-ws-1", "deaf-ws-2", "deaf-ws-3"]
     with _open_websocket(hasty, request_ids) as deaf:
-        for request_id in request_ids:
-            wait_for(_runs(hasty, request_id), "it streams")
-        other = Completion(hasty, "counter", 1500).read()
-        assert other.text == expected_text(5, 1500)
+        with _held_when_full(hasty, *request_ids):
+            other = Completion(hasty, "counter", 200).read()
+            assert other.text == expected_text(5, 200)
         for request_id in request_ids:
             assert _is_stopped_early(hasty, request_id)
         _rest(deaf)
@@ -163,7 +184,7 @@ def test_a_whole_answer_that_is_not_read_is_thrown_away(hasty: Service) -> None:
     num_before = hasty.log("web").count(_CUT_OFF)
     with _post(hasty, "deaf-whole", _body(num_tokens=6000)) as deaf:
         assert _outcome(hasty, "deaf-whole")["outcome"] == "finished"
-        wait_for(lambda: hasty.log("web").count(_CUT_OFF) > num_before, "it is cut off", 30)
+        wait_for(lambda: hasty.log("web").count(_CUT_OFF) > num_before, "it is cut off")
         head, _, answer = _rest(deaf).partition(b"\r\n\r\n")
     (length,) = (line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
     assert len(answer) < int(length.split(b":")[1])

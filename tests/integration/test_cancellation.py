@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from shared import names, registry
+from shared import names
+from shared.registry import records
 from tests.conftest import ENDLESS, Service, wait_for
+from tests.support.raw_http import read_all
+from tests.support.sse_reader import Answer
 
 _LONG = {
     "model": "gemma-3-270m",
@@ -52,7 +55,7 @@ def _outcome(service: Service, request_id: str, model: str = "gemma-3-270m") -> 
 
 
 def _busy(service: Service, model: str) -> int:
-    return sum(r.busy_slots for r in registry.read(service.redis) if r.model == model)
+    return sum(r.busy_slots for r in records.read(service.redis) if r.model == model)
 
 
 def _unique(name: str) -> str:
@@ -72,6 +75,27 @@ def test_a_closed_socket_cancels_a_running_request(service: Service, is_stream: 
     assert line["outcome"] == "client_gone"
     assert line["completion_tokens"] < 3000
     wait_for(lambda: _busy(service, "gemma-3-270m") == 0, "all slots free")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_closes_its_sending_half_alone_gets_no_answer(
+    service: Service, stream: bool
+) -> None:
+    """It looks like one that is gone. A stream that has begun is broken off."""
+    request_id = _unique("half")
+    connection = _send(service, request_id, stream=stream)
+    received = b""
+    if stream:
+        received = _read_until(connection, b"data:", times=3)
+    else:
+        wait_for(lambda: _busy(service, "gemma-3-270m") == 1, "the request runs")
+    connection.shutdown(socket.SHUT_WR)
+    received += read_all(connection)
+    if stream:
+        assert b"[DONE]" not in received and not received.endswith(b"\r\n0\r\n\r\n")
+    else:
+        assert received == b""
+    assert _outcome(service, request_id)["outcome"] == "client_gone"
 
 
 def test_a_closed_socket_cancels_in_the_middle_of_a_long_prefill(service: Service) -> None:
@@ -143,6 +167,15 @@ def test_cancelling_by_id_ends_the_stream_with_an_error_event(service: Service) 
     assert _outcome(service, request_id)["outcome"] == "request_cancelled"
 
 
+def test_cancelling_what_has_ended_says_how(service: Service) -> None:
+    body = {"model": "counter", "prompt": "17", "max_tokens": 2, "stream": True}
+    request_id = Answer(service, "completions", body).read().request_id
+    for _ in range(2):
+        answer = Answer(service, f"requests/{request_id}/cancel", {})
+        assert answer.status == 200
+        assert answer.json() == {"id": request_id, "object": "request", "status": "finished"}
+
+
 def test_cancelling_an_unknown_request_is_404(service: Service) -> None:
     connection = socket.create_connection(("127.0.0.1", service.port), timeout=30)
     connection.sendall(
@@ -166,11 +199,11 @@ def test_a_silent_stream_is_kept_alive_while_it_is_queued(service: Service) -> N
 
 
 def test_a_stream_is_kept_alive_while_a_long_prompt_is_read(service: Service) -> None:
-    prompt = _unique("long") + " " + " ".join(f"word{i}" for i in range(500))
+    prompt = _unique("long") + " " + " ".join(f"word{i}" for i in range(300))
     connection = _send(service, _unique("alive"), prompt=prompt, stream=True, max_tokens=1)
     received = _read_until(connection, b"[DONE]")
     connection.close()
-    assert received.index(b": waiting") < received.index(b"data:")
+    assert received.index(b": reading the prompt ") < received.index(b"data:")
 
 
 def test_flower_and_celery_see_a_revoked_task(service: Service) -> None:

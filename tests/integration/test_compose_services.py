@@ -4,6 +4,7 @@ containers."""
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ from typing import Any
 
 import msgspec
 import pytest
+import redis
 
-from tests import alone
+from shared.registry import records
 from tests.conftest import ROOT, models_folder, wait_for
-from tests.counter_model import expected_text
+from tests.support import alone
+from tests.support.counter_model import expected_text
 
 SERVICES: dict[str, Any] = msgspec.yaml.decode((ROOT / "docker-compose.yml").read_bytes())[
     "services"
@@ -70,9 +73,19 @@ def _status(port: int, path: str, body: Any = None, **headers: str) -> tuple[int
     return answer
 
 
+def _accepts(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_the_health_checks_come_to_pass_and_a_key_opens_the_service(
     composed: alone.Environment,
 ) -> None:
+    # Each check is a process: cheaper signs come first.
+    client = redis.Redis.from_url(composed.variables["REDIS_URL"])
+    wait_for(lambda: records.read_nodes(client), "the agent is registered", 90)
+    for port in (composed.port, composed.flower_port):
+        wait_for(lambda port=port: _accepts(port), "the port is open", 90)
     for name in _STARTED:
         check = SERVICES[name]["healthcheck"]["test"][2:]
         wait_for(lambda c=check, n=name: _llmis(composed, n, *c), f"{name} is healthy", 90)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 
 from tests.conftest import Service
-from tests.counter_model import expected_text
+from tests.support.counter_model import expected_text
 
 
 def _stream_text(client: openai.OpenAI, start: int, num_tokens: int) -> str:

@@ -12,11 +12,19 @@ import numpy as np
 import openai
 import pytest
 
-from shared import names, registry
-from tests.admin_client import load, model, unload
+from shared import names
+from shared.registry.records import read
 from tests.conftest import TEST_FILES, Service, wait_for
-from tests.counter_model import number_token
-from tests.embedding_model import Bert, Vector, mean_vector, normalized, number_vector, write_mean
+from tests.support.admin_client import load, model, unload
+from tests.support.counter_model import number_token
+from tests.support.embedding_model import (
+    Bert,
+    Vector,
+    mean_vector,
+    normalized,
+    number_vector,
+    write_mean,
+)
 
 _BERT = Bert(width=128, layers=4)
 _LOOSE = 2e-3
@@ -286,7 +294,7 @@ def test_a_client_that_leaves_frees_the_slots(embedders: Service) -> None:
     connection.request("POST", "/v1/embeddings", body, headers)
 
     def busy() -> int:
-        records = registry.read(embedders.redis)
+        records = read(embedders.redis)
         return sum(record.busy_slots for record in records if record.model == "bert")
 
     wait_for(busy, "the request runs")
@@ -305,13 +313,13 @@ def test_a_client_that_leaves_frees_the_slots(embedders: Service) -> None:
 
 def test_a_replica_that_dies_in_the_middle_is_not_noticed(embedders: Service) -> None:
     """Vectors can be made again, other than text: the next replica begins anew."""
-    inputs = [[2, *([5 + i % 12] * 500), 3] for i in range(48)]
+    inputs = [[2, *([5 + i % 12] * 500), 3] for i in range(24)]
 
     def ask() -> list[list[float]]:
         answer = embedders.openai().embeddings.create(
             model="bert", input=inputs, extra_headers={"x-request-id": "embed-and-die"}
         )
-        assert answer.usage.prompt_tokens == 48 * 502
+        assert answer.usage.prompt_tokens == 24 * 502
         return [item.embedding for item in answer.data]
 
     with ThreadPoolExecutor(1) as pool:

@@ -6,14 +6,16 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from shared import names
-from tests.admin_client import Completion, load, read_together, unload
-from tests.conftest import Service, running_service, wait_for
-from tests.counter_model import expected_text
+from shared.queue import lease
+from tests.conftest import Service, wait_for
+from tests.support.admin_client import Completion, load, load_again, read_together, unload
+from tests.support.counter_model import expected_text
+from tests.support.paused_replica import stopped
 
 
 def _kill(service: Service, *words: str) -> None:
@@ -21,20 +23,42 @@ def _kill(service: Service, *words: str) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def _request_id(stream: Completion) -> str:
+    return str(stream.response.headers["x-request-id"])
+
+
+def _attempt(service: Service, stream: Completion) -> int:
+    """How often the job was begun before."""
+    claim = lease.read(service.redis, _request_id(stream))
+    assert claim is not None
+    return claim.attempt
+
+
+def _holder(service: Service, stream: Completion) -> int:
+    """Process id of the replica that has the job."""
+    claim = lease.read(service.redis, _request_id(stream))
+    assert claim is not None
+    (pid,) = service.pids("worker.replica", claim.holder)
+    return pid
+
+
 @pytest.mark.parametrize("num_read", [1, 40])
 def test_a_stream_goes_on_when_its_only_replica_is_killed(
     own_service: Service, num_read: int
 ) -> None:
-    stream = Completion(own_service, "counter", 1500).read(num_read)
-    _kill(own_service, "counter@")
-    assert stream.read().text == expected_text(5, 1500)
+    assert load(own_service, "only", context_length=8192)[0] == 200
+    (pid,) = own_service.pids("worker.replica", "only@")
+    stream = Completion(own_service, "only", 6000).read(num_read)
+    os.kill(pid, signal.SIGKILL)
+    assert stream.read().text == expected_text(5, 6000)
     assert stream.error is None
+    assert _attempt(own_service, stream) >= 1
 
 
 def test_another_replica_takes_over_within_seconds(own_service: Service) -> None:
-    assert load(own_service, "pair", replicas=2, slots=8, context_length=8192)[0] == 200
-    streams = [Completion(own_service, "pair", 6000, start).read(3) for start in range(8)]
-    victim = own_service.pids("worker.replica", "pair@")[0]
+    assert load(own_service, "pair", replicas=2, slots=8, context_length=4096)[0] == 200
+    pids = own_service.pids("worker.replica", "pair@")
+    streams = [Completion(own_service, "pair", 3000, start).read(1) for start in range(8)]
     gaps: list[float] = []
 
     def read(stream: Completion) -> None:
@@ -46,48 +70,68 @@ def test_another_replica_takes_over_within_seconds(own_service: Service) -> None
         gaps.append(longest)
 
     threads = [threading.Thread(target=read, args=(stream,)) for stream in streams]
-    for thread in threads:
-        thread.start()
-    os.kill(victim, signal.SIGKILL)
+    with stopped(*pids):
+        for thread in threads:
+            thread.start()
+        os.kill(_holder(own_service, streams[-1]), signal.SIGKILL)
     for thread in threads:
         thread.join()
-    assert [s.text for s in streams] == [expected_text(n, 6000) for n in range(8)]
+    assert [s.text for s in streams] == [expected_text(n, 3000) for n in range(8)]
     assert len(gaps) == 8
+    assert _attempt(own_service, streams[-1]) >= 1
     assert unload(own_service, "pair")[0] == 200
 
 
 def test_a_replica_that_wakes_up_again_adds_nothing(own_service: Service) -> None:
     """It stood still for so long that it was taken for dead; its heir has written on."""
-    assert load(own_service, "pair", replicas=2, slots=8, context_length=16384)[0] == 200
-    streams = [Completion(own_service, "pair", 12_000, start).read(3) for start in range(4)]
-    victim = own_service.pids("worker.replica", "pair@")[0]
-    os.kill(victim, signal.SIGSTOP)
-    threading.Timer(7, os.kill, (victim, signal.SIGCONT)).start()
-    assert read_together(streams) == [expected_text(n, 12_000) for n in range(4)]
+    assert load(own_service, "pair", replicas=2, slots=8, context_length=4096)[0] == 200
+    client = own_service.redis
+    pids = own_service.pids("worker.replica", "pair@")
+    streams = [Completion(own_service, "pair", 3000, start).read(1) for start in range(4)]
+    ids = [_request_id(stream) for stream in streams]
+
+    def has_heir(request_id: str) -> bool:
+        claim = lease.read(client, request_id)
+        is_taken_over = claim is not None and claim.holder != "" and claim.attempt > 0
+        return is_taken_over and client.llen(names.log_key(request_id)) > written[request_id]
+
+    with ThreadPoolExecutor(1) as pool:
+        with stopped(*pids):
+            victim = _holder(own_service, streams[0])
+            written = {one: client.llen(names.log_key(one)) for one in ids}
+            (other,) = set(pids) - {victim}
+            os.kill(other, signal.SIGCONT)
+            texts = pool.submit(read_together, streams)
+            wait_for(lambda: any(has_heir(one) for one in ids), "an heir has written on", 60)
+        assert texts.result() == [expected_text(n, 3000) for n in range(4)]
     assert unload(own_service, "pair")[0] == 200
 
 
 def test_grammars_and_stop_strings_hold_across_the_seam(own_service: Service) -> None:
     expression = r"( \d{1,3}){900}"
-    bound = Completion(own_service, "counter", 1900, guided_regex=expression).read(5)
-    stopped = Completion(own_service, "counter", 1900, stop=" 905 906").read(5)
-    _kill(own_service, "counter@")
+    (pid,) = own_service.pids("worker.replica", "counter@")
+    bound = Completion(own_service, "counter", 1900, guided_regex=expression).read(1)
+    ended = Completion(own_service, "counter", 1900, stop=" 905 906").read(1)
+    os.kill(pid, signal.SIGKILL)
     assert bound.read().text == expected_text(5, 900)
-    assert stopped.read().text == expected_text(5, 899)
+    assert ended.read().text == expected_text(5, 899)
+    assert all(_attempt(own_service, stream) >= 1 for stream in (bound, ended))
 
 
-def test_a_request_that_kills_replicas_is_not_run_a_third_time(tmp_path: Path) -> None:
+def test_a_request_that_kills_replicas_is_not_run_a_third_time(service: Service) -> None:
     """A long prompt, so that the replica can be killed while it is read."""
     prompt = " ".join(["word"] * 3500)
     body = {"model": "gemma-3-270m", "prompt": prompt, "max_tokens": 5}
-    with running_service(tmp_path, demo=True) as service:
-        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
-        connection.request("POST", "/v1/completions", json.dumps(body), {"x-request-id": "poison"})
-        log, known = names.log_key("poison"), 0
-        for _ in range(2):
-            wait_for(lambda known=known: service.redis.llen(log) > known, "it is in the engine", 20)
-            _kill(service, "gemma")
-            known = service.redis.llen(log)
-        response = connection.getresponse()
-        error = json.loads(response.read())["error"]
-        assert (response.status, error["code"]) == (400, "request_quarantined")
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+    connection.request("POST", "/v1/completions", json.dumps(body), {"x-request-id": "poison"})
+    log, known = names.log_key("poison"), 0
+    for _ in range(2):
+        wait_for(lambda known=known: service.redis.llen(log) > known, "it is in the engine")
+        _kill(service, "gemma")
+        known = service.redis.llen(log)
+    response = connection.getresponse()
+    error = json.loads(response.read())["error"]
+    assert (response.status, error["code"]) == (400, "request_quarantined")
+    # Its failures are forgotten with it.
+    assert unload(service, "gemma-3-270m", mode="now")[0] == 200
+    assert load_again(service, "gemma-3-270m")[0] == 200

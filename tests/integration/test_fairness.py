@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from simple_websocket import Client
 
-from tests.admin_client import Completion
 from tests.conftest import Service, running_service, wait_for
-from tests.paused_replica import paused
-from tests.plain_client import Senders, complete, order_of_ends
+from tests.support.admin_client import Completion
+from tests.support.paused_replica import paused
+from tests.support.plain_client import Senders, complete, order_of_ends
 
 _MODEL = "counter-small"
 _HELD = 3

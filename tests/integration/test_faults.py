@@ -6,11 +6,12 @@ import os
 import signal
 import socket
 
-from shared import names, registry
-from tests.admin_client import Completion, read_together
+from shared import names
+from shared.registry import records
 from tests.conftest import ENDLESS, Service, wait_for
-from tests.counter_model import expected_text
-from tests.paused_replica import paused
+from tests.support.admin_client import Completion, read_together
+from tests.support.counter_model import expected_text
+from tests.support.paused_replica import paused
 
 
 def _complete(service: Service, **body: object) -> http.client.HTTPResponse:
@@ -41,12 +42,12 @@ def test_a_killed_web_process_leaves_no_job_running(service: Service) -> None:
         os.kill(pid, signal.SIGKILL)
 
     def busy() -> int:
-        return sum(r.busy_slots for r in registry.read(service.redis) if r.model == "gemma-3-270m")
+        return sum(r.busy_slots for r in records.read(service.redis) if r.model == "gemma-3-270m")
 
     wait_for(lambda: busy() == 4, "the choices still run")
-    wait_for(lambda: busy() == 0, "the orphaned job is cancelled", 15)
+    wait_for(lambda: busy() == 0, "the orphaned job is cancelled")
     connection.close()
-    wait_for(lambda: _is_ready(service), "a new web process serves", 15)
+    wait_for(lambda: _is_ready(service), "a new web process serves")
     assert _text(_complete(service)) == expected_text(5, 5)
 
 
@@ -106,7 +107,7 @@ def test_a_redis_that_restarts_is_bridged(own_service: Service) -> None:
     chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     text = "".join(c["choices"][0]["text"] for c in chunks)
     assert text == expected_text(5, 2000)
-    wait_for(lambda: _is_ready(own_service), "requests are served again", 20)
+    wait_for(lambda: _is_ready(own_service), "requests are served again")
 
 
 def test_a_replica_with_running_jobs_outlives_a_redis_that_is_killed(own_service: Service) -> None:
@@ -115,7 +116,7 @@ def test_a_replica_with_running_jobs_outlives_a_redis_that_is_killed(own_service
     (pid,) = own_service.pids("valkey-server")
     os.kill(pid, signal.SIGKILL)
     assert read_together(streams) == [expected_text(n, 2000) for n in range(4)]
-    wait_for(lambda: _is_ready(own_service), "requests are served again", 20)
+    wait_for(lambda: _is_ready(own_service), "requests are served again")
     assert own_service.pids("worker.replica") == replicas
 
 

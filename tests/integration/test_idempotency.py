@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Service, running_service, wait_for
-from tests.counter_model import expected_text
-from tests.sse_reader import Answer
+from tests.support.counter_model import expected_text
+from tests.support.sse_reader import Answer
 
 _LONG = """
 web_workers = 2

@@ -9,8 +9,8 @@ import pytest
 
 from shared import names
 from tests.conftest import Service, running_service, wait_for
-from tests.paused_replica import paused
-from tests.plain_client import Answer, Senders, complete, owner_of
+from tests.support.paused_replica import paused
+from tests.support.plain_client import Answer, Senders, complete, owner_of
 
 _MODEL = "counter-small"
 _REQUESTS, _TOKENS = 30, 2000

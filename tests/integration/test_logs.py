@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from simple_websocket import Client
 
-from tests.admin_client import Completion, load
 from tests.conftest import TEST_FILES, Service, running_service, wait_for
-from tests.embedding_model import write_mean
-from tests.sse_reader import Answer
+from tests.support.admin_client import Completion, load
+from tests.support.embedding_model import write_mean
+from tests.support.paused_replica import stopped
+from tests.support.sse_reader import Answer
 
 _KEY = "sk-very-secret"
 _WORD = "Rumpelstilzchen"
@@ -112,11 +113,13 @@ def test_a_static_file_has_a_line(logged: Service) -> None:
 
 def test_a_stream_has_its_line_at_its_end(logged: Service) -> None:
     body = _body(stream=True, max_tokens=2000)
+    replicas = logged.pids("worker.replica", "counter@")
     answer = Answer(logged, "completions", body, **{"x-request-id": "left-1"})
     answer.read(1)
-    assert not _requests(logged, "left-1")
-    answer.close()
-    line = _line(logged, "left-1")
+    with stopped(*replicas):
+        assert not _requests(logged, "left-1")
+        answer.close()
+        line = _line(logged, "left-1")
     assert (line["outcome"], line["status"]) == ("client_gone", 200)
     assert line["prompt_tokens"] == 2
 

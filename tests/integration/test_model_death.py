@@ -6,14 +6,25 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from shared import names, registry
-from shared.messages import ReplicaState
-from tests.admin_client import Completion, admin, lazy_models, load, model, unload, wait_for_state
+from shared import names
+from shared.registry.records import read
+from shared.wire.records import ReplicaState
 from tests.conftest import TEST_FILES, Service, running_service, wait_for
-from tests.counter_model import expected_text
+from tests.support.admin_client import (
+    Completion,
+    admin,
+    lazy_models,
+    load,
+    model,
+    unload,
+    wait_for_state,
+)
+from tests.support.counter_model import expected_text
+from tests.support.paused_replica import stopped
 
 
 def test_a_killed_replica_is_ready_again_by_itself(own_service: Service) -> None:
@@ -62,11 +73,11 @@ def test_a_model_with_one_replica_given_up_waits_for_the_other(own_service: Serv
 
     for _ in range(3):
         wait_for_state(own_service, "two", "ready")
-        (pid,) = wait_for(victim, "it is there", 20)
-        wait_for(lambda pid=pid: _is_ready(own_service, pid), "it is ready", 20)
+        (pid,) = wait_for(victim, "it is there")
+        wait_for(lambda pid=pid: _is_ready(own_service, pid), "it is ready")
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda pid=pid: pid not in own_service.pids("worker.replica"), "it is dead")
-    wait_for(lambda: own_service.redis.hexists(names.FAILURES, "two"), "one is given up", 20)
+    wait_for(lambda: own_service.redis.hexists(names.FAILURES, "two"), "one is given up")
     os.kill(other, signal.SIGKILL)
     wait_for(lambda: not own_service.pids("worker.replica", "two@"), "the other is dead, too")
     completion = Completion(own_service, "two", 20).read()
@@ -75,28 +86,30 @@ def test_a_model_with_one_replica_given_up_waits_for_the_other(own_service: Serv
 
 
 def _is_ready(service: Service, pid: int) -> bool:
-    records = registry.read(service.redis)
+    records = read(service.redis)
     return any(r.pid == pid and r.state is ReplicaState.READY for r in records)
 
 
 def test_a_replica_that_hangs_is_killed_and_started_again(own_service: Service) -> None:
     (pid,) = own_service.pids("worker.replica", "counter-small")
     os.kill(pid, signal.SIGSTOP)
-    wait_for(lambda: pid not in own_service.pids("worker.replica"), "it is killed", 40)
+    wait_for(lambda: pid not in own_service.pids("worker.replica"), "it is killed")
     wait_for_state(own_service, "counter-small", "ready")
     assert Completion(own_service, "counter-small", 20).read().text == expected_text(5, 20)
 
 
 def test_a_killed_agent_is_replaced_and_adopts_its_replicas(own_service: Service) -> None:
-    assert load(own_service, "extra", context_length=30000)[0] == 200
+    assert load(own_service, "extra", context_length=8192)[0] == 200
     replicas = own_service.pids("worker.replica")
-    stream = Completion(own_service, "extra", 29000).read(2)
-    (agent,) = own_service.pids("worker.agent")
-    os.kill(agent, signal.SIGKILL)
-    wait_for(lambda: [p for p in own_service.pids("worker.agent") if p != agent], "a new agent", 15)
-    assert stream.read().text == expected_text(5, 29000)
+    (agent,), (extra,) = (own_service.pids(w) for w in ("worker.agent", " extra@"))
+    stream = Completion(own_service, "extra", 6000).read(1)
+    with stopped(extra):  # so that the stream does not end before the agent has
+        os.kill(agent, signal.SIGKILL)
+        wait_for(lambda: agent not in own_service.pids("worker.agent"), "it is dead")
+    wait_for(lambda: [p for p in own_service.pids("worker.agent") if p != agent], "a new agent")
+    assert stream.read().text == expected_text(5, 6000)
     assert own_service.pids("worker.replica") == replicas, own_service.log("agent")[-4000:]
-    wait_for(lambda: admin(own_service, "/nodes")[1]["data"], "the node is back", 15)
+    wait_for(lambda: admin(own_service, "/nodes")[1]["data"], "the node is back")
     # They are its own: it stops them, and restarts them when they die.
     assert unload(own_service, "extra")[0] == 200
     (pid,) = own_service.pids("worker.replica", "counter-small")
@@ -111,7 +124,7 @@ def test_a_replica_that_died_with_its_agent_comes_back(own_service: Service) -> 
     (replica,) = own_service.pids("worker.replica", "extra")
     os.kill(agent, signal.SIGKILL)
     os.kill(replica, signal.SIGKILL)
-    wait_for(lambda: own_service.pids("worker.replica", "extra") not in ([], [replica]), "it", 30)
+    wait_for(lambda: own_service.pids("worker.replica", "extra") not in ([], [replica]), "it")
     assert Completion(own_service, "extra", 20).read().text == expected_text(5, 20)
 
 
@@ -127,7 +140,7 @@ def test_replicas_that_nobody_keeps_end_by_themselves(tmp_path: Path) -> None:
         service.process.wait(10)
         _, alive = psutil.wait_procs(replicas, 90)
         assert not alive
-        wait_for(lambda: not service.pids(), "no process is left", 30)
+        wait_for(lambda: not service.pids(), "no process is left")
         stream.close()
 
 
@@ -137,10 +150,29 @@ def test_a_load_whose_agent_dies_is_finished_by_the_next_one(own_service: Servic
     wait_for(lambda: own_service.pids("worker.replica", "half@"), "it is spawned")
     (agent,) = own_service.pids("worker.agent")
     os.kill(agent, signal.SIGKILL)
-    view = wait_for_state(own_service, "half", "ready", 30)
-    wait_for(lambda: model(own_service, "half")["path"] == "counter.gguf", "it is known", 15)
+    view = wait_for_state(own_service, "half", "ready")
+    wait_for(lambda: model(own_service, "half")["path"] == "counter.gguf", "it is known")
     assert model(own_service, "half")["pin"] or view
     assert Completion(own_service, "half", 5).read().text == expected_text(5, 5)
+
+
+def test_a_load_whose_agent_and_replica_die_goes_on_in_the_next_agent(own_service: Service) -> None:
+    """Its lock, which the dead agent has left, is no obstacle."""
+    body = {"name": "again", "path": "counter.gguf", "context_length": 512, "slots": 2}
+    status, begun = admin(own_service, "/models/load", body)
+    assert status == 202
+    wait_for(lambda: own_service.pids("worker.replica", "again@"), "it is spawned")
+    with stopped(*own_service.pids("worker.replica", "again@")):
+        own_service.kill("worker.agent")
+        own_service.kill("worker.replica", "again@")
+
+    def end() -> Any:
+        found = admin(own_service, f"/operations/{begun['id']}")[1]
+        return found if found["state"] != "loading" else None
+
+    assert wait_for(end, "it ends")["state"] == "ready"
+    assert Completion(own_service, "again", 20).read().text == expected_text(5, 20)
+    assert len(own_service.pids("worker.replica", "again@")) == 1
 
 
 def test_a_hanging_replica_that_was_told_to_stop_is_killed_by_the_next_agent(
@@ -154,7 +186,7 @@ def test_a_hanging_replica_that_was_told_to_stop_is_killed_by_the_next_agent(
     (agent,) = own_service.pids("worker.agent")
     wait_for(lambda: not admin_names(own_service) & {"stuck"}, "it is being stopped")
     os.kill(agent, signal.SIGKILL)
-    wait_for(lambda: replica not in own_service.pids("worker.replica"), "it is killed", 40)
+    wait_for(lambda: replica not in own_service.pids("worker.replica"), "it is killed")
 
 
 def admin_names(service: Service) -> set[str]:
@@ -162,27 +194,25 @@ def admin_names(service: Service) -> set[str]:
     return {name for node in admin(service, "/nodes")[1]["data"] for name in node["models"]}
 
 
-def test_unloading_a_model_while_a_request_loads_it_loses_nothing(tmp_path: Path) -> None:
-    with running_service(tmp_path, extra=lazy_models("lazy")) as service:
-        results: list[Completion] = []
-        thread = threading.Thread(
-            target=lambda: results.append(Completion(service, "lazy", 20).read())
-        )
-        thread.start()
-        wait_for(lambda: service.pids("worker.replica", "lazy@"), "it is being loaded")
-        assert unload(service, "lazy", mode="now")[0] == 200
-        thread.join()
-        assert results[0].text == expected_text(5, 20), results[0].error
+def test_unloading_a_model_while_a_request_loads_it_loses_nothing(own_service: Service) -> None:
+    results: list[Completion] = []
+    thread = threading.Thread(
+        target=lambda: results.append(Completion(own_service, "lazy", 20).read())
+    )
+    thread.start()
+    wait_for(lambda: own_service.pids("worker.replica", "lazy@"), "it is being loaded")
+    assert unload(own_service, "lazy", mode="now")[0] == 200
+    thread.join()
+    assert results[0].text == expected_text(5, 20), results[0].error
 
 
 def test_an_outage_of_redis_costs_no_replica(own_service: Service) -> None:
     replicas = own_service.pids("worker.replica")
-    wait_for(lambda: own_service.log("agent").count("replica ready") == 2, "its loads are over")
     (valkey,) = own_service.pids("valkey-server")
     os.kill(valkey, signal.SIGSTOP)
     time.sleep(20)  # longer than a replica may be silent
     os.kill(valkey, signal.SIGCONT)
-    wait_for(lambda: _answers(own_service), "it answers again", 30)
+    wait_for(lambda: _answers(own_service), "it answers again")
     assert own_service.pids("worker.replica") == replicas, own_service.log("agent")[-4000:]
 
 
@@ -213,7 +243,7 @@ def test_an_agent_that_is_told_to_stop_in_the_middle_of_an_unload_stops(
     assert admin(own_service, "/models/unload", {"name": "slow"})[0] == 202
     (agent,) = own_service.pids("worker.agent")
     os.kill(agent, signal.SIGTERM)
-    wait_for(lambda: agent not in own_service.pids("worker.agent"), "it has stopped", 40)
+    wait_for(lambda: agent not in own_service.pids("worker.agent"), "it has stopped")
     stream.close()
 
 

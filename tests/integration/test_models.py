@@ -8,17 +8,20 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.admin_client import (
+from tests.conftest import TEST_FILES, Service, wait_for
+from tests.support.admin_client import (
     Completion,
     admin,
     load,
     model,
     progress,
+    read_together,
     unload,
     wait_for_state,
 )
-from tests.conftest import TEST_FILES, Service, wait_for
-from tests.counter_model import expected_text
+from tests.support.counter_model import expected_text
+from tests.support.paused_replica import stopped
+from tests.support.threads import Client
 
 _STAGES = ["checking", "spawning", "reading weights", "warming up", "ready"]
 
@@ -65,7 +68,7 @@ def test_a_load_answers_at_once_with_an_id_to_ask_for(service: Service, name: st
     assert status == 202
     assert answer["object"] == "model.load"
     path = f"/operations/{answer['id']}"
-    wait_for(lambda: admin(service, path)[1]["state"] == "ready", "it is ready", 30)
+    wait_for(lambda: admin(service, path)[1]["state"] == "ready", "it is ready")
     assert admin(service, "/operations/load-none")[0] == 404
 
 
@@ -163,16 +166,20 @@ def test_what_the_refusal_says_would_fit_does_fit(service: Service, name: str) -
 
 
 def test_unloading_waits_for_the_streams_that_run(service: Service, name: str) -> None:
-    load(service, name, context_length=16384)
-    streams = [Completion(service, name, 12000, start).read(2) for start in (5, 300)]
-    waiting = Completion(service, name, 500, 40)  # both slots are busy: it is queued
+    load(service, name, context_length=4096)
+    (replica,) = service.pids("worker.replica", f"{name}@")
+    streams = [Completion(service, name, 3000, start).read(1) for start in (5, 300)]
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(unload(service, name)))
-    thread.start()
-    for stream, start in zip(streams, (5, 300), strict=True):
-        assert stream.read().text == expected_text(start, 12000)
-        assert stream.is_done
-    assert waiting.read().text == expected_text(40, 500)
+    with stopped(replica):
+        waiting = Client(service, name, 500, 40)  # both slots are busy: it is queued
+        wait_for(lambda: service.num_queued(name) == 1, "it is queued")
+        thread.start()
+        wait_for(lambda: model(service, name)["state"] == "unloading", "it is to be unloaded")
+    assert read_together(streams) == [expected_text(5, 3000), expected_text(300, 3000)]
+    waiting.check()
+    assert waiting.completion is not None
+    assert all(stream.is_done for stream in (*streams, waiting.completion))
     thread.join()
     assert answers[0][1]["state"] == "unloaded"
     assert not service.pids("worker.replica", name)
@@ -200,7 +207,7 @@ def test_unloading_what_is_not_there_is_404(service: Service) -> None:
     assert unload(service, "nobody")[0] == 404
 
 
-def test_twenty_loads_and_unloads_leave_no_growth(service: Service, name: str) -> None:
+def test_ten_loads_and_unloads_leave_no_growth(service: Service, name: str) -> None:
     agent = psutil.Process(service.pids("worker.agent")[0])
 
     def measure() -> tuple[int, int, int]:
@@ -214,7 +221,7 @@ def test_twenty_loads_and_unloads_leave_no_growth(service: Service, name: str) -
 
     cycle()
     processes, memory, descriptors = measure()
-    for _ in range(19):
+    for _ in range(9):
         cycle()
     processes_after, memory_after, descriptors_after = measure()
     assert processes_after == processes

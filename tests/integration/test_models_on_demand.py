@@ -4,16 +4,25 @@ import http.client
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.admin_client import Completion, admin, lazy_models, load, model, unload, wait_for_state
 from tests.conftest import Service, running_service, wait_for
-from tests.counter_model import expected_text
+from tests.support.admin_client import (
+    Completion,
+    admin,
+    lazy_models,
+    load,
+    model,
+    unload,
+    wait_for_state,
+)
+from tests.support.counter_model import expected_text
+from tests.support.paused_replica import stopped
+from tests.support.threads import Client
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +74,22 @@ def test_two_models_that_take_turns_both_answer(crowded: Service) -> None:
 
 def test_requests_for_both_at_once_do_not_thrash(crowded: Service) -> None:
     """What waits for the loaded model is served before it has to go."""
+    for name in ("a", "b"):
+        unload(crowded, name)
+        wait_for_state(crowded, name, "unloaded", 60)
     begun = _loads(crowded)
-    _ask_all(crowded, ["a", "b"] * 8, 300)
+    asked = ["a", "b"] * 8
+    clients = [Client(crowded, name, 300, start) for start, name in enumerate(asked)]
+
+    def spawned() -> list[int]:
+        return [pid for name in "ab" for pid in crowded.pids("worker.replica", f"{name}@")]
+
+    # The first replica stands still until all requests are queued: none comes late.
+    (pid,) = wait_for(spawned, "a replica is spawned")
+    with stopped(pid):
+        wait_for(lambda: sum(map(crowded.num_queued, "ab")) == len(asked), "all are queued")
+    for client in clients:
+        client.check()
     assert _loads(crowded) - begun <= 3
 
 
@@ -86,51 +109,57 @@ def test_a_load_over_the_api_that_finds_no_room_is_refused(crowded: Service) -> 
     assert long.read().text == expected_text(5, 12000)
 
 
-def test_a_request_for_a_model_that_can_never_fit_fails_with_507(tmp_path: Path) -> None:
-    extra = "max_loaded_models = 2\n" + lazy_models("late")
-    with running_service(tmp_path, extra=extra, counters_more="pin = true") as service:
-        completion = Completion(service, "late", 5).read()
-        assert completion.response.status == 507
-        assert completion.error["code"] == "too_many_models"
-        assert completion.response.headers["Retry-After"]
-        wait_for(lambda: not service.num_queued("late"), "no request without a reader is left")
-        # And the others have not been touched.
-        assert Completion(service, "counter", 5).read().text == expected_text(5, 5)
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that has room for one of its two pinned models, and for no other one."""
+    extra = "max_loaded_models = 1\n" + lazy_models("late")
+    folder = tmp_path_factory.mktemp("full")
+    with running_service(folder, extra=extra, counters_more="pin = true") as running:
+        yield running
 
 
-def test_an_idle_model_goes_after_its_time_and_comes_back(tmp_path: Path) -> None:
-    extra = "min_residence_s = 0\n" + lazy_models("idle", more="ttl_s = 1")
-    with running_service(tmp_path, extra=extra) as service:
-        first = Completion(service, "idle", 20).read()
-        assert first.text == expected_text(5, 20)
-        assert wait_for_state(service, "idle", "unloaded", 15)["replicas"] == []
-        wait_for(lambda: not service.pids("worker.replica", "idle@"), "its process is gone")
-        assert Completion(service, "idle", 20).read().text == expected_text(5, 20)
+def _served(service: Service) -> list[str]:
+    return [name for name in ("counter", "counter-small") if model(service, name)["replicas"]]
 
 
-def test_progress_reaches_who_waits_for_a_load(tmp_path: Path) -> None:
-    with running_service(tmp_path, extra=lazy_models("slow")) as service:
-        # The load cannot go on while its replica stands still.
-        stopper = threading.Thread(target=_hold, args=(service, "slow", 4.0))
-        stopper.start()
-        completion = Completion(service, "slow", 5).read()
-        stopper.join()
-        assert completion.text == expected_text(5, 5)
-        assert any(c.startswith("loading slow: spawning") for c in completion.comments)
+def test_a_service_starts_although_a_model_has_no_room(full: Service) -> None:
+    assert len(_served(full)) == 1
 
 
-def _hold(service: Service, name: str, seconds: float) -> None:
-    (pid,) = wait_for(lambda: service.pids("worker.replica", f"{name}@"), "it is spawned")
+def test_a_request_for_a_model_that_can_never_fit_fails_with_507(full: Service) -> None:
+    completion = Completion(full, "late", 5).read()
+    assert completion.response.status == 507
+    assert completion.error["code"] == "too_many_models"
+    assert completion.response.headers["Retry-After"]
+    wait_for(lambda: not full.num_queued("late"), "no request without a reader is left")
+    # And the other one has not been touched.
+    (served,) = _served(full)
+    assert Completion(full, served, 5).read().text == expected_text(5, 5)
+
+
+def test_an_idle_model_goes_after_its_time_and_comes_back(own_service: Service) -> None:
+    first = Completion(own_service, "idle", 20).read()
+    assert first.text == expected_text(5, 20)
+    assert wait_for_state(own_service, "idle", "unloaded", 60)["replicas"] == []
+    wait_for(lambda: not own_service.pids("worker.replica", "idle@"), "its process is gone", 60)
+    assert Completion(own_service, "idle", 20).read().text == expected_text(5, 20)
+
+
+def test_progress_reaches_who_waits_for_a_load(own_service: Service) -> None:
+    """The load cannot go on while its replica stands still."""
+    client = Client(own_service, "lazy", 5)
+    (pid,) = wait_for(lambda: own_service.pids("worker.replica", "lazy@"), "it is spawned", 60)
     os.kill(pid, signal.SIGSTOP)
-    time.sleep(seconds)
-    os.kill(pid, signal.SIGCONT)
+    try:
+        wait_for(lambda: _has_seen(client, "loading lazy: spawning"), "progress comes", 60)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    client.check()
 
 
-def test_a_service_starts_although_a_model_has_no_room(tmp_path: Path) -> None:
-    extra = "max_loaded_models = 1\n"
-    with running_service(tmp_path, extra=extra, counters_more="pin = true") as service:
-        served = [name for name in ("counter", "counter-small") if model(service, name)["replicas"]]
-        assert len(served) == 1
+def _has_seen(client: Client, comment: str) -> bool:
+    completion = client.completion
+    return completion is not None and any(c.startswith(comment) for c in completion.comments)
 
 
 def test_room_is_made_within_the_memory_limit(tmp_path: Path) -> None:
@@ -150,14 +179,12 @@ def replicas_of_all(service: Service) -> list[Any]:
     return [r for view in models for r in view["replicas"] if r["state"] != "draining"]
 
 
-def test_a_service_whose_models_wait_for_their_first_request_is_ready(
-    own_service: Service,
-) -> None:
+def test_a_service_whose_models_wait_for_their_first_request_is_ready(own_service: Service) -> None:
     for name in ("counter", "counter-small"):
         assert unload(own_service, name)[0] == 200
     wait_for(lambda: _readyz(own_service) == 200, "it is ready to load one")
     assert Completion(own_service, "counter-small", 5).read().text == expected_text(5, 5)
-    assert _readyz(own_service) == 200
+    wait_for(lambda: _readyz(own_service) == 200, "the web tier has seen the replica")
 
 
 def _readyz(service: Service) -> int:
@@ -166,15 +193,11 @@ def _readyz(service: Service) -> int:
     return connection.getresponse().status
 
 
-def test_a_chat_template_that_has_gone_is_a_failed_model(tmp_path: Path) -> None:
-    template = tmp_path / "chat.jinja"
-    template.write_text("{{ messages[0].content }}")
-    extra = lazy_models("styled", more=f"chat_template = {str(template)!r}")
-    with running_service(tmp_path, extra=extra) as service:
-        template.unlink()
-        completion = Completion(service, "styled", 5).read()
-        assert completion.error["code"] == "model_failed"
-        assert str(tmp_path) not in completion.error["message"]
-        assert model(service, "styled")["path"] == "counter.gguf"
-        status, answer = admin(service, "/models/load", {"name": "styled"})
-        assert (status, answer["error"]["param"]) == (422, "chat_template")
+def test_a_chat_template_that_has_gone_is_a_failed_model(own_service: Service) -> None:
+    (own_service.data_dir / "styled.jinja").unlink()
+    completion = Completion(own_service, "styled", 5).read()
+    assert completion.error["code"] == "model_failed"
+    assert str(own_service.data_dir) not in completion.error["message"]
+    assert model(own_service, "styled")["path"] == "counter.gguf"
+    status, answer = admin(own_service, "/models/load", {"name": "styled"})
+    assert (status, answer["error"]["param"]) == (422, "chat_template")

@@ -16,12 +16,12 @@ import pytest
 
 from shared import api_keys
 from shared.api_keys import Scope
-from tests import monitoring, vllm_board
-from tests.admin_client import Completion
 from tests.conftest import Service, running_service, wait_for
-from tests.monitoring import Expression, substituted
-from tests.prometheus import CONFIGURATION, Prometheus, promtool, running_prometheus
-from tests.sse_reader import Answer
+from tests.support import monitoring, vllm_board
+from tests.support.admin_client import Completion
+from tests.support.monitoring import Expression, substituted
+from tests.support.prometheus import CONFIGURATION, Prometheus, promtool, running_prometheus
+from tests.support.sse_reader import Answer
 
 # "huge" fits nowhere: its requests fail by the service's fault.
 _MORE = """
@@ -68,7 +68,7 @@ def _provoke(service: Service) -> None:
         asked = [Answer(service, "completions", body, owner="many") for _ in range(9)]
         return asked[-1].status == 429
 
-    wait_for(is_refused, "a key has too many open requests", 30)
+    wait_for(is_refused, "a key has too many open requests")
     first = Answer(service, "completions", body).read(2)
     first.close()
     Answer(service, f"requests/{first.request_id}/events", last_id=first.last_id).read()

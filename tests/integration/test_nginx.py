@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from simple_websocket import Client
 
-from shared.settings import Settings
-from tests import nginx
+from shared.settings.fields import Settings
 from tests.conftest import Service, running_service, wait_for
-from tests.counter_model import expected_text
-from tests.nginx import SAMPLE, Nginx
-from tests.paused_replica import paused
+from tests.support import nginx
+from tests.support.counter_model import expected_text
+from tests.support.nginx import SAMPLE, Nginx
+from tests.support.paused_replica import paused
 
 _MANY_BYTES = Settings().max_body_bytes
 

@@ -8,7 +8,7 @@ import openai
 import pydantic
 import pytest
 
-from tests.counter_model import embeddings, expected_text, number_token, trigger_token
+from tests.support.counter_model import embeddings, expected_text, number_token, trigger_token
 
 _PROMPT = [{"role": "user", "content": "17"}]
 
@@ -261,6 +261,23 @@ def test_a_grammar_in_gbnf(client: openai.OpenAI) -> None:
     assert text[0] == "x" and set(text[1:]) <= set("456") and len(text) == 3
 
 
+def test_a_grammar_in_lark_may_mark_its_rules(client: openai.OpenAI) -> None:
+    extra = {"guided_grammar": "?start: e\n!e: /[4-6]{2}/"}
+    text = _complete(client, max_tokens=20, extra_body=extra).choices[0].text
+    assert len(text) == 2 and set(text) <= set("456")
+
+
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_the_schema_of_an_answer_needs_no_name(client: openai.OpenAI, kind: str) -> None:
+    schema = {"properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
+    schema |= {"type": "object"} if kind == "json_schema" else {}
+    form = {"response_format": {"type": kind, "schema": schema}}
+    answer = _chat(client, n=4, max_tokens=100, temperature=1, seed=3, extra_body=form)
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop"
+        assert json.loads(choice.message.content) in ({"a": "x"}, {"a": "y"})
+
+
 class _Answer(pydantic.BaseModel):
     number: int
     is_even: bool
@@ -298,6 +315,10 @@ def test_an_enumeration_is_kept_with_many_choices(client: openai.OpenAI) -> None
         ({"extra_body": {"guided_grammar": "start: nothing"}}, "guided_grammar"),
         ({"extra_body": {"guided_grammar": "root ::= ("}}, "guided_grammar"),
         ({"extra_body": {"guided_json": {"type": "nonsense"}}}, "guided_json"),
+        (
+            {"extra_body": {"response_format": {"type": "text", "schema": {}}}},
+            "response_format.schema",
+        ),
         ({"extra_body": {"guided_regex": "a", "guided_choice": ["a"]}}, "guided_regex"),
         ({"extra_body": {"guided_regex": "a", "ignore_eos": True}}, "ignore_eos"),
         ({"suffix": "x"}, "suffix"),
@@ -326,3 +347,19 @@ def test_what_openai_echoes_is_echoed(client: openai.OpenAI) -> None:
     assert answer.service_tier == "default"
     assert answer.metadata == {"a": "b"}
     assert answer.system_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ({"guided_choice": [" lead"]}, " lead"),
+        ({"guided_regex": " 1[89]"}, " 18"),
+        ({"guided_grammar": 'root ::= " a"'}, " a"),
+        ({}, "18 19 20"),
+    ],
+)
+def test_a_form_keeps_the_space_that_chats_of_this_model_leave_out(
+    client: openai.OpenAI, form: dict[str, Any], expected: str
+) -> None:
+    answer = _chat(client, extra_body=form, max_tokens=9 if form else 3)
+    assert answer.choices[0].message.content == expected

@@ -7,14 +7,18 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from tests import alone, image
-from tests.admin_client import Completion, readiness
 from tests.conftest import ROOT, Service, free_port, models_folder, wait_for
-from tests.counter_model import expected_text
+from tests.support import alone, image
+from tests.support.admin_client import Completion, readiness
+from tests.support.counter_model import expected_text
+from tests.support.metrics_page import Page
+
+_WEB = [sys.executable, "-m", "cli", "web"]
 
 
 def _status(port: int, path: str) -> int:
@@ -48,7 +52,6 @@ def test_the_procfile_runs_the_service_and_stops_it(tmp_path: Path) -> None:
         assert Completion(service, "counter", 20).read().text == expected_text(5, 20)
         wait_for(lambda: _status(service.flower_port, "/") == 200, "Flower answers", 60)
         assert _status(service.port, "/metrics") == 200
-        assert list((service.data_dir / "metrics").glob("1/*.db"))
         assert service.pids("worker.replica")
         for process in ("web", "agent", "flower"):
             assert _check(environment, process) == (0, "")
@@ -89,34 +92,35 @@ def test_the_files_of_the_image_run_and_write_to_one_folder_alone(tmp_path: Path
         assert "Traceback" not in environment.output()
 
 
-def test_web_processes_begin_with_empty_counters_and_tell_systemd(tmp_path: Path) -> None:
-    web = [sys.executable, "-m", "cli", "web"]
+def test_web_processes_tell_systemd_that_they_serve(tmp_path: Path) -> None:
     with (
         alone.environment(tmp_path) as environment,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices,
     ):
         notices.bind(str(tmp_path / "notify"))
         notices.settimeout(60)
-        metrics = environment.data_dir / "metrics" / "1"
-        metrics.mkdir(parents=True)
-        (metrics / "counter_1.db").write_bytes(b"of an earlier start")
-        with environment.started(web, NOTIFY_SOCKET=str(tmp_path / "notify")) as service:
+        with environment.started(_WEB, NOTIFY_SOCKET=str(tmp_path / "notify")):
             assert b"READY=1" in notices.recv(4096)
-            wait_for(lambda: _status(service.port, "/healthz") == 200, "it answers", 60)
-            assert _status(service.port, "/metrics") == 200
-            assert not (metrics / "counter_1.db").exists()
 
 
-def test_a_second_web_tier_leaves_the_counters_of_the_first(tmp_path: Path) -> None:
-    web = [sys.executable, "-m", "cli", "web"]
-    with alone.environment(tmp_path) as environment, environment.started(web) as service:
-        wait_for(lambda: _status(service.port, "/metrics") == 200, "it answers", 60)
-        files = set((service.data_dir / "metrics").glob("1/*.db"))
-        assert files
-        with environment.started(web) as second:
-            assert second.process.wait(60) != 0
-        port = free_port()
-        with environment.started(web, LLMIS_PORT=str(port)):
-            wait_for(lambda: _status(port, "/metrics") == 200, "the second answers", 60)
-            assert list((service.data_dir / "metrics").glob("2/*.db"))
-        assert files <= set((service.data_dir / "metrics").glob("1/*.db"))
+def test_each_web_tier_has_counters_that_begin_at_zero(tmp_path: Path) -> None:
+    with alone.environment(tmp_path) as environment:
+        for _ in range(2):  # the second one starts where the first has counted
+            with environment.started(_WEB) as first:
+                wait_for(lambda: _status(first.port, "/healthz") == 200, "it answers", 60)
+                assert _num_counted(first.port) == 0
+                assert _status(first.port, "/version") == 200
+                wait_for(lambda: _num_counted(first.port) == 1, "it is counted")
+                with environment.started(_WEB) as refused:
+                    assert refused.process.wait(60) != 0, "the port is taken"
+                port = free_port()
+                with environment.started(_WEB, LLMIS_PORT=str(port)):
+                    wait_for(lambda port=port: _status(port, "/healthz") == 200, "it answers", 60)
+                    assert _num_counted(port) == 0
+                assert _num_counted(first.port) == 1
+
+
+def _num_counted(port: int) -> float:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+        page = Page(answer.read().decode())
+    return page.value("llmis_http_request_duration_seconds_count", route="/version")

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 from simple_websocket import Client
 
-from shared import claims, names, registry
+from shared import names
+from shared.queue import lease
+from shared.registry import records
 from tests.conftest import Service, running_service, wait_for
-from tests.counter_model import expected_text
-from tests.sse_reader import Answer
+from tests.support.counter_model import expected_text
+from tests.support.paused_replica import stopped
+from tests.support.sse_reader import Answer
 
 _LONG = """
 web_workers = 2
@@ -27,13 +30,16 @@ context_length = 16384
 slots = 2
 strip_leading_space = true
 """
-_NUM_LONG = 12_000
+_NUM_LONG = 5000
+_NUM_PARKED = 12_000
+"""Tokens of what its last reader leaves: it must not end before it is parked."""
 
 
 @pytest.fixture(scope="module")
 def webs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Two web processes, and a model whose answers take seconds."""
-    with running_service(tmp_path_factory.mktemp("resume"), extra=_LONG) as running:
+    soon = {"LLMIS_ORPHAN_GRACE_S": "0.2", "LLMIS_DRAIN_GRACE_S": "0.5"}
+    with running_service(tmp_path_factory.mktemp("resume"), extra=_LONG, environ=soon) as running:
         yield running
 
 
@@ -55,15 +61,21 @@ def _wait_for_state(service: Service, request_id: str, status: str) -> Any:
         state = _state(service, request_id)
         return state if state["status"] == status else None
 
-    return wait_for(found, f"{request_id} is {status}", 30)
+    return wait_for(found, f"{request_id} is {status}")
 
 
 def _busy(service: Service) -> int:
-    return sum(r.busy_slots for r in registry.read(service.redis) if r.model == "long")
+    return sum(r.busy_slots for r in records.read(service.redis) if r.model == "long")
+
+
+def _replica(service: Service) -> int:
+    """Process id of the long model's replica. To be read before a stream that it is to hold."""
+    (pid,) = service.pids("worker.replica", "long@")
+    return pid
 
 
 def _is_given_back(service: Service, request_id: str) -> bool:
-    claim = claims.read(service.redis, request_id)
+    claim = lease.read(service.redis, request_id)
     return claim is not None and claim.holder == ""
 
 
@@ -73,17 +85,23 @@ def _events(service: Service, request_id: str, last_id: str = "", **headers: str
 
 @contextmanager
 def _full(service: Service) -> Iterator[None]:
-    """All slots of the long model are taken."""
-    fillers = [_long(service, 16_000).read(1) for _ in range(2)]
+    """All slots of the long model are taken, by requests of so many choices that none ends by
+    itself."""
+    body = _body("long", 16_000, n=100)
+    fillers = [Answer(service, "completions", body) for _ in range(2)]
+    ids = [filler.request_id for filler in fillers]
+    wait_for(lambda: all(lease.read(service.redis, one) for one in ids), "both are taken")
     yield
     for filler in fillers:
+        assert Answer(service, f"requests/{filler.request_id}/cancel", {}).status == 200
         filler.close()
 
 
 def test_every_event_of_an_ended_answer_leads_to_its_rest(webs: Service) -> None:
     whole = Answer(webs, "completions", _body("counter", 30, n=2, logprobs=1)).read()
     assert whole.is_done
-    assert len({event.id for event in whole.events}) == len(whole.events)
+    ids = [event.id for event in whole.events]
+    assert len(set(ids[:-1])) == len(ids[:-1]) and ids[-1] == ids[-2], "the end has no id"
     for i, event in enumerate(whole.events):
         rest = _events(webs, whole.request_id, event.id).read()
         assert rest.status == 200
@@ -95,7 +113,10 @@ def test_every_event_of_an_ended_answer_leads_to_its_rest(webs: Service) -> None
                 texts[choice["index"]] += choice["text"]
         assert texts == [expected_text(5, 30)] * 2
         assert rest.is_done
-        assert rest.last_id == whole.last_id
+        # How events are joined differs between readers, and with it the last id; each leads to the
+        # end alone.
+        behind = _events(webs, whole.request_id, rest.last_id).read()
+        assert [part.data for part in behind.events] == ["[DONE]"]
 
 
 def test_a_repeated_post_goes_on_in_a_chat(webs: Service) -> None:
@@ -140,14 +161,16 @@ def test_all_web_processes_are_killed_and_the_answer_goes_on(
 
 
 def test_a_web_tier_that_is_restarted_breaks_off_and_the_answer_goes_on(webs: Service) -> None:
-    first = _long(webs, 16_000).read(1)
-    pids = webs.pids("gunicorn")
-    os.kill(pids[0], signal.SIGTERM)
-    first.read()
-    assert first.is_done or "error" not in first.events[-1].data, "it is cut off, no more"
+    pids, replica = webs.pids("gunicorn"), _replica(webs)
+    first = _long(webs).read(1)
+    with stopped(replica):
+        os.kill(pids[0], signal.SIGTERM)
+        first.read()
+    assert not first.is_done
+    assert "error" not in first.events[-1].data, "it is cut off, no more"
     wait_for(lambda: _is_up(webs, but=pids), "the web tier is there again", 60)
     rest = _events(webs, first.request_id, first.last_id).read()
-    assert (first.text + rest.text).strip() == expected_text(5, 16_000).strip()
+    assert (first.text + rest.text).strip() == expected_text(5, _NUM_LONG).strip()
 
 
 def _is_up(service: Service, but: list[int]) -> bool:
@@ -160,20 +183,22 @@ def _is_up(service: Service, but: list[int]) -> bool:
 
 
 def test_a_parked_answer_frees_its_slot_and_goes_on(webs: Service) -> None:
-    first = _long(webs).read(20)
-    first.close()
-    _wait_for_state(webs, first.request_id, "parked")
+    replica = _replica(webs)
+    first = _long(webs, _NUM_PARKED).read(20)
+    with stopped(replica):
+        first.close()
+        _wait_for_state(webs, first.request_id, "parked")
     wait_for(lambda: _is_given_back(webs, first.request_id), "its replica has let it go")
     wait_for(lambda: _busy(webs) == 0, "its slot is free")
     num_events = webs.redis.llen(f"llmis:job:{first.request_id}:log")
     with _full(webs):
         assert webs.redis.llen(f"llmis:job:{first.request_id}:log") == num_events, "it stood still"
     rest = _events(webs, first.request_id, first.last_id).read()
-    assert first.text + rest.text == expected_text(5, _NUM_LONG)
+    assert first.text + rest.text == expected_text(5, _NUM_PARKED)
     state = _state(webs, first.request_id)
     assert state["status"] == "finished"
-    assert state["answer"]["choices"][0]["text"] == expected_text(5, _NUM_LONG)
-    assert state["answer"]["usage"]["completion_tokens"] == _NUM_LONG
+    assert state["answer"]["choices"][0]["text"] == expected_text(5, _NUM_PARKED)
+    assert state["answer"]["usage"]["completion_tokens"] == _NUM_PARKED
 
 
 def test_a_queued_request_has_a_position_and_may_be_left_and_read_again(webs: Service) -> None:
@@ -196,7 +221,8 @@ def test_several_readers_have_the_same_answer_and_the_last_one_parks_it(webs: Se
     first.close()
     assert late.read().text == expected_text(5, _NUM_LONG)
     assert first.text + behind.read().text == expected_text(5, _NUM_LONG)
-    first = _long(webs, 16_000).read(5)
+    replica = _replica(webs)
+    first = _long(webs, 16_000).read(1)
     others = [_events(webs, first.request_id).read(1) for _ in range(4)]
     first.close()
     for reader in others[:-1]:
@@ -204,8 +230,9 @@ def test_several_readers_have_the_same_answer_and_the_last_one_parks_it(webs: Se
     before = len(others[-1].events)
     others[-1].read(200)
     assert len(others[-1].events) == before + 200
-    others[-1].close()
-    state = _wait_for_state(webs, first.request_id, "parked")
+    with stopped(replica):
+        others[-1].close()
+        state = _wait_for_state(webs, first.request_id, "parked")
     assert "answer" not in state
     wait_for(lambda: _busy(webs) == 0, "its slot is free")
 
@@ -224,9 +251,11 @@ def test_only_its_owner_may_read_resume_or_cancel(webs: Service) -> None:
 
 
 def test_a_cancelled_request_is_over_for_all_readers(webs: Service) -> None:
-    first = _long(webs).read(5)
-    other = _events(webs, first.request_id)
-    assert Answer(webs, f"requests/{first.request_id}/cancel", {}).status == 200
+    replica = _replica(webs)
+    first = _long(webs, 16_000).read(5)
+    with stopped(replica):
+        other = _events(webs, first.request_id)
+        assert Answer(webs, f"requests/{first.request_id}/cancel", {}).status == 200
     for reader in (first, other):
         assert "request_cancelled" in reader.read().events[-1].data
     _wait_for_state(webs, first.request_id, "cancelled")
@@ -236,9 +265,11 @@ def test_a_cancelled_request_is_over_for_all_readers(webs: Service) -> None:
 
 
 def test_a_parked_request_that_is_cancelled_is_over(webs: Service) -> None:
-    first = _long(webs).read(5)
-    first.close()
-    _wait_for_state(webs, first.request_id, "parked")
+    replica = _replica(webs)
+    first = _long(webs, 16_000).read(5)
+    with stopped(replica):
+        first.close()
+        _wait_for_state(webs, first.request_id, "parked")
     assert Answer(webs, f"requests/{first.request_id}/cancel", {}).status == 200
     assert _state(webs, first.request_id)["status"] == "cancelled"
     assert "request_cancelled" in _events(webs, first.request_id).read().events[-1].data
@@ -313,22 +344,24 @@ def _text(frames: list[dict[str, Any]]) -> str:
 def test_a_websocket_request_goes_on_over_another_connection(
     webs: Service, is_parked: bool
 ) -> None:
-    ws = _connect(webs)
-    request_id = _request(ws, _NUM_LONG)
+    num_tokens = _NUM_PARKED if is_parked else _NUM_LONG
+    replica, ws = _replica(webs), _connect(webs)
+    request_id = _request(ws, num_tokens)
     frames = _read(ws, 30)
-    ws.close()
-    if is_parked:
-        _wait_for_state(webs, request_id, "parked")
+    with stopped(replica):
+        ws.close()
+        if is_parked:
+            _wait_for_state(webs, request_id, "parked")
     ws = _connect(webs)
     _send(ws, type="resume", id="b", last_event_id=frames[-1]["event_id"])
     rest = _read(ws)
     assert rest[0]["type"] == "accepted"
     assert rest[0]["request_id"] == request_id
     assert rest[-1]["type"] == "done"
-    assert _text(frames + rest) == expected_text(5, _NUM_LONG)
+    assert _text(frames + rest) == expected_text(5, num_tokens)
     # The ids are those of server-sent events.
     answer = _events(webs, request_id, frames[-1]["event_id"]).read()
-    assert _text(frames) + answer.text == expected_text(5, _NUM_LONG)
+    assert _text(frames) + answer.text == expected_text(5, num_tokens)
     _send(ws, type="resume", id="c", last_event_id=rest[-1]["event_id"])
     assert [frame["type"] for frame in _read(ws)] == ["accepted", "done"]
     ws.close()
@@ -376,10 +409,12 @@ def test_bad_resume_frames_get_an_error(webs: Service) -> None:
 
 def test_a_background_request_runs_on_when_its_client_leaves(webs: Service) -> None:
     body = _body("long", 4000, priority="background")
+    replica = _replica(webs)
     left = Answer(webs, "completions", body).read(3)
-    left.close()
-    readers = names.readers_key(left.request_id)
-    wait_for(lambda: not webs.redis.exists(readers), "its events are sent to nobody", 30)
+    with stopped(replica):
+        left.close()
+        readers = names.readers_key(left.request_id)
+        wait_for(lambda: not webs.redis.exists(readers), "its events are sent to nobody")
     _wait_for_state(webs, left.request_id, "finished")
     whole = _events(webs, left.request_id).read()
     assert whole.text == expected_text(5, 4000)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.admin_client import Completion, admin, load, model, unload, wait_for_state
 from tests.conftest import TEST_FILES, Service, running_service, wait_for
-from tests.counter_model import expected_text
-from tests.second_host import SecondHost, can_make_namespaces, second_host, shared_redis
+from tests.support.admin_client import Completion, admin, load, model, unload, wait_for_state
+from tests.support.counter_model import expected_text
+from tests.support.second_host import SecondHost, can_make_namespaces, second_host, shared_redis
 
 pytestmark = pytest.mark.skipif(
     not can_make_namespaces, reason="needs root and iproute2 for a network namespace"
@@ -40,7 +40,7 @@ def test_a_second_host_joins_serves_and_leaves(hosts: tuple[Service, SecondHost]
     service, second = hosts
     assert _nodes(service) == ["first"]
     second.join()
-    wait_for(lambda: _nodes(service) == ["first", "second"], "it has joined", 15)
+    wait_for(lambda: _nodes(service) == ["first", "second"], "it has joined")
 
     assert load(service, "there", node="second")[0] == 200
     assert _where(service, "there") == ["second"]
@@ -80,14 +80,14 @@ def _refused_elsewhere(service: Service) -> None:
 def test_a_host_that_is_cut_off_is_replaced(hosts: tuple[Service, SecondHost]) -> None:
     service, second = hosts
     second.join()
-    wait_for(lambda: _nodes(service) == ["first", "second"], "it has joined", 15)
+    wait_for(lambda: _nodes(service) == ["first", "second"], "it has joined")
     assert load(service, "far", node="second")[0] == 200
     second.cut()
     wait_for(lambda: _nodes(service) == ["first"], "it is gone from the registry", 8)
     assert Completion(service, "far", 20).read().text == expected_text(5, 20)
     assert _where(service, "far") == ["first"]
     second.mend()
-    wait_for(lambda: _nodes(service) == ["first", "second"], "it is back", 30)
+    wait_for(lambda: _nodes(service) == ["first", "second"], "it is back")
     wait_for_state(service, "far", "ready")
     assert unload(service, "far")[0] == 200
     assert _where(service, "far") == []

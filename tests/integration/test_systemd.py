@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.settings import Settings
+from shared.settings.fields import Settings
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "deploy" / "systemd"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Service
-from tests.counter_model import number_token
+from tests.support.counter_model import number_token
 
 _BOS = 1
 
@@ -20,6 +20,13 @@ def _post(service: Service, path: str, **body: Any) -> tuple[int, Any]:
     answer = json.loads(response.read())
     connection.close()
     return response.status, answer
+
+
+def _get(service: Service, path: str) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
 
 
 def test_a_text_becomes_tokens(service: Service) -> None:
@@ -44,8 +51,37 @@ def test_special_tokens_may_be_left_out_and_texts_be_asked_for(service: Service)
 
 
 def test_control_tokens_in_a_text_are_text(service: Service) -> None:
-    _, answer = _post(service, "/tokenize", prompt="</s>", add_special_tokens=False)
-    assert answer["count"] > 1
+    for prompt in ("17</s>", "</s> ", "</s></s>"):
+        _, answer = _post(service, "/tokenize", prompt=prompt, add_special_tokens=False)
+        assert answer["count"] > 2
+    assert _post(service, "/tokenize", prompt="</s>")[1]["count"] > 2
+
+
+def test_the_names_in_the_tokenizers_description_lead_to_their_tokens(service: Service) -> None:
+    expected = {
+        "model": "counter",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": None,
+        "add_bos_token": True,
+        "model_max_length": 2048,
+    }
+    for query in ("", "?model=counter"):
+        status, info = _get(service, f"/tokenizer_info{query}")
+        assert status == 200
+        assert info.pop("chat_template"), "the counter has one"
+        assert info == expected
+    for name, token in (("<s>", _BOS), ("</s>", 2)):
+        _, answer = _post(service, "/tokenize", prompt=name, add_special_tokens=False)
+        assert answer["tokens"] == [token]
+    assert _get(service, "/tokenizer_info?model=none")[0] == 404
+
+
+def test_the_first_configured_model_is_meant_where_none_is_named(service: Service) -> None:
+    _, named = _post(service, "/tokenize", prompt="17 999")
+    assert _post(service, "/tokenize", model=None, prompt="17 999") == (200, named)
+    back = _post(service, "/detokenize", model=None, tokens=named["tokens"][1:])
+    assert back == (200, {"prompt": " 17 999"})
 
 
 def test_there_and_back(service: Service) -> None:

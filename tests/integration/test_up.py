@@ -8,13 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from shared import registry
-from tests.conftest import ENDLESS, ROOT, TEST_FILES, Service, free_port, running_service, wait_for
-from tests.embedding_model import mean_file
+from shared import names
+from tests.conftest import ROOT, TEST_FILES, Service, free_port, running_service, wait_for
+from tests.support.admin_client import load
+from tests.support.embedding_model import mean_file
+from tests.support.paused_replica import stopped
 
 
 def _up(tmp_path: Path, text: str = "models = []", **environ: str) -> tuple[int, str]:
@@ -75,14 +78,20 @@ def test_bad_weights_are_named(tmp_path: Path, content: bytes | None, expected: 
     assert expected in said
 
 
-def test_a_folder_with_a_space_and_a_proxy_in_the_environment_are_no_trouble(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    folder = tmp_path / 'a "b" c'
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service in an odd folder, behind a proxy that is not there, with a model that embeds."""
+    folder = tmp_path_factory.mktemp("odd") / 'a "b" c'
     folder.mkdir()
-    with running_service(folder) as running:
-        assert running.redis.config_get("dir")["dir"] == str(folder / "redis")
+    name = mean_file(TEST_FILES / "models")
+    more = f'[[models]]\nname = "mean"\npath = "{name}"\ncontext_length = 512'
+    environ = {"http_proxy": "http://127.0.0.1:9"}
+    with running_service(folder, extra=more, environ=environ) as running:
+        yield running
+
+
+def test_a_folder_with_a_space_and_a_proxy_in_the_environment_are_no_trouble(odd: Service) -> None:
+    assert odd.redis.config_get("dir")["dir"] == str(odd.data_dir / "redis")
 
 
 def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
@@ -92,15 +101,12 @@ def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     assert "LLMIS_DATA_DIR" in said
 
 
-def test_a_configured_model_that_embeds_is_waited_for_like_others(tmp_path: Path) -> None:
-    name = mean_file(TEST_FILES / "models")
-    more = f'[[models]]\nname = "mean"\npath = "{name}"\ncontext_length = 512'
-    with running_service(tmp_path, extra=more) as running:
-        vectors = running.openai().embeddings.create(model="mean", input="17").data
+def test_a_configured_model_that_embeds_is_waited_for_like_others(odd: Service) -> None:
+    vectors = odd.openai().embeddings.create(model="mean", input="17").data
     assert len(vectors) == 1
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_stopping_leaves_no_process(tmp_path: Path, signum: int) -> None:
     with running_service(tmp_path) as running:
         kinds = ("gunicorn", "worker.replica", "valkey-server")
@@ -108,38 +114,38 @@ def test_stopping_leaves_no_process(tmp_path: Path, signum: int) -> None:
         running.process.send_signal(signum)
         status = running.process.wait(40)
     assert status == (-signum if signum == signal.SIGKILL else 0)
-    wait_for(lambda: not running.pids(), "no process is left", 20)
+    wait_for(lambda: not running.pids(), "no process is left")
     assert not list(tmp_path.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("is_stream", [True, False])
-def test_stopping_cuts_open_requests_off_so_that_clients_see_it(
-    tmp_path: Path, is_stream: bool
-) -> None:
-    with running_service(tmp_path, demo=True) as running:
-        payload = {"model": "gemma-3-270m", "prompt": "A", "max_tokens": 3000, "stream": is_stream}
-        payload["logit_bias"] = ENDLESS
-        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
-        connection.request("POST", "/v1/completions", json.dumps(payload))
-        if is_stream:
-            response = connection.getresponse()
+def test_stopping_cuts_open_requests_off_so_that_clients_see_it(tmp_path: Path) -> None:
+    """A stream and a whole answer. SIGTERM leaves no process, either."""
+    with running_service(tmp_path) as running:
+        assert load(running, "long", context_length=16384)[0] == 200
+        (replica,) = running.pids("worker.replica", "long@")
+        whole, stream = _ask_for_long(running, False), _ask_for_long(running, True)
+        keys = [names.log_key(request_id) for request_id in ("whole", "stream")]
+        wait_for(lambda: all(running.redis.llen(key) > 1 for key in keys), "both requests run")
+        with stopped(replica):  # so that they do not end
+            response = stream.getresponse()
             received = response.read(100)
-        else:
-            wait_for(lambda: _busy(running), "the request runs")
-        running.process.send_signal(signal.SIGTERM)
-        if is_stream:
+            running.process.send_signal(signal.SIGTERM)
             with pytest.raises(http.client.IncompleteRead) as cut_off:
                 received += response.read()
             assert b"[DONE]" not in received + cut_off.value.partial
-        else:
-            response = connection.getresponse()
+            response = whole.getresponse()
             assert response.status == 503
             assert json.loads(response.read())["error"]["code"] == "going_away"
-        assert running.process.wait(40) == 0
+        assert running.process.wait(60) == 0
+        wait_for(lambda: not running.pids(), "no process is left", 60)
 
 
-def _busy(service: Service) -> int:
-    return sum(record.busy_slots for record in registry.read(service.redis))
+def _ask_for_long(service: Service, is_stream: bool) -> http.client.HTTPConnection:
+    payload = {"model": "long", "prompt": "5", "max_tokens": 16_000, "stream": is_stream}
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+    headers = {"x-request-id": "stream" if is_stream else "whole"}
+    connection.request("POST", "/v1/completions", json.dumps(payload), headers)
+    return connection
 
 
 def _listening(service: Service) -> set[str]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simple_websocket import Client, ConnectionClosed
+from simple_websocket import Client
 
 from shared import names
 from tests.conftest import ROOT, Service, running_service, wait_for
-from tests.raw_http import connect, exchange, read_all, request
+from tests.support.raw_http import connect, exchange, read_all, request, websocket_close
 
 _PARTNER = "https://chat.example.com"
 _STRANGER = "https://evil.example"
@@ -222,7 +222,8 @@ def test_the_chat_page_works_under_a_name_with_an_underscore(service: Service) -
         ]).replace(b"Host: 127.0.0.1", f"Host: {page['Host']}".encode())  # fmt: skip
         handshake = handshake.replace(b"Connection: close", b"Connection: Upgrade")
         with connect(service) as sock:
-            sock.sendall(handshake + b"\x88\x80\0\0\0\0")  # and a frame that closes
+            # Our own page closes in the same packet; a foreign one is closed by the service.
+            sock.sendall(handshake + (b"\x88\x80\0\0\0\0" if is_own else b""))
             answer = read_all(sock)
         assert answer.startswith(b"HTTP/1.1 101 ")
         assert (b"cross-origin" not in answer) == is_own
@@ -239,9 +240,8 @@ def test_a_websocket_of_a_named_origin_is_served_and_another_is_closed(service: 
     partner.send('{"type": "ping", "id": "p"}')
     assert json.loads(partner.receive(timeout=30) or "") == {"type": "pong", "id": "p"}
     partner.close()
-    stranger = Client.connect(url, headers={"Origin": _STRANGER})
-    with pytest.raises(ConnectionClosed, match="cross-origin"):
-        stranger.receive(timeout=30)
+    closed = websocket_close(service, _STRANGER)
+    assert closed.code == 1008 and "cross-origin" in (closed.reason or "")
 
 
 # -- what is no proper HTTP --------------------------------------------------------------------
@@ -323,6 +323,66 @@ def test_a_chunked_body_has_the_same_limit(service: Service) -> None:
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 
+# -- a client that asks before it sends its body --------------------------------------------------
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_ASKED = json.dumps(_COMPLETION).encode()
+
+
+def _asking(*headers: str, path: str = "/v1/completions", num_bytes: int = len(_ASKED)) -> bytes:
+    """The head of a request whose client waits to be told to go on, on a connection to be kept."""
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Expect: 100-continue", *headers]
+    lines += [] if "Transfer-Encoding: chunked" in headers else [f"Content-Length: {num_bytes}"]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (_asking(num_bytes=_MAX_BODY_BYTES + 1), 413),
+        (_asking(num_bytes=2**62), 413),
+        (_asking(path="/v1/nothing"), 404),
+        (_asking("Content-Encoding: gzip"), 415),
+        (_asking(f"Origin: {_STRANGER}"), 403),
+    ],
+)
+def test_a_body_that_will_not_be_read_is_not_asked_for(
+    service: Service, head: bytes, status: int
+) -> None:
+    answer = exchange(service, head)
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert answer.count(b"HTTP/1.1 ") == 1 and b"\r\nConnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_body_that_is_read_is_asked_for_first(service: Service, is_chunked: bool) -> None:
+    head, body = _asking(), _ASKED
+    if is_chunked:
+        head = _asking("Transfer-Encoding: chunked")
+        body = f"{len(_ASKED):x}\r\n".encode() + _ASKED + b"\r\n0\r\n\r\n"
+    with connect(service) as sock:
+        for _ in range(2):  # the connection stays open
+            sock.sendall(head)
+            assert sock.recv(len(_CONTINUE), socket.MSG_WAITALL) == _CONTINUE
+            sock.sendall(body)
+            answer = http.client.HTTPResponse(sock)
+            answer.begin()
+            assert (answer.status, answer.headers["Connection"]) == (200, "keep-alive")
+            assert json.loads(answer.read())["usage"]["completion_tokens"] == 3
+
+
+def test_a_chunked_body_that_was_asked_for_has_the_same_limit(service: Service) -> None:
+    chunk = b"1000\r\n" + b" " * 4096 + b"\r\n"
+    head = _asking("Transfer-Encoding: chunked", "Connection: close")
+    answer = exchange(service, head, chunk * 20, b"0\r\n\r\n")
+    assert answer.removeprefix(_CONTINUE).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_body_that_came_with_its_head_is_not_asked_for(service: Service) -> None:
+    answer = exchange(service, _asking("Connection: close") + _ASKED)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
 # -- files and other hosts ---------------------------------------------------------------------
 
 _TRAVERSALS = [
@@ -336,8 +396,8 @@ _TRAVERSALS = [
 @pytest.mark.parametrize("path", _TRAVERSALS)
 def test_no_path_leads_to_a_file_outside(service: Service, path: str) -> None:
     answer = _ask(service, "GET", path)
-    assert answer.status in (308, 400, 404)
-    assert answer.headers.get("location", "/").startswith(("/", service.url))
+    assert answer.status in (400, 404)
+    assert "location" not in answer.headers
     assert b"[[models]]" not in answer.body and b"root:" not in answer.body
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import wsproto
+import wsproto.frame_protocol
 from simple_websocket import Client, ConnectionClosed
 from wsproto.events import Request, TextMessage
 
-from shared import registry
+from shared.registry import records
 from tests.conftest import ENDLESS, Service, wait_for
-from tests.counter_model import expected_text
+from tests.support.counter_model import expected_text
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_closing_the_connection_cancels_its_requests(service: Service, ws: Clien
         )
 
     def busy() -> int:
-        return sum(r.busy_slots for r in registry.read(service.redis) if r.model == "gemma-3-270m")
+        return sum(r.busy_slots for r in records.read(service.redis) if r.model == "gemma-3-270m")
 
     wait_for(lambda: busy() == 4, "the requests run")
     ws.close()
@@ -126,6 +127,17 @@ def test_bytes_that_are_no_text_are_answered_with_an_error(ws: Client) -> None:
     assert _receive(ws)["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("num_bytes", [2**62, 8 * 2**20 + 1])
+def test_a_frame_that_is_too_large_is_refused_when_it_is_announced(
+    service: Service, num_bytes: int
+) -> None:
+    ws = Client.connect(f"ws://127.0.0.1:{service.port}/v1/ws")
+    ws.sock.sendall(b"\x81\xff" + num_bytes.to_bytes(8, "big") + b"mask")
+    with pytest.raises(ConnectionClosed) as closed:
+        ws.receive(timeout=20)
+    assert (closed.value.reason, closed.value.message) == (1009, "Message is too big")
+
+
 @pytest.mark.parametrize("version", ["", "12"])
 def test_a_handshake_that_is_none_is_400(service: Service, version: str) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
@@ -144,7 +156,7 @@ def test_vanishing_clients_leave_no_error_in_the_log(service: Service) -> None:
         _receive(connection)
         connection.sock.close()
     wait_for(
-        lambda: not any(r.busy_slots for r in registry.read(service.redis)), "all slots are free"
+        lambda: not any(r.busy_slots for r in records.read(service.redis)), "all slots are free"
     )
     assert service.log("web").count("unexpected error") == before
 
@@ -203,3 +215,21 @@ def _read_all(
                 choice = frame["data"]["choices"][0]
                 texts[choice["index"]] += choice["text"]
         protocol.receive_data(sock.recv(65536))
+
+
+def test_frames_that_come_with_the_handshake_are_answered_at_once(service: Service) -> None:
+    """Long before the server's first ping, 25 s later, would wake it."""
+    protocol = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
+    handshake = protocol.send(Request(host=f"127.0.0.1:{service.port}", target="/v1/ws"))
+    frames = [{"type": "ping", "id": f"{n}{'x' * 100}"} for n in range(50)]
+    with socket.create_connection(("127.0.0.1", service.port), timeout=15) as sock:
+        # wsproto sends nothing before the server has accepted: masked frames, by another client.
+        encoder = wsproto.frame_protocol.FrameProtocol(client=True, extensions=[])
+        payload = b"".join(encoder.send_data(json.dumps(frame)) for frame in frames)
+        sock.sendall(handshake + payload)
+        pongs: list[Any] = []
+        while len(pongs) < len(frames):
+            protocol.receive_data(sock.recv(65536))
+            texts = [event.data for event in protocol.events() if isinstance(event, TextMessage)]
+            pongs += [json.loads(text)["id"] for text in texts]
+    assert pongs == [frame["id"] for frame in frames]

@@ -17,8 +17,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from worker.engines.exl2 import kernels
-from worker.engines.exl2.tiles import COMBINE_WARPS, MAX_SPLITS, choose_tile, pad_head_dim
+from worker.engines.exllamav2.attention import kernels
+from worker.engines.exllamav2.attention.tiles import (
+    COMBINE_WARPS,
+    MAX_SPLITS,
+    choose_tile,
+    pad_head_dim,
+)
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 _TYPES = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.engines.exl2.calls import PagedCall
+from worker.engines.exllamav2.attention.call import PagedCall
 
 TOLERANCE = 5e-3
 """‖out − ref‖ / ‖ref‖ in fp16."""

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from shared.errors import EngineError, SettingsError
-from worker.engines.exl2 import attach as attach_module
-from worker.engines.exl2.attach import attach
-from worker.engines.exl2.flash_api import FlashApi
+from worker.engines.exllamav2.attention import attach as attach_module
+from worker.engines.exllamav2.attention.attach import attach
+from worker.engines.exllamav2.attention.flash_api import FlashApi
 
 _FLAGS = ("", "_with_paged", "_with_window", "_with_softcap")
 _FUNCTIONS = ("flash_attn_with_kvcache", "flash_attn_func", "flash_attn_varlen_func")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from bench import attention
-from worker.engines.exl2 import attach, kernels
-from worker.engines.exl2.calls import PagedCall
-from worker.engines.exl2.triton_attention import TritonAttention
+from worker.engines.exllamav2.attention import attach, kernels
+from worker.engines.exllamav2.attention.call import PagedCall
+from worker.engines.exllamav2.attention.triton import TritonAttention
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -82,9 +82,7 @@ _LENS = (600, 1, 256)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="puts CPU tensors where the GPU's would be")
-def test_every_step_has_keys_of_its_own_and_ends_at_the_same_length(
-    calls: list[PagedCall],
-) -> None:
+def test_every_step_has_keys_of_its_own_and_ends_at_the_same_length(calls: list[PagedCall]) -> None:
     for alone in (False, True):
         attention.decode_time_s("triton", _SHAPE, _LENS, attend_alone=alone)
     with_append, without = calls[: len(calls) // 2], calls[len(calls) // 2 :]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from shared.errors import EngineError
-from worker.engines.exl2.calls import PackedCall, PagedCall
-from worker.engines.exl2.flash_api import FlashApi
+from worker.engines.exllamav2.attention.call import PackedCall, PagedCall
+from worker.engines.exllamav2.attention.flash_api import FlashApi
 
 # flash_attn/flash_attn_interface.py of flash-attn 2.8.3.
 _PARAMETERS = {

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests.kernels.reference import PAGE_SIZE, TOLERANCE, Case, error, make
-from worker.engines.exl2.attach import new_attention
-from worker.engines.exl2.calls import Attention, check_paged
-from worker.engines.exl2.warm_up import warm_up
+from worker.engines.exllamav2.attention.attach import new_attention
+from worker.engines.exllamav2.attention.call import Attention, check_paged
+from worker.engines.exllamav2.warm_up import warm_up
 
 _BATCH = Case((3000, 17, 4100, 0), 1, 8, 2, 128)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.kernels.reference import TOLERANCE, attend, error
-from worker.engines.exl2.attach import new_attention
-from worker.engines.exl2.flash_api import FlashApi
+from worker.engines.exllamav2.attention.attach import new_attention
+from worker.engines.exllamav2.attention.flash_api import FlashApi
 
 
 @pytest.fixture(params=["triton", "sdpa"])

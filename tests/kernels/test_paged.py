@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.kernels.reference import TOLERANCE, Case, error, make
-from worker.engines.exl2 import triton_attention
-from worker.engines.exl2.attach import new_attention
-from worker.engines.exl2.calls import Attention, check_paged
+from worker.engines.exllamav2.attention import triton
+from worker.engines.exllamav2.attention.attach import new_attention
+from worker.engines.exllamav2.attention.call import Attention, check_paged
 
 
 @pytest.fixture(params=["triton", "sdpa"])
@@ -165,6 +165,6 @@ def test_the_tiles_of_smaller_gpus(
     device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    facts = triton_attention._Device(4, shared_kib * 1024)
-    monkeypatch.setattr(triton_attention, "_facts", lambda _: facts)
+    facts = triton._Device(4, shared_kib * 1024)
+    monkeypatch.setattr(triton, "_properties", lambda _: facts)
     check(new_attention("triton"), Case((150,), q_len, 2, 1, head_dim), device)

@@ -2,20 +2,20 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.conftest import wait_for
 from tools.gpu.questions import __main__ as questions
 from tools.gpu.questions.asking import Question, ask_apart
 
 _LOST = """
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+import signal, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 open(sys.argv[1], "w").write(str(child.pid))
-time.sleep(60)
+signal.pause()
 """
 
 
@@ -27,7 +27,7 @@ def colour() -> dict[str, object]:
     return {}
 
 
-def _ask(code: str, limit_s: float = 30.0, *arguments: str) -> dict[str, object]:
+def _ask(code: str, limit_s: float = 120.0, *arguments: str) -> dict[str, object]:
     return ask_apart(Question(colour, limit_s), [sys.executable, "-c", code, *arguments])
 
 
@@ -44,11 +44,13 @@ def test_a_failure_tells_its_last_lines_first() -> None:
 
 def test_one_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    line = _ask(_LOST, 2.0, str(pid_file))
-    assert line["error"] == "no answer within 2 s"
-    deadline = time.monotonic() + 10
-    while _is_alive(int(pid_file.read_text())):
-        assert time.monotonic() < deadline, "still there"
+    for limit_s in (2, 8, 60):  # a busy machine may not have started it by then
+        line = _ask(_LOST, limit_s, str(pid_file))
+        assert line["error"] == f"no answer within {limit_s} s"
+        if pid_file.exists() and pid_file.read_text():
+            break
+    pid = int(pid_file.read_text())
+    wait_for(lambda: not _is_alive(pid), "what it started has ended")
 
 
 def test_answers_are_appended_and_some_can_be_left_out(

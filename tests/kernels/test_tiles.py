@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from worker.engines.exl2.attach import new_attention
-from worker.engines.exl2.calls import PAGE_MULTIPLE, PackedCall, PagedCall
-from worker.engines.exl2.tiles import (
+from worker.engines.exllamav2.attention.attach import new_attention
+from worker.engines.exllamav2.attention.call import PAGE_MULTIPLE, PackedCall, PagedCall
+from worker.engines.exllamav2.attention.tiles import (
     MAX_SPLITS,
     Tile,
     choose_splits,
     choose_tile,
     pad_head_dim,
 )
-from worker.engines.exl2.warm_up import warm_up, warm_up_lengths
+from worker.engines.exllamav2.warm_up import warm_up, warm_up_lengths
 
 _H100_SMS = 132
 

@@ -37,6 +37,11 @@ def load(service: Service, name: str, **fields: Any) -> tuple[int, Any]:
     return admin(service, "/models/load", {"wait": True, **body})
 
 
+def load_again(service: Service, name: str) -> tuple[int, Any]:
+    """Load a model that the service knows, as it was, and wait for the end."""
+    return admin(service, "/models/load", {"name": name, "wait": True})
+
+
 def unload(service: Service, name: str, **fields: Any) -> tuple[int, Any]:
     return admin(service, "/models/unload", {"name": name, "wait": True, **fields})
 
@@ -54,7 +59,7 @@ def model(service: Service, name: str) -> Any:
     return next((view for view in answer["data"] if view["id"] == name), None)
 
 
-def wait_for_state(service: Service, name: str, state: str, timeout_s: float = 20.0) -> Any:
+def wait_for_state(service: Service, name: str, state: str, timeout_s: float = 60.0) -> Any:
     def found() -> Any:
         view = model(service, name)
         return view if view and view["state"] == state else None
@@ -116,12 +121,14 @@ _LAZY = """
 [[models]]
 name = "{name}"
 path = "counter.gguf"
-context_length = 16384
+context_length = {context_length}
 slots = 2
+strip_leading_space = true
 preload = false
 {more}
 """
 
 
-def lazy_models(*names: str, more: str = "") -> str:
-    return "".join(_LAZY.format(name=name, more=more) for name in names)
+def lazy_models(*names: str, more: str = "", context_length: int = 16384) -> str:
+    fields = {"more": more, "context_length": context_length}
+    return "".join(_LAZY.format(name=name, **fields) for name in names)

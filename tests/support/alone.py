@@ -10,8 +10,8 @@ from pathlib import Path
 
 import redis
 
-from cli import embedded_redis
-from shared import settings as settings_module
+from cli.service import embedded_redis
+from shared.settings.load import load as load_settings
 from tests.conftest import ROOT, Service, free_port, models_folder, wait_for
 
 _CONFIG = """\
@@ -68,7 +68,7 @@ def environment(data_dir: Path) -> Iterator[Environment]:
     config.write_text(_CONFIG.format(port=port, flower_port=flower_port, models=models_folder()))
     variables = _clean(os.environ) | {"LLMIS_CONFIG": str(config)}
     variables |= {"LLMIS_DATA_DIR": str(data_dir / "var")}
-    command, url = embedded_redis.prepare(settings_module.load(variables))
+    command, url = embedded_redis.prepare(load_settings(variables))
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         wait_for(lambda: _answers(url), "Redis answers")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from shared.messages import ChatMessage, Job, JobKind, Tool
+from shared.wire.job import ChatMessage, Job, JobKind, Tool
 
 WEATHER = Tool(
     "get_weather",

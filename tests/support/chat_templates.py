@@ -116,6 +116,99 @@ PLAIN = """
 {% endfor %}<start_of_turn>model
 """
 
+PARTS = """<|im_start|>
+{%- for message in messages %}{{ message['role'] | capitalize }}
+{%- if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}
+{%- for part in message['content'] %}
+{%- if part['type'] == 'text' %}{{ part['text'] }}{% endif %}
+{%- endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}Assistant:{% endif %}"""
+"""SmolVLM's, whose contents are lists of parts."""
+
+QWEN_XML = """{%- if tools %}<|im_start|>system
+<tools>
+{%- for tool in tools %}<name>{{ tool.function.name }}</name>
+{%- for name, schema in tool.function.parameters.properties | items %}
+<parameter>{{ name }}</parameter>
+{%- endfor %}{% endfor %}
+</tools>
+<tool_call><function=name><parameter=key>
+value
+</parameter></function></tool_call><|im_end|>
+{% endif %}
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}
+{%- for call in message.tool_calls or [] %}
+<tool_call>
+<function={{ call.function.name }}>
+{%- for key, value in call.function.arguments | items %}{{ '\\n' }}<parameter={{ key }}>
+{{ value | tojson if value is mapping or value is sequence and value is not string else value }}
+</parameter>
+{%- endfor %}
+</function>
+</tool_call>
+{%- endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+"""Qwen3-Coder's, which walks schemas and arguments."""
+
+GPT_OSS = HARMONY.replace(
+    "{%- elif message.tool_calls %}",
+    "{%- elif message.tool_calls %}{% if message.content and message.thinking %}"
+    "{{ raise_exception('Cannot pass both content and thinking') }}{% endif %}"
+    "{% if message.content %}<|start|>assistant<|channel|>analysis<|message|>"
+    "{{ message.content }}{% endif %}",
+)
+
+GEMMA_2 = """{{ bos_token }}{% if messages[0].role == 'system' %}
+{{- raise_exception('System role not supported') }}{% endif %}
+{%- for message in messages %}
+{%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}
+{{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+{%- endif -%}
+<start_of_turn>{{ 'model' if message.role == 'assistant' else message.role }}
+{{ message.content | trim }}<end_of_turn>
+{% endfor %}{% if add_generation_prompt %}<start_of_turn>model
+{% endif %}"""
+
+STRICT_SYSTEM = """
+{%- for message in messages %}{% if message.role == 'system' and not loop.first %}
+{{- raise_exception('System message must be at the beginning.') }}{% endif %}<|im_start|>
+{{- message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}<|im_start|>assistant
+"""
+"""Qwen 3.5's."""
+
+TAKES_TURNS = MISTRAL.replace(
+    "{{ bos_token }}",
+    """{{ bos_token }}{% set turns = namespace(number=0) %}
+{%- for message in messages %}
+{%- if message.role == 'user' or message.role == 'assistant' and not message.tool_calls %}
+{%- if (message.role == 'user') != (turns.number % 2 == 0) %}
+{{- raise_exception('conversation roles must alternate') }}{% endif %}
+{%- set turns.number = turns.number + 1 %}{% endif %}{% endfor %}""",
+    1,
+)
+"""Mistral Small's, which counts turns without calls and answers."""
+
+DEEPSEEK_R1 = """{{ bos_token }}
+{%- for message in messages %}
+{%- if message.role == 'user' %}<｜User｜>{{ message.content }}
+{%- elif message.role == 'assistant' and message.content is none %}
+{%- for call in message.tool_calls -%}
+<｜Assistant｜><｜tool▁call▁begin｜>{{ call.type }}<｜tool▁sep｜>
+{{- call.function.name + '\\n```json\\n' + call.function.arguments + '\\n```' -}}
+<｜tool▁call▁end｜>{% endfor %}<|eot_id|>
+{%- elif message.role == 'assistant' %}<｜Assistant｜>{{ message.content }}<|eot_id|>
+{%- elif message.role == 'tool' %}<｜tool▁outputs▁begin｜>{{ message.content }}
+{%- else %}{{ message.content }}{% endif %}
+{%- endfor %}
+{%- if tools %}{{ tools | tojson }}{% endif %}<｜Assistant｜>"""
+"""Shows calls only where the content is null."""
+
 JOINED = """{% for message in messages %}{{ message.content | trim }}{% endfor %}<|im_end|>
 {{- messages[0].content | replace('<image>', '') | lower }}
 {{- '<' + (messages[0].name or '') + '>' }}{{ messages | tojson(ensure_ascii=True) }}"""
@@ -128,6 +221,13 @@ ALL = {
     "deepseek": DEEPSEEK,
     "harmony": HARMONY,
     "plain": PLAIN,
+    "parts": PARTS,
+    "qwen_xml": QWEN_XML,
+    "gpt_oss": GPT_OSS,
+    "gemma_2": GEMMA_2,
+    "strict_system": STRICT_SYSTEM,
+    "takes_turns": TAKES_TURNS,
+    "deepseek_r1": DEEPSEEK_R1,
     "joined": JOINED,
 }
 

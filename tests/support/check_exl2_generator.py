@@ -6,7 +6,7 @@
 Real are generator/dynamic.py, generator/sampler.py, the tokenizer, pages, jobs, filters. Not
 real are the model (it counts a … j in a circle), attention, and the compiled extension, whose
 few CPU functions the stub below does in torch. What passes here holds for the scripted
-`tests.fake_exllamav2` too; what differs is a mistake in the fake. Needs torch, tokenizers and
+`tests.support.fake_exllamav2`; a difference is a mistake in the fake. Needs torch, tokenizers and
 llguidance; pillow, rich and safetensors are stubbed where they are not.
 """
 
@@ -24,14 +24,16 @@ from unittest import mock
 
 import torch
 
-from shared.messages import FinishReason, Grammar, GrammarKind, Sampling
-from tests.unit import exl2_folder
-from tests.unit.exl2_engine import make_engine, run_all
-from tests.unit.exl2_folder import END, VOCAB, ids
-from tests.unit.loop_sink import make_run
-from worker.engines.exl2 import loading
-from worker.engines.exl2.plan import make_plan
-from worker.engines.protocol import EngineSettings, Sequence, Speculation
+from shared.wire.events import FinishReason
+from shared.wire.job import Grammar, GrammarKind, Sampling
+from tests.support import exl2_folder
+from tests.support.exl2_engine import make_engine, run_all
+from tests.support.exl2_folder import END, VOCAB, ids
+from tests.support.loop_sink import make_run
+from worker.engines.base import EngineSettings
+from worker.engines.exllamav2 import load
+from worker.engines.exllamav2.load_plan import make_plan
+from worker.sequence import Sequence, Speculation
 
 CIRCLE = ids("abcdefghij")
 GREEDY = Sampling(temperature=0.0)
@@ -130,7 +132,7 @@ class _Cache:
         pass
 
 
-def _load(settings: EngineSettings, folder: Any) -> loading.Loaded:
+def _load(settings: EngineSettings, folder: Any) -> load.Loaded:
     plan = make_plan(settings, is_quantised=False)
     library = importlib.import_module("exllamav2")
     arch = SimpleNamespace(lm=SimpleNamespace(mrope=False))
@@ -140,14 +142,14 @@ def _load(settings: EngineSettings, folder: Any) -> loading.Loaded:
         model_dir=str(folder.path), eos_token_id=2, bos_token_id=1, pad_token_id=None,
     )  # fmt: skip
     tokenizer = library.ExLlamaV2Tokenizer(config, lazy_init=True)
-    loading.never_decode(tokenizer, VOCAB)
+    load.never_decode(tokenizer, VOCAB)
     made = [
-        loading.Model(config, _Model(config), _Cache(plan.cache_tokens), tokenizer)
+        load.ModelOnDevice(config, _Model(config), _Cache(plan.cache_tokens), tokenizer)
         for _ in range(2)
     ]
     speculation = settings.speculation
     has_draft = speculation is not None and speculation.draft_path is not None
-    return loading.Loaded(
+    return load.Loaded(
         library,
         importlib.import_module("exllamav2.generator"),
         importlib.import_module("exllamav2.generator.filters"),
@@ -234,7 +236,7 @@ def _check_pages(engine: Any) -> None:
             engine.submit(sequence)
             num_jobs += 1
         if chance.random() < 0.03 and engine.has_work:
-            engine.cancel(chance.choice(list(engine._live)))
+            engine.cancel(chance.choice(list(engine._running)))
         if engine.has_work:
             engine.step()
             generator = engine._generator
@@ -256,7 +258,7 @@ def main(folder: str) -> None:
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "9.0")
     with (
         mock.patch.dict(sys.modules, stubs),
-        mock.patch.object(loading, "load", _load),
+        mock.patch.object(load, "load", _load),
         tempfile.TemporaryDirectory() as made,
     ):
         # What `attach` does: the generator asks for this flag alone.

@@ -7,6 +7,12 @@ from click.testing import CliRunner, Result
 
 from cli.main import cli
 
+
+def api_error(message: str) -> dict[str, Any]:
+    """Why a model failed to load."""
+    return {"message": message, "type": "x", "param": None, "code": None, "at": time.time()}
+
+
 REPLICA = {
     "id": "counter-abc123",
     "node": "node-1",
@@ -21,6 +27,7 @@ REPLICA = {
     "memory_bytes": 3 << 29,
     "tokens_per_s": 41.26,
     "started_at": time.time() - 97_800,
+    "uptime_s": 97_800,
     "step_age_s": 0.1,
 }
 LOADING = {
@@ -59,7 +66,7 @@ FAILED = {
     "state": "failed",
     "pin": False,
     "ttl_s": 600,
-    "error": {"message": "is not a GGUF file", "type": "x", "param": None, "code": None},
+    "error": api_error("is not a GGUF file"),
     "replicas": [],
 }
 NODE = {
@@ -67,6 +74,7 @@ NODE = {
     "pid": 99,
     "version": "0.1.0",
     "started_at": time.time() - 97_800,
+    "uptime_s": 97_800,
     "cpus": 16,
     "memory_total_bytes": 64 << 30,
     "memory_free_bytes": 48 << 30,

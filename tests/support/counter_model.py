@@ -42,15 +42,51 @@ def trigger_token(text: str) -> int:
 
 def embeddings() -> NDArray[np.float32]:
     """The vectors of all tokens, by id."""
+    return _vectors(len(_vocabulary()[0]))
+
+
+def _vectors(number: int) -> NDArray[np.float32]:
     rng = np.random.default_rng(0)
-    return rng.choice(np.array([-1, 1], np.float32), (len(_vocabulary()[0]), _WIDTH))
+    return rng.choice(np.array([-1, 1], np.float32), (number, _WIDTH))
 
 
-def write(path: Path, pooling: gguf.PoolingType | None = None) -> None:
-    """Write the model as GGUF; with a pooling type it declares itself one that embeds."""
-    tokens, types, scores = _vocabulary()
-    successors = _successors(tokens)
-    vectors = embeddings()
+def write(
+    path: Path,
+    pooling: gguf.PoolingType | None = None,
+    *,
+    template: str | list[dict[str, str]] = _TEMPLATE,
+    norm: float = 1.0,
+    nan_token: int | None = None,
+) -> None:
+    """Write the model as GGUF; with a pooling type it declares itself one that embeds. `template`:
+    its chat template, or several with their names. `norm` is the weight of the last norm: with NaN
+    no logits are valid. The vector of `nan_token` is NaN."""
+    vocabulary = _vocabulary()
+    write_chains(
+        path,
+        vocabulary,
+        _successors(vocabulary[0]),
+        template,
+        pooling,
+        norm=norm,
+        nan_token=nan_token,
+    )
+
+
+def write_chains(
+    path: Path,
+    vocabulary: tuple[list[bytes], list[int], list[float]],
+    successors: dict[int, int],
+    template: str | list[dict[str, str]],
+    pooling: gguf.PoolingType | None = None,
+    *,
+    norm: float = 1.0,
+    nan_token: int | None = None,
+) -> None:
+    """Write a model in which each token is followed by its successor. `vocabulary`: texts, types
+    and scores, of which the first three are `<unk>`, `<s>` and `</s>`."""
+    tokens, types, scores = vocabulary
+    vectors = _vectors(len(tokens))
     output = np.zeros_like(vectors)
     for token, successor in successors.items():
         output[successor] += vectors[token]
@@ -76,12 +112,14 @@ def write(path: Path, pooling: gguf.PoolingType | None = None) -> None:
     writer.add_eos_token_id(_EOS)
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(True)
-    writer.add_chat_template(_TEMPLATE)
+    writer.add_chat_template(template)
     if pooling is not None:
         writer.add_pooling_type(pooling)
+    if nan_token is not None:
+        vectors[nan_token] = np.nan
     ones, zeros = np.ones(_WIDTH, np.float32), np.zeros((_WIDTH, _WIDTH), np.float32)
     writer.add_tensor("token_embd.weight", vectors)
-    writer.add_tensor("output_norm.weight", ones)
+    writer.add_tensor("output_norm.weight", np.float32(norm) * ones)
     writer.add_tensor("output.weight", output)
     writer.add_tensor("blk.0.attn_norm.weight", ones)
     writer.add_tensor("blk.0.ffn_norm.weight", ones)

@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from tests import counter_model
+from tests.support import counter_model
 
 Vector = NDArray[np.float32]
 _WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "red", "not")

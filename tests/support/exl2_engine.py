@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.unit import exl2_folder
-from tests.unit.loop_sink import Sink
-from worker.engine_loop import EngineLoop
-from worker.engines import load
-from worker.engines.exllamav2 import ExLlamaV2Engine
-from worker.engines.protocol import EngineSettings, Sequence, StepResult
-from worker.job_run import JobRun
+from tests.support import exl2_folder
+from tests.support.loop_sink import Sink
+from worker.engines.base import EngineSettings
+from worker.engines.exllamav2.engine import ExLlamaV2Engine
+from worker.engines.registry import load
+from worker.replica.attempt import Attempt
+from worker.replica.engine_loop import EngineLoop
+from worker.sequence import Sequence, StepResult
 
 
 def make_engine(path: Path, **options: Any) -> ExLlamaV2Engine:
@@ -34,7 +35,7 @@ def running(engine: ExLlamaV2Engine) -> Iterator[tuple[EngineLoop, Sink]]:
         loop.stop()
 
 
-def run_all(engine: ExLlamaV2Engine, *runs: JobRun) -> Sink:
+def run_all(engine: ExLlamaV2Engine, *runs: Attempt) -> Sink:
     """Run jobs that come at the same moment to their ends."""
     with running(engine) as (loop, sink):
         for run in runs:

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from tests.fake_exllamav2_sampler import Filter, Sampler, Settings
+from tests.support.fake_exllamav2_sampler import Filter, Sampler, Settings
 
 PAGE = 256
 NAMES = ("exllamav2", "exllamav2.generator", "exllamav2.generator.filters",
-         "worker.engines.exl2.attach", "exllamav2.rope")  # fmt: skip
+         "worker.engines.exllamav2.attention.attach", "exllamav2.rope")  # fmt: skip
 
 
 @dataclass

@@ -33,6 +33,7 @@ class FakeService:
     requests: list[tuple[str, Any]] = field(default_factory=list)
     """`POST /path`, and its decoded body"""
     content_types: list[str | None] = field(default_factory=list)
+    client_addresses: list[Any] = field(default_factory=list)
     client_gone: threading.Event = field(default_factory=threading.Event)
 
     def bodies(self, route: str) -> list[Any]:
@@ -60,6 +61,7 @@ class _Answering(BaseHTTPRequestHandler):
 
     def _answer(self, route: str, body: Any) -> None:
         self.service.requests.append((route, body))
+        self.service.client_addresses.append(self.client_address)
         error = {"error": {"message": f"Unknown request URL: {route}.", "code": "unknown_url"}}
         reply = self.service.replies.get(route, Reply(error, 404))
         if reply.events is not None and reply.status == 200:

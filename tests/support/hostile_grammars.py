@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from shared.messages import Grammar, GrammarKind
+from shared.wire.job import Grammar, GrammarKind
 
 
 def chained_schema(number: int, *, is_wrapped: bool = False) -> dict[str, Any]:

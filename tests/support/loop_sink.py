@@ -4,35 +4,29 @@ import queue
 from typing import Any
 
 from shared.errors import LlmisError
-from shared.messages import FinishReason, Job, JobKind, Sampling
-from worker.engines.protocol import Sequence, StepResult
-from worker.job_run import Emission, JobDropped, JobEnded, JobRun
+from shared.wire.events import FinishReason
+from shared.wire.job import Sampling
+from tests.support.jobs import completion_job
+from worker.replica.attempt import Attempt, AttemptEvent, JobDropped, JobEnded
+from worker.sequence import Sequence, StepResult
 
 
-def make_run(job_id: str, num_choices: int = 1, **options: Any) -> JobRun:
+def make_run(job_id: str, num_choices: int = 1, **options: Any) -> Attempt:
     """`options`: fields of the sequences."""
-    job = Job(
-        id=job_id,
-        model="m",
-        kind=JobKind.COMPLETION,
-        prompts=["abc"],
-        num_choices=num_choices,
-        created_at=0.0,
-        deadline_at=1e12,
-    )
+    job = completion_job(id=job_id, prompts=["abc"], num_choices=num_choices, deadline_at=1e12)
     fields = {"prompt": [1, 2, 3], "max_tokens": 5, "sampling": Sampling()} | options
     sequences = [Sequence(key=(job_id, i), **fields) for i in range(num_choices)]
-    return JobRun(job, 0, sequences)
+    return Attempt(job, 0, sequences)
 
 
 class Sink:
     """Collects what the loop emits and lets a test wait for it."""
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[Emission] = queue.Queue()
-        self.seen: list[Emission] = []
+        self._queue: queue.Queue[AttemptEvent] = queue.Queue()
+        self.seen: list[AttemptEvent] = []
 
-    def emit(self, emissions: list[Emission]) -> None:
+    def emit(self, emissions: list[AttemptEvent]) -> None:
         for emission in emissions:
             self._queue.put(emission)
 
@@ -45,8 +39,8 @@ class Sink:
         while not self.text(job_id):
             self._next()
 
-    def _next(self) -> Emission:
-        emission = self._queue.get(timeout=5)
+    def _next(self) -> AttemptEvent:
+        emission = self._queue.get(timeout=60)
         self.seen.append(emission)
         return emission
 

@@ -104,7 +104,7 @@ def running_prometheus(
         )
     try:
         prometheus = Prometheus(f"http://{address}")
-        wait_for(prometheus.is_ready, "Prometheus is ready", 30)
+        wait_for(prometheus.is_ready, "Prometheus is ready")
         yield prometheus
     finally:
         process.terminate()

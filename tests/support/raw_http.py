@@ -3,6 +3,9 @@
 import socket
 from collections.abc import Iterable
 
+import wsproto
+from wsproto.events import CloseConnection, Request
+
 from tests.conftest import Service
 
 
@@ -35,3 +38,19 @@ def request(start: str, headers: Iterable[str] = (), body: bytes = b"") -> bytes
     """One request that asks for the connection to be closed."""
     lines = [f"{start} HTTP/1.1", "Host: 127.0.0.1", "Connection: close", *headers, "", ""]
     return "\r\n".join(lines).encode("latin-1") + body
+
+
+def websocket_close(service: Service, origin: str) -> CloseConnection:
+    """How the server closes a new connection of a page of this origin.
+
+    simple-websocket does not tell when the close frame comes along with the handshake."""
+    protocol = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
+    host = f"127.0.0.1:{service.port}"
+    handshake = Request(host=host, target="/v1/ws", extra_headers=[(b"Origin", origin.encode())])
+    with connect(service) as sock:
+        sock.sendall(protocol.send(handshake))
+        while True:
+            protocol.receive_data(sock.recv(4096) or None)
+            for event in protocol.events():
+                if isinstance(event, CloseConnection):
+                    return event

@@ -4,8 +4,8 @@ import re
 from collections import deque
 
 from shared.errors import EngineError, InvalidRequest, LlmisError
-from shared.messages import FinishReason
-from worker.engines.protocol import Sequence, StepResult
+from shared.wire.events import FinishReason
+from worker.sequence import Sequence, StepResult
 
 
 class ByteVocabulary:
@@ -46,7 +46,8 @@ class ScriptedEngine:
     embeds = False
     context_length = 100
     vocab_size = 256
-    chat_template = None
+    chat_template: str | None = None
+    tool_use_template: str | None = None
     vocabulary = ByteVocabulary()
 
     def __init__(self, slots: int, script: list[str | LlmisError]) -> None:

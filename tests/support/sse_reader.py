@@ -43,6 +43,8 @@ class Answer:
         self.request_id = self._response.headers["x-request-id"]
         self.is_replay = self._response.headers["Idempotent-Replayed"] == "true"
         self.events: list[SseEvent] = []
+        self.last_id = last_id
+        """Of the last event that had one: the end has none."""
 
     def json(self) -> Any:
         return json.loads(self._response.read())
@@ -50,24 +52,19 @@ class Answer:
     def read(self, num_events: int | None = None) -> "Answer":
         """Read so many events, or all that come."""
         wanted = None if num_events is None else len(self.events) + num_events
-        event_id = ""
         while wanted is None or len(self.events) < wanted:
             line = self._response.readline().decode()
             if not line:
                 break
             if line.startswith("id: "):
-                event_id = line[4:].strip()
+                self.last_id = line[4:].strip()
             elif line.startswith("data: "):
-                self.events.append(SseEvent(event_id, line[6:].strip()))
+                self.events.append(SseEvent(self.last_id, line[6:].strip()))
         return self
 
     @property
     def text(self) -> str:
         return "".join(event.text for event in self.events)
-
-    @property
-    def last_id(self) -> str:
-        return self.events[-1].id
 
     @property
     def is_done(self) -> bool:

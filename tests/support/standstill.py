@@ -42,7 +42,7 @@ def standing_still(
         if do_others_run():
             break
         _trace(_PTRACE_CONT, tid)
-        time.sleep(random.uniform(0.2, 0.4))
+        time.sleep(random.uniform(0.001, 0.005))
     # Somebody has to take note of the thread's end, or the process stays a zombie.
     reaper = threading.Thread(target=_reap, args=(tid,))
     reaper.start()

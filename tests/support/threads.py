@@ -2,9 +2,9 @@
 
 import threading
 
-from tests.admin_client import Completion
 from tests.conftest import Service
-from tests.counter_model import expected_text
+from tests.support.admin_client import Completion
+from tests.support.counter_model import expected_text
 
 
 class Client(threading.Thread):

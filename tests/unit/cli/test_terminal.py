@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import ROOT
-from tests.fake_service import FakeService, Reply
-from tests.unit.cli_answers import HOSTILE, chat_events, completion_events
-from tests.unit.test_cli_operations import LOAD, LOADED
+from tests.support.cli_answers import HOSTILE, chat_events, completion_events
+from tests.support.fake_service import FakeService, Reply
+from tests.unit.cli.test_operation_progress import LOAD, LOADED
 
 CHAT = "POST /v1/chat/completions"
-_TIMEOUT_S = 20.0
+_TIMEOUT_S = 60.0
 
 
 class Terminal:
@@ -104,7 +104,7 @@ def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(
     terminal.expect("half an ans")
     terminal.interrupt()
     terminal.expect("[stopped]")
-    assert fake.client_gone.wait(10)
+    assert fake.client_gone.wait(_TIMEOUT_S)
     fake.replies[CHAT] = Reply(events=chat_events("whole"))
     terminal.expect("> ")
     terminal.type("two\n")
@@ -142,7 +142,7 @@ def test_complete_is_harmless_on_a_terminal_and_ctrl_c_cancels(
     terminal.expect("[red]x[/red] ␛]0;owned␇ \\u009b2J")
     terminal.interrupt()
     assert terminal.wait() == 130
-    assert fake.client_gone.wait(10)
+    assert fake.client_gone.wait(_TIMEOUT_S)
     assert "Traceback" not in terminal.shown
 
 
@@ -152,9 +152,9 @@ def test_load_shows_a_bar(fake: FakeService, terminal: Terminal) -> None:
     terminal.expect("counter: reading weights")
     terminal.expect("60%")
     terminal.interrupt()
-    terminal.expect("goes on")
+    terminal.expect("the operation continues")
     assert terminal.wait() == 130
-    assert fake.client_gone.wait(10)
+    assert fake.client_gone.wait(_TIMEOUT_S)
     assert "\x1b[?25h" in terminal.shown, "the cursor is shown again"
 
 

@@ -9,12 +9,7 @@ import redis
 
 from shared import api_keys, names
 from shared.api_keys import Scope
-from tests.unit.cli_answers import run
-
-
-@pytest.fixture
-def client(redis_socket: str) -> redis.Redis:
-    return redis.Redis(unix_socket_path=redis_socket, protocol=2)
+from tests.support.cli_answers import run
 
 
 def test_a_key_is_found_by_its_hash_and_stored_nowhere(client: redis.Redis) -> None:

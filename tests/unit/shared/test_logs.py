@@ -3,15 +3,20 @@
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
 
-from shared import logs, messages
+from shared import logs
+from shared.clock import clock
 from shared.errors import InternalError
 from shared.logs import JsonFormatter
-from shared.messages import ChatMessage, Job, JobKind
+from shared.wire import codec
+from shared.wire.codec import DecodeError
+from shared.wire.job import ChatMessage, Job, JobKind
 
 _SECRET = "the moon is made of cheese"
 
@@ -33,6 +38,15 @@ def _line(message: str, *args: Any, logger: str = "app.x", with_prompts: bool = 
 def _fields(*args: Any, **options: Any) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(_line(*args, **options))
     return fields
+
+
+@pytest.mark.parametrize("ahead_s", [0, 40, -700])
+def test_the_time_of_a_line_is_that_of_the_service(
+    monkeypatch: pytest.MonkeyPatch, ahead_s: int
+) -> None:
+    monkeypatch.setattr(clock, "_offset", time.time() - ahead_s - time.monotonic())
+    at = datetime.fromisoformat(_fields("m")["ts"]).timestamp()
+    assert at == pytest.approx(time.time() - ahead_s, abs=10)
 
 
 def test_no_text_can_end_a_line_or_begin_one() -> None:
@@ -98,8 +112,8 @@ def test_a_requests_traceback_has_classes_and_places_and_no_foreign_message() ->
 def test_bytes_that_are_no_job_are_not_quoted() -> None:
     job = Job(id="r", model="m", kind=JobKind.CHAT, created_at=0, deadline_at=0,
               messages=[ChatMessage("user", _SECRET)])  # fmt: skip
-    for payload in (messages.encode_job(job)[:-1], messages.encode_job(job) + b"\xc1"):
-        with pytest.raises(messages.DecodeError) as caught:
-            messages.decode_job(payload)
+    for payload in (codec.encode_job(job)[:-1], codec.encode_job(job) + b"\xc1"):
+        with pytest.raises(DecodeError) as caught:
+            codec.decode_job(payload)
         assert _SECRET not in str(caught.value)
         assert _SECRET not in repr(caught.value)

@@ -11,7 +11,7 @@ _FINDING = {"id": "PYSEC-1", "fix_versions": ["1.1"], "aliases": [], "descriptio
 def test_a_vulnerable_package_is_named_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert report([_SOUND, {"name": "old", "version": "1.0", "vulns": [_FINDING]}]) == 1
     shown = capsys.readouterr().out
-    assert "old 1.0: PYSEC-1, mended in 1.1" in shown and "NOT AUDITED" not in shown
+    assert "old 1.0: PYSEC-1, fixed in 1.1" in shown and "NOT AUDITED" not in shown
 
 
 def test_what_could_not_be_looked_up_is_no_clean_bill(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.embeddings import EmbeddingAnswer, EmbeddingRequest, shorten
-from app.parsing import convert
+from app.api.embeddings import EmbeddingAnswer, EmbeddingRequest, shorten
+from app.schemas.parse import convert
 from shared.errors import InvalidRequest
-from shared.messages import Embedding, Finished, Started, Timings, Usage
+from shared.wire.events import Embedding, Finished, Started, Timings, Usage
 
 
 def _request(**fields: Any) -> EmbeddingRequest:
@@ -24,12 +24,7 @@ def _packed(*values: float) -> bytes:
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [
-        ("a", ["a"]),
-        (["a", "b"], ["a", "b"]),
-        ([1, 2], [[1, 2]]),
-        ([[1], [2, 3]], [[1], [2, 3]]),
-    ],
+    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
 )
 def test_the_four_kinds_of_input(given: Any, expected: Any) -> None:
     assert _request(input=given).inputs() == expected

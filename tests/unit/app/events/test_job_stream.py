@@ -1,11 +1,27 @@
 """The reader of a job: order, holes, doubles, joining."""
 
+import time
+
 import pytest
 import redis
 
-from app.job_stream import ClientGone, JobStream
-from shared import messages
-from shared.messages import Delta, Event, Finished, FinishReason, Timings, Usage
+from app.errors import ClientGone
+from app.events.job_stream import JobStream, raise_failure
+from shared import errors
+from shared.wire import codec
+from shared.wire.events import (
+    Delta,
+    Event,
+    Failed,
+    Filtered,
+    FilterMatch,
+    Finished,
+    FinishReason,
+    Timings,
+    ToolCallDelta,
+    Usage,
+    join,
+)
 
 _LOG: list[Event] = [
     Delta(0, 0, 0, "a", [1]),
@@ -25,7 +41,7 @@ class _Log:
 
     def lrange(self, _key: str, start: int, end: int) -> list[bytes]:
         self.num_reads += 1
-        return [messages.encode_event(event) for event in self.events[start : end + 1]]
+        return [codec.encode_event(event) for event in self.events[start : end + 1]]
 
 
 def _stream(events: list[Event] = _LOG) -> tuple[JobStream, _Log]:
@@ -136,3 +152,102 @@ def test_a_reader_that_comes_back_meanwhile_misses_nothing() -> None:
     while not stream.is_ended:
         texts.append(_texts(stream.read(0)))
     assert "".join(texts) == "".join(f" {seq}" for seq in range(100_000))
+
+
+# -- joining one that runs, skipping, failing -------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_follower_reads_the_log_until_events_are_pushed(clock: list[float]) -> None:
+    stream, log = _stream(_LOG[:2])
+    stream.follow()
+    assert _texts(stream.read(60)) == "ab"
+    log.events = _LOG[:3]
+    assert _texts(stream.read(60)) == "x", "its replica does not know of this reader yet"
+    stream.push(_LOG[3])
+    log.num_reads = 0
+    assert _texts(stream.read(60)) == "c"
+    assert stream.read(0) == []
+    assert log.num_reads == 0
+
+
+def test_a_follower_of_a_silent_job_stops_reading_its_log(clock: list[float]) -> None:
+    stream, log = _stream(_LOG[:1])
+    stream.follow()
+    clock[0] += 5.0
+    assert _texts(stream.read(0)) == "a", "it is read once in any case"
+    log.num_reads = 0
+    assert stream.read(0) == []
+    assert log.num_reads == 0
+
+
+def test_a_follower_that_finds_the_end_in_the_log_is_done(clock: list[float]) -> None:
+    stream, _ = _stream()
+    stream.follow()
+    assert _texts(stream.read(0)) == "abcx"
+    assert stream.is_ended
+
+
+def test_skipped_events_are_not_read_again() -> None:
+    stream, _ = _stream()
+    assert stream.skip(2) == _LOG[:2]
+    assert (stream.next_seq, stream.is_ended) == (2, False)
+    for event in _LOG:
+        stream.push(event)
+    assert _texts(stream.read(0)) == "xc"
+
+
+def test_to_skip_more_than_there_is_ends_with_the_last_event() -> None:
+    stream, _ = _stream()
+    assert stream.skip(100) == _LOG
+    assert stream.is_ended
+
+
+def test_the_time_of_publishing_is_that_of_the_first_event_read() -> None:
+    stream, _ = _stream()
+    stream.push(_LOG[0], 5.0)
+    stream.push(_LOG[1], 6.0)
+    stream.read(0)
+    assert stream.published_at == 5.0
+    stream.push_repair()
+    stream.read(0)
+    assert stream.published_at == 0.0, "what comes from the log was published some time ago"
+
+
+def test_a_stream_is_closed_with_the_error_given() -> None:
+    stream, _ = _stream()
+    stream.close(errors.GoingAway("bye"))
+    with pytest.raises(errors.GoingAway, match="bye"):
+        stream.read(5)
+
+
+def test_a_failed_job_raises_its_error_and_others_nothing() -> None:
+    failed = Failed(1, 0, 400, errors.ContextLengthExceeded.code, "too long", "messages")
+    with pytest.raises(errors.ContextLengthExceeded, match="too long") as caught:
+        raise_failure([_LOG[0], failed])
+    assert caught.value.param == "messages"
+    raise_failure([])
+    raise_failure(_LOG)
+
+
+def test_the_pieces_of_tool_calls_and_matches_are_joined() -> None:
+    first, second = FilterMatch("r", "mask", 0, 1), FilterMatch("r", "mask", 4, 5)
+    name, middle = ToolCallDelta(0, "call", "get"), ToolCallDelta(0, arguments="{")
+    last, next_one = ToolCallDelta(0, arguments="}"), ToolCallDelta(1, "other", "set")
+    (joined,) = join([
+        Delta(0, 0, 0, "", [1], reasoning="so", tool_calls=[name, middle],
+              filtered=Filtered(2, [first])),
+        Delta(1, 0, 0, "a", [2], tool_calls=[last, next_one]),
+        Delta(2, 0, 0, "b", [3], reasoning=" be", filtered=Filtered(9, [second])),
+    ])  # fmt: skip
+    assert joined == Delta(
+        2, 0, 0, "ab", [1, 2, 3], reasoning="so be",
+        tool_calls=[ToolCallDelta(0, "call", "get", "{}"), next_one],
+        filtered=Filtered(9, [first, second]),
+    )  # fmt: skip

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from app.choices import Choice, best, share_echoes
-from shared.messages import Delta, Echo, FinishReason, Logprob, TokenLogprobs
+from app.formats.choice import Choice, best, share_echoes
+from shared.wire.events import Delta, Echo, FinishReason, Logprob, TokenLogprobs
 
 _END = TokenLogprobs(Logprob(2, -7.0, b"", b"</s>"), [], is_end=True)
 

@@ -1,26 +1,26 @@
 """Log probabilities as OpenAI words them, and echoed prompts, whole and streamed."""
 
+import math
 from typing import Any
 
 import msgspec
 import pytest
 
-from app.answers import CompletionShape
-from app.choices import Choice
-from app.logprobs import CompletionLogprobsWriter, chat_logprobs, prompt_logprobs
-from shared.messages import (
-    AnswerOptions,
+from app.formats.choice import Choice
+from app.formats.completion import CompletionFormatter
+from app.formats.logprobs import CompletionLogprobsWriter, chat_logprobs, prompt_logprobs
+from shared.wire.events import (
     Delta,
     Echo,
     Finished,
     FinishReason,
-    Job,
-    JobKind,
     Logprob,
     Timings,
     TokenLogprobs,
     Usage,
 )
+from shared.wire.job import AnswerOptions
+from tests.support.jobs import completion_job
 
 _FINISHED = Finished(9, 0, Usage(1, 1), Timings(0, 0, 0))
 
@@ -70,6 +70,15 @@ def test_of_tokens_with_one_text_the_most_probable_counts() -> None:
     assert written.token_logprobs == [-0.3]
 
 
+@pytest.mark.parametrize("value", [math.nan, -math.inf, -1e5])
+def test_a_logprob_is_always_a_number(value: float) -> None:
+    token = _token("a", Logprob(8, value, b"b"), logprob=value)
+    written = CompletionLogprobsWriter().write([token])
+    assert (written.token_logprobs, written.top_logprobs) == ([-9999], [{"a": -9999, "b": -9999}])
+    (made,) = chat_logprobs([token]).content
+    assert (made.logprob, made.top_logprobs[0].logprob) == (-9999, -9999)
+
+
 # -- offsets of an echoed prompt -------------------------------------------------------------
 
 _BOS = TokenLogprobs(Logprob(1, 0.0, b"", b"<s>"), [])
@@ -98,14 +107,12 @@ def test_an_echoed_prompt_has_the_offsets_of_its_text(
 # -- prompts are echoed once, to all of their choices ----------------------------------------
 
 
-def _shape(prompts: list[str], n: int, logprobs: int | None = 0) -> CompletionShape:
+def _shape(prompts: list[str], n: int, logprobs: int | None = 0) -> CompletionFormatter:
     options = AnswerOptions(wants_logprobs=logprobs is not None, num_wanted=n)
-    job = Job(
-        id="j", model="m", kind=JobKind.COMPLETION, prompts=list(prompts), num_choices=n,
-        echo=True, logprobs=logprobs, created_at=0.0, deadline_at=1.0,
-        answer=options,
-    )  # fmt: skip
-    return CompletionShape(job)
+    job = completion_job(
+        prompts=list(prompts), num_choices=n, echo=True, logprobs=logprobs, answer=options
+    )
+    return CompletionFormatter(job)
 
 
 def _echo(index: int, text: str) -> Echo:
@@ -121,7 +128,7 @@ _ECHOES = [_echo(0, "one"), _echo(3, "three")]
 _DELTAS = [[_delta(i, "a"), _delta(i, str(i)), _delta(i, "z", _STOP)] for i in range(6)]
 
 
-def _added_up(shape: CompletionShape, events: list[Delta | Echo]) -> list[dict[str, Any]]:
+def _added_up(shape: CompletionFormatter, events: list[Delta | Echo]) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = [{"text": "", "finish_reason": None} for _ in range(6)]
     for chunk in msgspec.to_builtins([c for event in events for c in shape.of(event)]):
         (choice,) = chunk["choices"]
@@ -134,7 +141,7 @@ def _added_up(shape: CompletionShape, events: list[Delta | Echo]) -> list[dict[s
     return made
 
 
-def _whole(shape: CompletionShape, events: list[Delta | Echo]) -> list[dict[str, Any]]:
+def _whole(shape: CompletionFormatter, events: list[Delta | Echo]) -> list[dict[str, Any]]:
     choices = [Choice() for _ in range(6)]
     for event in events:
         choices[event.index].add(event)

@@ -5,40 +5,15 @@ import math
 import msgspec
 import pytest
 
-from app.limit_headers import duration, headers_of
-from app.refusals import MAX_RETRY_S, expected_wait_s, refusal_error, retry_after_s
+from app.jobs.admission_errors import MAX_RETRY_S, expected_wait_s, rejection_error, retry_after_s
+from app.jobs.rate_limit_headers import duration, headers_of
 from shared.errors import QueueFull, ReplicaLost
-from shared.job_queue import Admission, Refusal
 from shared.limits import Allowance, Allowances, Limits
-from shared.messages import ReplicaRecord, ReplicaState
+from shared.queue.job_queue import Admission, RejectReason
+from shared.wire.records import ReplicaRecord, ReplicaState
+from tests.support.registry_records import make_replica
 
-_RECORD = ReplicaRecord(
-    id="r",
-    model="m",
-    engine="llamacpp",
-    device="cpu",
-    node="n",
-    assignment_id="a",
-    pid=1,
-    versions={},
-    state=ReplicaState.READY,
-    stage="ready",
-    fraction=1.0,
-    slots=4,
-    busy_slots=4,
-    waiting_sequences=0,
-    context_length=512,
-    capabilities=[],
-    steps=1,
-    step_age_s=0.0,
-    generated_tokens=0,
-    tokens_per_s=0.0,
-    slot_s=8.0,
-    memory_bytes=1,
-    mapped_bytes=1,
-    estimated_bytes=1,
-    started_at=0.0,
-)
+_RECORD = make_replica(slots=4, busy_slots=4, slot_s=8.0)
 
 
 def _record(**fields: object) -> ReplicaRecord:
@@ -61,10 +36,10 @@ def test_retry_after_is_a_whole_number_of_seconds_that_clients_heed(
 
 
 def test_a_full_queue_says_when_there_is_room_or_that_nobody_serves_it() -> None:
-    full = Admission(refusal=Refusal.QUEUE, ahead=9)
-    error = refusal_error(full, Limits(), "m", [_record()])
+    full = Admission(reject_reason=RejectReason.QUEUE, ahead=9)
+    error = rejection_error(full, Limits(), "m", [_record()])
     assert isinstance(error, QueueFull) and error.retry_after_s == 20
-    error = refusal_error(full, Limits(), "m", [_record(state=ReplicaState.DRAINING)])
+    error = rejection_error(full, Limits(), "m", [_record(state=ReplicaState.DRAINING)])
     assert isinstance(error, ReplicaLost) and error.status == 503
 
 

@@ -1,37 +1,36 @@
 """What one request adds to the metrics, by its events, and that its log line says the same."""
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
-from app import meters, metrics, request_log
-from app.job_stream import ClientGone
-from app.request_facts import Outcome, RequestFacts
+from app.errors import ClientGone
+from app.metrics import buffered, definitions
+from app.metrics.request_record import Outcome, RequestRecord
+from app.middleware import request_log
 from shared import errors
-from shared.messages import (
+from shared.wire.events import (
     Delta,
     Echo,
     Embedding,
     Event,
     Finished,
     FinishReason,
-    Job,
-    JobKind,
     Started,
     Timings,
     Usage,
 )
+from shared.wire.job import Job, JobKind
+from tests.support.jobs import completion_job
 
 Added = Callable[..., float]
 
 
 def _job(kind: JobKind = JobKind.COMPLETION) -> Job:
-    now = time.time()
-    return Job(id="a", model="m", kind=kind, created_at=now, deadline_at=now + 60)
+    return completion_job(id="a", kind=kind)
 
 
 def _delta(
@@ -48,11 +47,11 @@ def added() -> Added:
     """By how much a series has grown since the test began."""
 
     def value(name: str, **labels: str) -> float:
-        meters.flush()
+        buffered.flush_buffers()
         return REGISTRY.get_sample_value(f"llmis_{name}", {"model": "m", **labels}) or 0.0
 
     before: dict[Any, float] = {}
-    meters.flush()
+    buffered.flush_buffers()
     for family in REGISTRY.collect():
         for sample in family.samples:
             before[(sample.name, *sorted(sample.labels.items()))] = sample.value
@@ -69,14 +68,14 @@ def _measure(
     error: BaseException | None = None,
     kind: JobKind = JobKind.COMPLETION,
     is_first: bool = True,
-) -> RequestFacts:
-    facts = RequestFacts("POST /x", is_counted=True)
-    facts.read(_job(kind), is_first=is_first)
+) -> RequestRecord:
+    record = RequestRecord("POST /x", is_counted=True)
+    record.read(_job(kind), is_first=is_first)
     for events in batches:
-        facts.observe(events)
-    facts.fail(error)
-    request_log.end(facts, "r", "anonymous", 200)
-    return facts
+        record.observe(events)
+    record.fail(error)
+    request_log.end(record, "r", "anonymous", 200)
+    return record
 
 
 def test_a_finished_request(added: Added) -> None:
@@ -186,16 +185,16 @@ def test_log_line_and_metrics_agree(
     outcome: str,
     is_first: bool,
 ) -> None:
-    facts = RequestFacts("POST /x", is_counted=is_first or seen is not None)
-    facts.model = "m"
+    record = RequestRecord("POST /x", is_counted=is_first or seen is not None)
+    record.model = "m"
     if seen is not None:
-        facts.read(_job(), is_first=is_first)
-        facts.observe([Started(0, 0, 7)])
-        facts.observe(seen)
+        record.read(_job(), is_first=is_first)
+        record.observe([Started(0, 0, 7)])
+        record.observe(seen)
     for error in errors_of_it:
-        facts.fail(error)
+        record.fail(error)
     with caplog.at_level(logging.DEBUG):
-        request_log.end(facts, "r", "anonymous", 200)
+        request_log.end(record, "r", "anonymous", 200)
     (line,) = caplog.records
     fields = line.__dict__
     assert fields["outcome"] == outcome
@@ -222,26 +221,26 @@ def test_log_line_and_metrics_agree(
 
 
 def test_tokens_are_content_and_neither_an_echo_nor_an_empty_delta_is(added: Added) -> None:
-    facts = _measure([Started(0, 0, 7)], [Echo(1, 0, 0, "5")], [_delta(2, 0, FinishReason.LENGTH)])
-    assert facts.ttft_s is None
+    record = _measure([Started(0, 0, 7)], [Echo(1, 0, 0, "5")], [_delta(2, 0, FinishReason.LENGTH)])
+    assert record.ttft_s is None
     assert added("time_to_first_token_seconds_count") == 0
 
 
 def test_what_is_buffered_arrives_as_if_it_were_not(added: Added) -> None:
     values = [0.0, 0.001, 0.0010001, 0.03, 600.0, 601.0, 0.2]
-    buffered = meters.BufferedHistogram(metrics.STREAM_LAG, "m")
+    histogram = buffered.BufferedHistogram(definitions.STREAM_LAG, "buffered")
     for value in values:
-        buffered.observe(value)
-        metrics.STREAM_LAG.labels("plain").observe(value)
-    buffered.flush()
-    buffered.flush()
-    samples = next(iter(metrics.STREAM_LAG.collect())).samples
+        histogram.observe(value)
+        definitions.STREAM_LAG.labels("plain").observe(value)
+    histogram.flush()
+    histogram.flush()
+    samples = next(iter(definitions.STREAM_LAG.collect())).samples
     of = {
         model: {
             (s.name, s.labels.get("le")): s.value
             for s in samples
             if s.labels["model"] == model and not s.name.endswith("_created")
         }
-        for model in ("m", "plain")
+        for model in ("buffered", "plain")
     }
-    assert of["m"] == of["plain"]
+    assert of["buffered"] == of["plain"]

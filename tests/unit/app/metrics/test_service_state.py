@@ -4,60 +4,47 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-from flask import Flask
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 
-from app.sight import Sight
-from app.state_metrics import ServiceState
-from shared.lifecycle import Device, NodeRecord
-from shared.messages import ReplicaRecord, ReplicaState
-from tests.metrics_page import Page
+from app.metrics.service_state import ServiceState
+from shared.wire.records import Device, NodeRecord, ReplicaRecord, ReplicaState
+from tests.support.metrics_page import Page
+from tests.support.registry_records import make_replica
 
 
 def _replica(replica_id: str, model: str = "m", **fields: Any) -> ReplicaRecord:
-    defaults: dict[str, Any] = {
-        "engine": "llamacpp", "device": "cpu", "node": "n", "assignment_id": "a", "pid": 1,
-        "versions": {}, "state": ReplicaState.READY, "stage": "ready", "fraction": 1.0, "slots": 4,
-        "busy_slots": 3, "waiting_sequences": 1, "context_length": 512, "capabilities": [],
-        "steps": 7, "step_age_s": 0.25, "generated_tokens": 9, "tokens_per_s": 12.5,
-        "memory_bytes": 100, "mapped_bytes": 50, "estimated_bytes": 120, "started_at": 0.0,
-    }  # fmt: skip
-    return ReplicaRecord(id=replica_id, model=model, **{**defaults, **fields})
+    busy = {"slots": 4, "busy_slots": 3, "waiting_sequences": 1}
+    work = {"steps": 7, "step_age_s": 0.25, "generated_tokens": 9, "tokens_per_s": 12.5}
+    memory = {"memory_bytes": 100, "mapped_bytes": 50, "estimated_bytes": 120}
+    return make_replica(replica_id, model, **{**busy, **work, **memory, **fields})
 
 
 class _Service:
     def __init__(self) -> None:
         self.records: list[ReplicaRecord] = []
         self.nodes: list[NodeRecord] = []
-        self.sight = Sight()
+        self.is_up = self.is_fresh = True
         self.oldest_at: float | None = None
         self.queued = 0
 
-    @property
-    def services(self) -> Any:
+    def page(self) -> Page:
         def replicas(model: str | None = None) -> list[ReplicaRecord]:
             return [one for one in self.records if model in (None, one.model)]
 
-        directory = SimpleNamespace(
+        directory: Any = SimpleNamespace(
+            is_reachable=self.is_up,
+            is_fresh=self.is_fresh,
             replicas=replicas,
             nodes=lambda: self.nodes,
             is_served=lambda m: any(r.state is ReplicaState.READY for r in replicas(m)),
         )
-        names = sorted({record.model for record in self.records})
-        relay = SimpleNamespace(
-            queues=SimpleNamespace(all=lambda: {"m": self.queued}),
-            positions=SimpleNamespace(oldest_at=lambda _: self.oldest_at),
+        state = ServiceState(
+            directory=directory,
+            models=sorted({record.model for record in self.records}),
+            queue_lengths={"m": self.queued},
+            oldest_at=lambda _: self.oldest_at,
         )
-        catalog = SimpleNamespace(names=lambda: names)
-        return SimpleNamespace(directory=directory, catalog=catalog, relay=relay, sight=self.sight)
-
-    def page(self) -> Page:
-        app = Flask(__name__)
-        app.extensions["llmis"] = self.services
-        registry = CollectorRegistry()
-        registry.register(ServiceState(app))
-        return Page(generate_latest(registry).decode())
+        return Page(generate_latest(state).decode())
 
 
 def test_a_model_with_two_replicas() -> None:
@@ -69,7 +56,7 @@ def test_a_model_with_two_replicas() -> None:
     assert page.value("llmis_num_requests_running", model="m") == 6
     assert page.value("llmis_num_requests_waiting", model="m") == 5 + 3
     assert 30 <= page.value("llmis_oldest_waiting_seconds", model="m") < 300
-    assert page.value("llmis_slots", model="m") == 8, "those of who loads are not there yet"
+    assert page.value("llmis_slots", model="m") == 8, "a replica that loads has no slots yet"
     for state in ReplicaState:
         assert page.value("llmis_replicas", model="m", state=state.value) == 1
     assert page.value("llmis_models_loaded") == 1
@@ -79,7 +66,7 @@ def test_a_model_with_two_replicas() -> None:
     assert page.samples["llmis_kv_cache_usage_ratio"] == [({"model": "m", "replica": "b"}, 0.5)]
 
 
-def test_who_is_gone_has_no_series() -> None:
+def test_a_replica_that_is_gone_has_no_series() -> None:
     service = _Service()
     service.records = [_replica("a"), _replica("b", "other")]
     assert {"a", "b"} <= service.page().label_values("replica")
@@ -115,18 +102,15 @@ def test_memory_of_a_gpu_replica() -> None:
     }  # fmt: skip
 
 
-def test_what_nobody_has_seen_for_long_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_copy_of_the_registry_is_not_shown() -> None:
     service = _Service()
     service.records = [_replica("a")]
     assert service.page().value("llmis_redis_up") == 1
-    service.sight.cloud()
+    service.is_up = False
     page = service.page()
     assert page.value("llmis_redis_up") == 0
     assert page.label_values("replica") == {"a"}, "it was there a moment ago"
-    later = time.monotonic() + 60
-    monkeypatch.setattr("app.sight.time.monotonic", lambda: later)
+    service.is_fresh = False
     page = service.page()
     assert page.value("llmis_redis_up") == 0
     assert list(page.samples) == ["llmis_redis_up"]
-    service.sight.clear()
-    assert service.page().label_values("replica") == {"a"}

@@ -10,18 +10,18 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import access, openapi
-from app.access import scope_of
-from app.auth import Authenticator, Principal, check_scope
-from app.sight import Sight
+from app.auth.authenticator import Authenticator
+from app.auth.scopes import scope_of
+from app.middleware import authentication
+from app.openapi import document as openapi
 from shared.api_keys import ApiKey, Scope, digest
-from shared.errors import Forbidden
-from shared.limits import Limits
-from shared.settings import Settings
-from tests.unit import web_app
+from shared.registry.directory import Directory
+from shared.settings.fields import Settings
+from tests.support import web_app
 
 _OPEN = {
     *("/", "/static/<path:filename>", "/healthz", "/readyz", "/version", "/openapi.json"),
+    *("/health", "/ping", "/v1/health"),
     *("/docs", "/docs/<any('swagger-ui.css', 'swagger-ui-bundle.js'):name>"),
 }
 
@@ -31,9 +31,9 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Flask:
     """The routes of a service that asks for keys and knows none."""
     made = web_app.made()
     settings = Settings(auth=True)
-    parts = SimpleNamespace(
-        settings=settings, authenticator=Authenticator(settings, redis.Redis(port=1), Sight())
-    )
+    client = redis.Redis(port=1)
+    authenticator = Authenticator(settings, client, Directory(client))
+    parts = SimpleNamespace(settings=settings, authenticator=authenticator)
     monkeypatch.setitem(made.extensions, "llmis", parts)
     return made
 
@@ -55,11 +55,6 @@ def test_the_open_routes_are_these(app: Flask) -> None:
     assert {r.rule for r in app.url_map.iter_rules() if scope_of(r.rule) is None} == _OPEN
 
 
-def test_a_new_route_needs_a_key() -> None:
-    assert scope_of("/v1/something") is Scope.USER
-    assert scope_of("/admin/something") is Scope.ADMIN
-
-
 def test_a_key_for_metrics_opens_nothing_else(
     app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,13 +74,7 @@ def test_a_key_for_metrics_opens_nothing_else(
     assert sorted(opened) == ["GET", "HEAD"]
     assert client.get("/v1/ws", headers=header).status_code == 403
     with app.test_request_context("/metrics", headers=header):
-        access._authenticate()
-
-
-def test_a_key_for_requests_does_not_open_metrics() -> None:
-    assert scope_of("/metrics") is Scope.METRICS
-    with pytest.raises(Forbidden, match="scope metrics"):
-        check_scope(Principal(owner="a", scope=Scope.USER, limits=Limits()), Scope.METRICS)
+        authentication._authenticate()
 
 
 def test_without_a_key_no_other_route_answers(app: Flask, client: FlaskClient) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from app.origins import is_allowed_host
-from shared.settings import Settings
+from app.middleware.origins import is_allowed_host
+from shared.settings.fields import Settings
 
 
 def _settings(host: str = "127.0.0.1", *names: str, auth: bool = False) -> Settings:

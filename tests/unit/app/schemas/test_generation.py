@@ -5,12 +5,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.parsing import parse
-from app.schemas import ChatRequest, CompletionRequest
-from app.tool_schemas import tool_use
+from app.schemas.generation import ChatRequest, CompletionRequest
+from app.schemas.messages import continues_last
+from app.schemas.parse import parse
+from app.schemas.tools import tool_use
 from shared.errors import InvalidRequest
-from shared.messages import Tool, ToolChoice
-from shared.settings import SamplingDefaults
+from shared.settings.fields import Settings
+from shared.settings.model_settings import SamplingDefaults
+from shared.wire.job import Tool, ToolChoice
 
 _CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 
@@ -94,6 +96,77 @@ def test_a_bad_value_names_its_parameter(fields: dict[str, Any], param: str) -> 
     assert caught.value.param == param
 
 
+_TOOL = {"type": "function", "function": {"name": "f"}}
+_FORM = {"type": "json_schema", "json_schema": {"name": "s", "schema": {}}}
+_ALLOWED = {"mode": "auto", "tools": [_TOOL]}
+_FUNCTION = {"name": "f", "x - at `$.y`": 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"stream_options": {"include_usge": True}}, "stream_options.include_usge"),
+        ({"stream_options": {"include_usage": True, "x": None}}, "stream_options.x"),
+        ({"response_format": {**_FORM, "strict": True}}, "response_format.strict"),
+        ({"response_format": {"type": "text", "schma": {}}}, "response_format.schma"),
+        (
+            {"response_format": {**_FORM, "json_schema": {"name": "s", "schema": {}, "strct": 1}}},
+            "response_format.json_schema.strct",
+        ),
+        ({"tools": [_TOOL, {**_TOOL, "strict": True}]}, "tools[1].strict"),
+        (
+            {"tools": [{**_TOOL, "function": {"name": "f", "paramters": {}}}]},
+            "tools[0].function.paramters",
+        ),
+        ({"tool_choice": {**_TOOL, "name": "f"}}, "tool_choice.name"),
+        ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice.name"),
+        (
+            {"tool_choice": {"type": "function", "function": _FUNCTION}},
+            "tool_choice.function.x - at `$.y`",
+        ),
+        (
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {**_ALLOWED, "x": 1}}},
+            "tool_choice.allowed_tools.x",
+        ),
+        (
+            {"tools": [{**_TOOL, "function": {"name": "f", "x" * 300: 1}}]},
+            f"tools[0].function.{'x' * 82}",
+        ),
+    ],
+)
+def test_an_unknown_name_below_the_top_level_is_refused_with_its_path(
+    fields: dict[str, Any], path: str
+) -> None:
+    with pytest.raises(InvalidRequest, match="Unrecognized request argument") as caught:
+        _chat(**fields)
+    assert caught.value.param == path
+
+
+@pytest.mark.parametrize("kind", ["text", "json_object"])
+def test_a_schema_beside_another_format_is_refused(kind: str) -> None:
+    body = _chat(response_format={"type": kind, "json_schema": _FORM["json_schema"]})
+    with pytest.raises(InvalidRequest) as caught:
+        body.grammar(Settings())
+    assert caught.value.param == "response_format.json_schema"
+
+
+def test_names_are_free_in_messages_schemas_and_what_has_names_of_the_client() -> None:
+    """Answers of other servers come back as messages, with names of theirs."""
+    echo = {"role": "assistant", "content": "a", "annotations": [], "audio": None, "x": 1}
+    call = {"id": "c", "function": {"name": "f", "arguments": "{}", "x": 1}, "index": 0}
+    part = {"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}}
+    user = {"role": "user", "content": [part]}
+    function = {"name": "f", "parameters": {"type": "object", "x": 1}}
+    body = _chat(
+        messages=[user, {**echo, "tool_calls": [call]}],
+        tools=[{"type": "function", "function": function}],
+        response_format={**_FORM, "json_schema": {"name": "s", "schema": {"x": 1}}},
+        metadata={"x": "y"},
+        chat_template_kwargs={"x": 1},
+    )
+    assert len(body.messages) == 2
+
+
 @pytest.mark.parametrize("name", ["model", "messages"])
 def test_a_missing_parameter_is_named(name: str) -> None:
     body = {k: v for k, v in _CHAT.items() if k != name}
@@ -112,12 +185,7 @@ def test_what_is_not_a_json_object_is_refused(body: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "expected"),
-    [
-        ("a", ["a"]),
-        (["a", "b"], ["a", "b"]),
-        ([1, 2], [[1, 2]]),
-        ([[1], [2, 3]], [[1], [2, 3]]),
-    ],
+    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
 )
 def test_prompts_in_all_their_shapes(prompt: Any, expected: list[Any]) -> None:
     body = msgspec.json.encode({"model": "m", "prompt": prompt})
@@ -146,5 +214,106 @@ def test_tools_that_are_allowed_are_the_only_ones() -> None:
     allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "b"}}]}
     choice = _chat(tool_choice={"type": "allowed_tools", "allowed_tools": allowed}).tool_choice
     assert tool_use(choice, tools) == ([Tool("b")], ToolChoice.REQUIRED, None)
-    with pytest.raises(InvalidRequest, match="none of the tools"):
+    with pytest.raises(InvalidRequest, match="not one of the tools"):
         tool_use(choice, tools[:1])
+
+
+# -- messages --------------------------------------------------------------------------------------
+
+
+def _called(**function: Any) -> dict[str, Any]:
+    call = {"id": "i", "type": "function", "function": {"name": "f", **function}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ({}, ""),
+        ({"arguments": ""}, ""),
+        ({"arguments": None}, ""),
+        ({"arguments": '{"a": "b'}, '{"a": "b'),
+        ({"arguments": {"a": "é"}}, '{"a": "é"}'),
+        ({"arguments": 5}, "5"),
+        ({"arguments": [1]}, "[1]"),
+    ],
+)
+def test_arguments_of_earlier_calls_need_not_be_an_object(
+    function: dict[str, Any], expected: str
+) -> None:
+    body = _chat(messages=[_called(**function)])
+    assert body.messages[0].to_message(0).tool_calls[0].arguments == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"reasoning": "a"}, "a"),
+        ({"reasoning": "a", "reasoning_content": "b"}, "b"),
+        ({"reasoning": "a", "reasoning_content": None}, "a"),
+        ({"reasoning": None}, None),
+        ({"reasoning": {"effort": "low"}}, None),
+        ({"reasoning": ["a"]}, None),
+    ],
+)
+def test_reasoning_is_another_name_of_reasoning_content(
+    fields: dict[str, Any], expected: str | None
+) -> None:
+    for role, found in (("assistant", expected), ("user", None)):
+        body = _chat(messages=[{"role": role, "content": "x", **fields}])
+        assert body.messages[0].to_message(0).reasoning == found
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, {}),
+        ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}),
+        (
+            {"reasoning_effort": "none"},
+            {"reasoning_effort": "none", "enable_thinking": False, "thinking": False},
+        ),
+        (
+            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}},
+            {"reasoning_effort": "none", "enable_thinking": True, "thinking": False},
+        ),
+    ],
+)
+def test_no_effort_switches_the_templates_thinking_off(
+    fields: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert _chat(**fields).template_arguments == expected
+
+
+_USER, _PREFIX = _CHAT["messages"][0], {"role": "assistant", "content": "x", "prefix": True}
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([_USER], False),
+        ([_USER, _PREFIX], True),
+        ([_PREFIX], True),
+        ([_USER, _PREFIX | {"content": None}], True),
+        ([_USER, _PREFIX | {"prefix": False}], False),
+        ([_USER | {"prefix": False}, _PREFIX | {"prefix": None}], False),
+    ],
+)
+def test_a_prefix_is_continued(messages: list[Any], expected: bool) -> None:
+    assert continues_last(_chat(messages=messages).messages) is expected
+
+
+@pytest.mark.parametrize(
+    ("messages", "position"),
+    [
+        ([_PREFIX, _USER], 0),
+        ([_USER, _PREFIX, _PREFIX], 1),
+        ([_USER, _USER | {"prefix": True}], 1),
+        ([{"role": "system", "content": "x", "prefix": True}], 0),
+        ([_USER, _called() | {"prefix": True}], 1),
+    ],
+)
+def test_a_prefix_elsewhere_is_refused(messages: list[Any], position: int) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        continues_last(_chat(messages=messages).messages)
+    assert caught.value.param == f"messages[{position}].prefix"

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from app.grammars import check_schema, choice_grammar, schema_grammar, text_grammar
-from app.tool_schemas import Function, ToolParam
+from app.schemas.grammars import check_schema, choice_grammar, schema_grammar, text_grammar
+from app.schemas.tools import Function, ToolParam
 from shared.errors import InvalidRequest
-from shared.messages import GrammarKind
-from shared.settings import Settings
-from tests.unit.hostile_grammars import chained_rules, chained_schema, many_properties
+from shared.settings.fields import Settings
+from shared.wire.job import GrammarKind
+from tests.support.hostile_grammars import chained_rules, chained_schema, many_properties
 
 _SETTINGS = Settings()
 
@@ -25,6 +25,10 @@ _SETTINGS = Settings()
         {"required": 5},
         {"enum": 5},
         {"properties": 5},
+        {"patternProperties": 5},
+        {"$defs": []},
+        {"anyOf": {}},
+        {"patternProperties": {f"p{i}": {} for i in range(1001)}},
         {"properties": {"a": {"required": "a"}}},
         {"anyOf": [{"items": {"enum": {}}}]},
     ],
@@ -87,3 +91,55 @@ def test_a_schema_is_strict_only_where_it_is_asked_to_be() -> None:
 def test_a_tool_says_whether_it_is_strict(strict: bool | None, expected: bool) -> None:
     param = ToolParam("function", Function("f", strict=strict))
     assert param.to_tool("tools[0]", _SETTINGS).is_strict is expected
+
+
+_REQUIRES_MORE: dict[str, Any] = {"properties": {"a": {"const": 1}}, "required": ["a", "zz"]}
+
+
+@pytest.mark.parametrize(
+    "schema", [_REQUIRES_MORE, {"properties": {"x": {"items": _REQUIRES_MORE}}}]
+)
+def test_a_strict_schema_may_only_require_what_it_describes(schema: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="'zz'") as caught:
+        schema_grammar(schema, "guided_json", _SETTINGS, is_strict=True)
+    assert caught.value.param == "guided_json"
+    with pytest.raises(InvalidRequest, match="'zz'") as caught:
+        ToolParam("function", Function("f", parameters=schema, strict=True)).to_tool("t", _SETTINGS)
+    assert caught.value.param == "t.function.parameters"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**_REQUIRES_MORE, "additionalProperties": True},
+        {**_REQUIRES_MORE, "patternProperties": {"z": {}}},
+        {"allOf": [_REQUIRES_MORE, {"properties": {"zz": {}}}]},
+        {"anyOf": [{"required": ["zz"]}]},
+    ],
+)
+def test_a_strict_schema_may_describe_what_it_requires_elsewhere(schema: dict[str, Any]) -> None:
+    assert schema_grammar(schema, "guided_json", _SETTINGS, is_strict=True)
+
+
+def test_a_schema_that_is_not_strict_may_require_anything() -> None:
+    source = schema_grammar(_REQUIRES_MORE, "guided_json", _SETTINGS, is_strict=False).source
+    tokenizer = LLTokenizer("byte")
+    for text, is_admitted in (
+        (b'{"a":1,"zz":[2]}', True),
+        (b'{"a":1}', False),
+        (b'{"a":1,"zz":[2],"yy":3}', False),
+    ):
+        matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(source), log_level=0)
+        assert (matcher.consume_tokens(list(text)) and matcher.is_accepting()) is is_admitted
+
+
+@pytest.mark.parametrize("pattern", ["^a$", "^a.$"])
+def test_patterns_of_names_keep_an_object_open(pattern: str) -> None:
+    schema = {"type": "object", "patternProperties": {pattern: {"type": "integer"}}}
+    schema |= {"required": ["a"]}
+    source = schema_grammar(schema, "guided_json", _SETTINGS, is_strict=False).source
+    text = b'{"a":1,"b":"x"}'
+    matcher = LLMatcher(
+        LLTokenizer("byte"), LLMatcher.grammar_from_json_schema(source), log_level=0
+    )
+    assert matcher.consume_tokens(list(text)) and matcher.is_accepting()

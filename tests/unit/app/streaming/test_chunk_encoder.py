@@ -8,31 +8,31 @@ import msgspec
 import pytest
 from openai._streaming import SSEDecoder
 
-from app import sse
-from app.event_id import EventId, parse_event_id
-from app.job_stream import JobStream, join
-from app.wording import END, Piece, Wording
-from shared import messages
+from app.events.event_id import EventId, parse_event_id
+from app.events.job_stream import JobStream
+from app.streaming import sse
+from app.streaming.chunk_encoder import DONE, ChunkEncoder, EncodedChunk
 from shared.errors import EngineError, InvalidRequest
-from shared.messages import (
-    AnswerOptions,
+from shared.wire import codec
+from shared.wire.events import (
     Delta,
     Echo,
     Event,
     Failed,
     Finished,
     FinishReason,
-    Job,
-    JobKind,
     Logprob,
+    PrefillProgress,
     Started,
     Timings,
     TokenLogprobs,
     ToolCallDelta,
     Usage,
-    without_request,
+    join,
 )
-from tests.unit.chat_jobs import chat_job
+from shared.wire.job import AnswerOptions, Job, JobKind, without_request
+from shared.wire.operations import OperationKind, OperationProgress, OperationState
+from tests.support.chat_jobs import chat_job
 
 _END = (Usage(3, 9), Timings(0.0, 0.1, 0.2))
 
@@ -102,7 +102,7 @@ class _Log:
 
     def lrange(self, _key: str, first: int, last: int) -> list[bytes]:
         end = len(self._events) if last == -1 else last + 1
-        return [messages.encode_event(event) for event in self._events[first:end]]
+        return [codec.encode_event(event) for event in self._events[first:end]]
 
 
 def _batches(events: list[Event], rng: random.Random) -> Iterator[list[Event]]:
@@ -113,21 +113,23 @@ def _batches(events: list[Event], rng: random.Random) -> Iterator[list[Event]]:
         events = events[size:]
 
 
-def _read(job: Job, log: list[Event], rng: random.Random, at: EventId | None = None) -> list[Piece]:
+def _read(
+    job: Job, log: list[Event], rng: random.Random, at: EventId | None = None
+) -> list[EncodedChunk]:
     """All that a reader is sent who has the answer as far as `at`."""
-    stream, wording = JobStream(job.id, _Log(log)), Wording(job)  # type: ignore[arg-type]
-    pieces = wording.begin(stream, at)
-    seen = max(0, wording.at.num_steps + wording.at.num_joined - 1)
+    stream, encoder = JobStream(job.id, _Log(log)), ChunkEncoder(job)  # type: ignore[arg-type]
+    pieces = encoder.begin(stream, at)
+    seen = max(0, encoder.position.num_steps + encoder.position.num_joined - 1)
     for events in _batches(log[seen:], rng):
-        pieces += wording.of(events)
+        pieces += encoder.of(events)
     return pieces
 
 
-def _payloads(pieces: list[Piece]) -> list[bytes]:
+def _payloads(pieces: list[EncodedChunk]) -> list[bytes]:
     return [sse.event(piece.chunk) for piece in pieces]
 
 
-def _gains(pieces: list[Piece]) -> dict[tuple[int, str], Any]:
+def _gains(pieces: list[EncodedChunk]) -> dict[tuple[int, str], Any]:
     """What the choices add up to, whatever pieces it came in."""
     gains: dict[tuple[int, str], Any] = {}
 
@@ -141,7 +143,7 @@ def _gains(pieces: list[Piece]) -> dict[tuple[int, str], Any]:
             gains[index, name] = gains.get((index, name), "") + str(value)
 
     for piece in pieces:
-        chunk = {} if piece.chunk is END else msgspec.to_builtins(piece.chunk)
+        chunk = {} if piece.chunk is DONE else msgspec.to_builtins(piece.chunk)
         for choice in chunk.get("choices", []):
             calls = choice.get("delta", {}).pop("tool_calls", [])
             for call in calls:
@@ -157,7 +159,7 @@ def test_a_stream_cut_behind_any_chunk_goes_on_with_the_next(script: str, seed: 
     rng = random.Random(seed)
     job, log = _SCRIPTS[script]()
     whole = _read(job, log, rng)
-    assert whole[-1].chunk is END
+    assert whole[-1].chunk is DONE
     assert len({piece.event_id for piece in whole}) == len(whole), "no id stands for two places"
     later = without_request(job)
     for num_read, last in enumerate(whole, 1):
@@ -173,7 +175,7 @@ def test_a_stream_cut_behind_any_chunk_goes_on_with_the_next(script: str, seed: 
             num_same = next(ends) + 1 - num_read
         assert _payloads(rest[:num_same]) == _payloads(whole[num_read : num_read + num_same])
         assert _gains(whole[:num_read] + rest) == _gains(whole)
-        assert rest[-1].chunk is END
+        assert rest[-1].chunk is DONE
         assert rest[-1].finished == log[-1]
 
 
@@ -183,9 +185,9 @@ def test_it_may_be_cut_again_and_again(script: str) -> None:
     job, log = _SCRIPTS[script]()
     whole = _read(job, log, rng)
     for _ in range(30):
-        got: list[Piece] = []
+        got: list[EncodedChunk] = []
         at = None
-        while not got or got[-1].chunk is not END:
+        while not got or got[-1].chunk is not DONE:
             rest = _read(job, log, rng, at)
             got += rest[: rng.randint(1, 3)]
             at = got[-1].event_id
@@ -202,22 +204,63 @@ def test_the_same_batches_give_the_same_bytes() -> None:
         assert b'"created":12,' in first
 
 
+def test_progress_of_the_prefill_is_a_step_without_a_chunk() -> None:
+    job = chat_job()
+    encoder = ChunkEncoder(job)
+    stream = JobStream(job.id, _Log([]))  # type: ignore[arg-type]
+    encoder.begin(stream, None)
+    assert encoder.of([Started(0, 0, 900), PrefillProgress(1, 0, 512, 900)]) == []
+    assert encoder.position == EventId(job.id, 3), "a later resume skips both events"
+    (chunk,) = encoder.of([Delta(2, 0, 0, "a", [1])])
+    assert chunk.event_id == EventId(job.id, 4)
+
+
+def test_comments_have_no_id_and_no_blank_line() -> None:
+    load = OperationProgress(
+        id="o",
+        kind=OperationKind.LOAD,
+        model="m",
+        state=OperationState.LOADING,
+        stage="weights",
+        fraction=0.5,
+    )
+    assert sse.prefill(0.454) == b": reading the prompt 45%\n"
+    assert sse.prefill(1.0) == b": reading the prompt 100%\n"
+    assert sse.loading(load) == b": loading m: weights 50%\n"
+    assert sse.keepalive(None) == b": waiting\n"
+    assert sse.keepalive(0) == b": queue position 0\n"
+
+
 def test_the_openai_package_reads_ids_and_overlooks_comments() -> None:
     stream = b"".join(
         [
             sse.keepalive(None),
             sse.event({"n": 1}, EventId("r", 1)),
             sse.keepalive(None),
-            sse.comment("loading m: weights 50%"),
+            sse.prefill(0.5),
             sse.event({"n": 2}, EventId("r", 2)),
             sse.keepalive(None),
-            sse.event(END, EventId("r", 3)),
+            sse.event(DONE, EventId("r", 3)),
         ]
     )
     events = list(SSEDecoder().iter_bytes(iter([stream])))
     assert [(e.id, e.data) for e in events] == [
-        ("r:1", '{"n":1}'), ("r:2", '{"n":2}'), ("r:3", "[DONE]")
+        ("r:1", '{"n":1}'), ("r:2", '{"n":2}'), ("r:2", "[DONE]")
     ]  # fmt: skip
+
+
+def test_the_end_has_no_id() -> None:
+    """Some clients compare its event as a whole."""
+    assert sse.event(DONE, EventId("r", 3)) == b"data: [DONE]\n\n"
+
+
+def test_no_character_of_a_payload_ends_a_line() -> None:
+    """Clients split with `str.splitlines`, which knows ten characters that end a line."""
+    text = "".join(map(chr, range(0xD800))) + "\ue000\U0001f600"
+    event = sse.event({"text": text}, EventId("r", 1))
+    first, data, blank = event.decode().splitlines()
+    assert (first, blank) == ("id: r:1", "")
+    assert msgspec.json.decode(data.removeprefix("data: ")) == {"text": text}
 
 
 @pytest.mark.parametrize(
@@ -242,3 +285,18 @@ def test_a_failure_is_told_again_to_whoever_has_all_before_it() -> None:
     log = [*log[:3], Failed(3, 0, 500, "engine_error", "It broke.")]
     with pytest.raises(EngineError, match="It broke"):
         _read(job, log, random.Random(0), EventId(job.id, 5))
+
+
+def test_the_newest_progress_of_the_prefill_counts_in_a_job_with_one_sequence() -> None:
+    batch: list[Event] = [
+        Started(0, 0, 8),
+        PrefillProgress(1, 0, 2, 8),
+        PrefillProgress(2, 0, 4, 8),
+    ]
+    for job in (_job(JobKind.CHAT), _job(JobKind.COMPLETION, prompts=["a"])):
+        encoder = ChunkEncoder(job)
+        assert encoder.prefill_of(batch) == 0.5
+        assert encoder.prefill_of(batch[:1]) is None
+        assert encoder.prefill_of([]) is None
+    for several in ({"num_choices": 2}, {"prompts": ["a", "b"]}):
+        assert ChunkEncoder(_job(JobKind.COMPLETION, **several)).prefill_of(batch) is None

@@ -5,10 +5,9 @@ import itertools
 import pytest
 
 from cli import text
-from cli.client import event_data
-from tests import fake_service
-from tests.fake_service import FakeService, Reply
-from tests.unit.cli_answers import HOSTILE, chat_events, run
+from tests.support import fake_service
+from tests.support.cli_answers import HOSTILE, chat_events, run
+from tests.support.fake_service import FakeService, Reply
 
 CHAT = "POST /v1/chat/completions"
 
@@ -90,20 +89,3 @@ def test_sizes(num_bytes: int, expected: str) -> None:
 )
 def test_durations(seconds: float, expected: str) -> None:
     assert text.duration(seconds) == expected
-
-
-# -- server-sent events --------------------------------------------------------------------------
-
-
-def test_events_are_the_same_wherever_the_blocks_end() -> None:
-    stream = (
-        ': c\n\ndata: {"a": "é"}\n\nid: 1\r\ndata:x\r\ndata: y\r\n\r\ndata: [DONE]\n\n'.encode()
-    )
-    expected = ['{"a": "é"}', "x\ny", "[DONE]"]
-    for i in range(len(stream) + 1):
-        for j in range(i, len(stream) + 1):
-            assert list(event_data([stream[:i], stream[i:j], stream[j:]])) == expected
-
-
-def test_an_event_without_its_end_is_none() -> None:
-    assert list(event_data([b"data: a\n\ndata: b\n"])) == ["a"]

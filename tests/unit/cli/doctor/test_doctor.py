@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from cli.doctor import command, installation, machine
-from cli.doctor.finding import Outcome
-from shared import settings as settings_module
-from shared.settings import Settings
+from cli.doctor.finding import Severity
+from shared.settings.fields import Settings
+from shared.settings.load import load as load_settings
 from shared.version import VERSION
 from tests.conftest import free_port
-from tests.fake_service import FakeService, Reply
-from tests.unit.cli_answers import HOSTILE, run
+from tests.support.cli_answers import HOSTILE, run
+from tests.support.fake_service import FakeService, Reply
 
 _MODEL = '[[models]]\nname = "m"\npath = "m.gguf"\n'
 
@@ -40,7 +40,7 @@ def _write(folder: Path, more: str = "", port: int | None = None) -> None:
 
 
 def _settings(folder: Path) -> Settings:
-    return settings_module.load({"LLMIS_CONFIG": str(folder / "llmis.toml")})
+    return load_settings({"LLMIS_CONFIG": str(folder / "llmis.toml")})
 
 
 def _problems(*arguments: str) -> list[str]:
@@ -48,7 +48,7 @@ def _problems(*arguments: str) -> list[str]:
     result = run("doctor", *arguments)
     found = [line for line in result.stdout.splitlines() if line.startswith("problem")]
     assert result.exit_code == (1 if found else 0), result.output
-    assert all("To mend it: " in line for line in found)
+    assert all("To fix it: " in line for line in found)
     return found
 
 
@@ -69,20 +69,20 @@ def test_json_has_the_same_findings(home: Path) -> None:
 
 
 def test_python_that_is_too_old() -> None:
-    assert installation.check_python((3, 10, 4)).outcome is Outcome.PROBLEM
-    assert installation.check_python((3, 13, 0)).outcome is Outcome.OK
+    assert installation.check_python((3, 10, 4)).outcome is Severity.PROBLEM
+    assert installation.check_python((3, 13, 0)).outcome is Severity.OK
 
 
 def test_packages_that_are_missing_or_of_another_version(tmp_path: Path) -> None:
     pins = tmp_path / "requirements.txt"
     pins.write_text("# a comment\n-c x\nclick==0.1\ncelery[redis]==5.7.0\nno-such-package==1.0\n")
     finding = installation.check_requirements(pins)
-    assert finding.outcome is Outcome.PROBLEM
+    assert finding.outcome is Severity.PROBLEM
     assert "click is " in finding.text
     assert "not 0.1" in finding.text
     assert "no-such-package is not installed" in finding.text
     assert "celery" not in finding.text
-    assert installation.check_requirements(tmp_path / "none").outcome is Outcome.PROBLEM
+    assert installation.check_requirements(tmp_path / "none").outcome is Severity.PROBLEM
 
 
 def test_settings_that_cannot_be_read(home: Path) -> None:
@@ -100,16 +100,16 @@ def test_a_folder_that_cannot_be_written(home: Path) -> None:
 
 def test_folders_that_are_not_there_yet_are_not_made(home: Path) -> None:
     _write(home, 'data_dir = "later"\nmodels_dir = "var/models"')
-    assert "later, made at the first start" in run("doctor").stdout
+    assert "later, created at the first start" in run("doctor").stdout
     assert not (home / "later").exists()
 
 
 @pytest.mark.parametrize(
     ("free_bytes", "outcome"),
-    [(1 << 20, Outcome.PROBLEM), (1 << 30, Outcome.WARNING), (1 << 40, Outcome.OK)],
+    [(1 << 20, Severity.PROBLEM), (1 << 30, Severity.WARNING), (1 << 40, Severity.OK)],
 )
 def test_a_full_disk(
-    home: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int, outcome: Outcome
+    home: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int, outcome: Severity
 ) -> None:
     usage = shutil.disk_usage(home)._replace(free=free_bytes)
     monkeypatch.setattr(installation.shutil, "disk_usage", lambda _path: usage)
@@ -165,9 +165,9 @@ def test_a_redis_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_embedded_server_that_does_not_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cli import embedded_redis
+    from cli.service import embedded_redis
 
-    monkeypatch.setattr(embedded_redis, "_binary", lambda: "/bin/false")
+    monkeypatch.setattr(embedded_redis, "binary_path", lambda: "/bin/false")
     assert "the embedded server does not run" in _problems()[0]
 
 
@@ -175,7 +175,7 @@ def test_a_service_that_runs_is_no_port_in_use(home: Path, fake: FakeService) ->
     _write(home, port=int(fake.url.rpartition(":")[2]))
     lines = run("doctor").stdout
     assert "used by llmis" in lines
-    assert f"{VERSION} runs, and is what is installed" in lines
+    assert f"{VERSION} runs, and is installed" in lines
     assert f"ready at {fake.url}" in lines
     assert _problems() == []
 
@@ -196,19 +196,19 @@ def test_memory_and_cores_within_a_container(home: Path, tmp_path: Path) -> None
     settings = _settings(home)
     assert machine.memory_bytes(tmp_path) == (1000, 10)
     assert machine.available_cores(tmp_path) <= 1.5
-    assert machine.check_cores(settings, tmp_path).outcome is Outcome.WARNING
+    assert machine.check_cores(settings, tmp_path).outcome is Severity.WARNING
     tight = machine.check_memory(settings, is_running=False, cgroup=tmp_path)
-    assert tight.outcome is Outcome.WARNING
+    assert tight.outcome is Severity.WARNING
     running = machine.check_memory(settings, is_running=True, cgroup=tmp_path)
-    assert running.outcome is Outcome.OK
+    assert running.outcome is Severity.OK
     (tmp_path / "memory.max").write_text("10\n")
     full = machine.check_memory(settings, is_running=True, cgroup=tmp_path)
-    assert full.outcome is Outcome.PROBLEM
+    assert full.outcome is Severity.PROBLEM
 
 
 def test_more_threads_than_cores(home: Path, tmp_path: Path) -> None:
     with (home / "llmis.toml").open("a") as file:
         file.write("threads = 1000\n")
     finding = machine.check_cores(_settings(home), tmp_path)
-    assert finding.outcome is Outcome.WARNING
+    assert finding.outcome is Severity.WARNING
     assert "m" in finding.text

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from cli import flower, processes
 from cli.errors import CliError
+from cli.service import flower, processes
 from shared.errors import SettingsError
-from shared.settings import Settings, load
+from shared.settings.fields import Settings
+from shared.settings.load import load
 
 
 def test_without_auth_it_has_none(tmp_path: Path) -> None:

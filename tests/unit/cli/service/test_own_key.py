@@ -6,16 +6,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from cli import own_key
 from cli.address import key_for, own_key_path
+from cli.service import own_key
 from shared import api_keys
 from shared.api_keys import Scope
-from shared.settings import Settings
-
-
-@pytest.fixture
-def client(redis_socket: str) -> redis.Redis:
-    return redis.Redis(unix_socket_path=redis_socket, protocol=2)
+from shared.settings.fields import Settings
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import re2
 
-from shared.case_folding import folded
-from shared.denylist import Denylist, Rule, read
-from shared.denylist_file import DenylistFile, denylist_of
+from shared.denylist.denylist import Denylist, read
+from shared.denylist.file import DenylistFile, check_denylist, denylist_of
+from shared.denylist.matcher import folded
+from shared.denylist.rule import Rule
 from shared.errors import SettingsError
-from shared.settings import Settings
+from shared.settings.fields import Settings
 
 
 def _write(tmp_path: Path, text: str) -> Path:
@@ -35,7 +36,7 @@ _RULE = '[[rules]]\nname = "a"\naction = "mask"\n'
         (_RULE + 'literals = [""]', "rule 'a': Expected `str` of length >= 1"),
         (_RULE + 'literals = ["x"]\ncolour = 1', "rule 'a': Object contains unknown field"),
         (_RULE + 'literals = ["x"]\n' + _RULE + 'literals = ["y"]', "the name is given twice"),
-        (_RULE + 'literals = ["x"]\non = "prompt"', "mask works on output alone"),
+        (_RULE + 'literals = ["x"]\non = "prompt"', "mask works on output only"),
         (_RULE.replace("mask", "truncate") + 'literals = ["x"]\non = "both"', "truncate works on"),
         (_RULE + 'regex = ""', "rule 'a': regex: it matches the empty text"),
         (_RULE + 'regex = "a*"', "rule 'a': regex: it matches the empty text"),
@@ -114,40 +115,99 @@ def test_a_file_is_read_again_when_it_has_changed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = _write(tmp_path, _RULE + 'literals = ["x"]')
-    file = DenylistFile(path)
+    file = DenylistFile(path, tmp_path)
     first = file.current
-    file.look()
+    file.refresh()
     assert file.current is first
     path.write_text("broken")
     for _ in range(3):
-        file.look()
+        file.refresh()
     assert file.current is first
     path.unlink()
-    file.look()
-    file.look()
+    file.refresh()
+    file.refresh()
     assert file.current is first
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
     _write(tmp_path, _RULE + 'literals = ["yy"]')
     os.utime(path, ns=(1, 1))
-    file.look()
+    file.refresh()
     assert file.current.rules[0].literals == ["yy"]
 
 
-def test_what_the_file_said_earlier_holds_while_it_is_not_valid(tmp_path: Path) -> None:
-    path = _write(tmp_path, "broken")
-    earlier = (_RULE + 'literals = ["x"]').encode()
-    with pytest.raises(SettingsError):
-        DenylistFile(path)
-    file = DenylistFile(path, earlier)
-    file.look()
+def test_a_process_that_starts_with_an_invalid_file_takes_the_last_valid_one(
+    tmp_path: Path,
+) -> None:
+    settings = Settings(denylist="rules.toml", base_dir=str(tmp_path), data_dir="data")
+    path = tmp_path / "rules.toml"
+    path.write_text("broken")
+    with pytest.raises(SettingsError, match=r"rules\.toml: not readable as TOML"):
+        denylist_of(settings)
+    for literal in ("a", "x"):
+        path.write_text(_RULE + f'literals = ["{literal}"]')
+        assert denylist_of(settings) is not None
+    path.write_text("broken")
+    file = denylist_of(settings)
+    assert file is not None
     assert file.current.rules[0].literals == ["x"]
-    assert file.payload == earlier
-    _write(tmp_path, _RULE + 'literals = ["yy"]')
-    file.look()
+    with pytest.raises(SettingsError, match=r"rules\.toml"):
+        check_denylist(settings)
+    path.write_text(_RULE + 'literals = ["yy"]')
+    file.refresh()
     assert file.current.rules[0].literals == ["yy"]
+    check_denylist(settings)
+    assert len(list((tmp_path / "data").iterdir())) == 1
+
+
+def test_the_rules_of_another_file_are_not_taken(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
+    first.write_text(_RULE + 'literals = ["x"]')
+    second.write_text("broken")
+    DenylistFile(first, tmp_path / "data")
+    with pytest.raises(SettingsError, match=r"b\.toml"):
+        DenylistFile(second, tmp_path / "data")
+
+
+def test_a_file_without_rules_is_valid_but_not_kept(tmp_path: Path) -> None:
+    path = _write(tmp_path, _RULE + 'literals = ["x"]')
+    file = DenylistFile(path, tmp_path / "data")
+    path.write_text("")
+    file.refresh()
+    assert file.current.rules == []
+    path.write_text("broken")
+    assert DenylistFile(path, tmp_path / "data").current.rules[0].literals == ["x"]
+
+
+def test_the_kept_file_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _write(tmp_path, _RULE + 'literals = ["x"]')
+    steps: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(Path, "replace", lambda *a: (steps.append("replace"), replace(*a))[1])
+    DenylistFile(path, tmp_path / "data")
+    assert steps == ["fsync", "replace"]
+
+
+def test_rules_hold_though_they_cannot_be_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = _write(tmp_path, _RULE + 'literals = ["x"]')
+    (tmp_path / "data").write_text("a file where the folder should be")
+    file = DenylistFile(path, tmp_path / "data")
+    assert file.current.rules[0].literals == ["x"]
+    assert "cannot be kept" in caplog.text
 
 
 def test_without_the_setting_there_is_none(tmp_path: Path) -> None:
     assert denylist_of(Settings()) is None
     with pytest.raises(SettingsError, match=r"none\.toml"):
         denylist_of(Settings(denylist="none.toml", base_dir=str(tmp_path)))
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    path = _write(tmp_path, "\ufeff" + _RULE + 'literals = ["x"]')
+    assert [rule.name for rule in read(path).rules] == ["a"]
+    for _ in range(2):  # the second one reads the kept file, too
+        assert [rule.name for rule in DenylistFile(path, tmp_path).current.rules] == ["a"]
+        path.write_text("rules = ")

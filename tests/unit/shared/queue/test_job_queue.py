@@ -12,20 +12,16 @@ import pytest
 import redis
 from celery import Celery
 
-from shared import messages, names
-from shared.job_queue import Admission, Departure, JobQueue, Order, Refusal
+from shared import names
 from shared.limits import Limits, charge_of
-from shared.messages import ChatMessage, Job, JobKind, Priority
+from shared.queue.job_queue import Admission, JobQueue, LeaveResult, RejectReason
+from shared.queue.snapshot import QueuePosition
+from shared.wire import codec
+from shared.wire.job import ChatMessage, Job, JobKind, Priority
 from tests.conftest import wait_for
+from tests.support.jobs import completion_job
 
 FREE = Limits()
-
-
-@pytest.fixture
-def server(redis_socket: str) -> Iterator[redis.Redis]:
-    client = redis.Redis(unix_socket_path=redis_socket)
-    yield client
-    client.close()
 
 
 @pytest.fixture
@@ -34,11 +30,7 @@ def queue(server: redis.Redis) -> JobQueue:
 
 
 def _job(job_id: str, owner: str = "a", **fields: Any) -> Job:
-    now = time.time()
-    defaults = {"model": "m", "kind": JobKind.COMPLETION, "prompts": ["x"]}
-    return Job(
-        id=job_id, owner=owner, created_at=now, deadline_at=now + 60, **{**defaults, **fields}
-    )
+    return completion_job(id=job_id, owner=owner, **fields)
 
 
 def _admit(
@@ -47,9 +39,9 @@ def _admit(
     return queue.admit(job, "c", limits, max_queue_length)
 
 
-def _burst(queue: JobQueue, owner: str, number: int, **fields: Any) -> list[Order]:
+def _burst(queue: JobQueue, owner: str, number: int, **fields: Any) -> list[QueuePosition]:
     orders = [
-        _admit(queue, _job(f"{owner}{i}", owner, **fields)).order for i in range(1, number + 1)
+        _admit(queue, _job(f"{owner}{i}", owner, **fields)).position for i in range(1, number + 1)
     ]
     assert None not in orders
     return orders  # type: ignore[return-value]
@@ -101,7 +93,7 @@ def test_requests_of_one_key_keep_their_order(server: redis.Redis, queue: JobQue
 def test_who_has_left_the_queue_is_not_behind_for_it(server: redis.Redis, queue: JobQueue) -> None:
     _admit(queue, _job("z1", "z"))
     for i, order in enumerate(_burst(queue, "a", 50), 1):
-        assert queue.leave(_job(f"a{i}"), "c", order) is Departure.OUT_OF_QUEUE
+        assert queue.leave(_job(f"a{i}"), "c", order) is LeaveResult.OUT_OF_QUEUE
     _burst(queue, "b", 5)
     _admit(queue, _job("a-again"))
     assert _pop_all(server)[:4] == ["z1", "b1", "a-again", "b2"]
@@ -144,12 +136,12 @@ def test_no_class_starves(server: redis.Redis, queue: JobQueue) -> None:
 def test_places_are_right_whatever_comes_and_goes(server: redis.Redis, queue: JobQueue) -> None:
     """Two hundred random requests of five keys; some leave, some are popped, some come again."""
     rng = random.Random(7)
-    orders: dict[str, Order] = {}
+    orders: dict[str, QueuePosition] = {}
     jobs: dict[str, Job] = {}
     for i in range(200):
         priority = rng.choice([Priority.INTERACTIVE, Priority.BACKGROUND])
         job = _job(f"j{i}", rng.choice("abcde"), priority=priority)
-        order = _admit(queue, job).order
+        order = _admit(queue, job).position
         assert order is not None
         orders[job.id], jobs[job.id] = order, job
         dice = rng.random()
@@ -164,7 +156,7 @@ def test_places_are_right_whatever_comes_and_goes(server: redis.Redis, queue: Jo
         for message in reversed(server.lrange(key, 0, -1))  # type: ignore[arg-type]
     ]
     assert [headers["id"] for headers in waiting] == sorted(orders, key=orders.__getitem__)
-    outline = queue.outline("m")
+    outline = queue.snapshot("m")
     found = [outline.position(orders[headers["id"]]) for headers in waiting]
     assert found == list(range(len(waiting)))
 
@@ -172,15 +164,15 @@ def test_places_are_right_whatever_comes_and_goes(server: redis.Redis, queue: Jo
 def test_who_does_not_wait_has_no_position(server: redis.Redis, queue: JobQueue) -> None:
     first, second = _burst(queue, "a", 2)
     _pop(server)
-    outline = queue.outline("m")
+    outline = queue.snapshot("m")
     assert [outline.position(order) for order in (first, second)] == [None, 0]
     _pop(server)
-    assert queue.outline("m").position(second) is None
+    assert queue.snapshot("m").position(second) is None
 
 
 def test_positions_far_behind_are_about_right(server: redis.Redis, queue: JobQueue) -> None:
     orders = _burst(queue, "a", 1000)
-    outline = queue.outline("m")
+    outline = queue.snapshot("m")
     found = [outline.position(order) for order in orders]
     assert found[:64] == list(range(64))
     assert all(abs((place or 0) - i) <= 15 for i, place in enumerate(found))
@@ -189,20 +181,20 @@ def test_positions_far_behind_are_about_right(server: redis.Redis, queue: JobQue
 
 def test_the_age_of_the_oldest(server: redis.Redis, queue: JobQueue) -> None:
     """Whatever its key, its class, and how often it has been given back."""
-    assert queue.outline("m").oldest_at is None
+    assert queue.snapshot("m").oldest_at is None
     made_at = 1_700_000_000.0
     for i, (owner, priority) in enumerate(
         [("a", Priority.INTERACTIVE), ("a", Priority.INTERACTIVE), ("b", Priority.BATCH)]
     ):
         job = _job(f"j{i}", owner, priority=priority)
         _admit(queue, msgspec.structs.replace(job, created_at=made_at + 5 * i))
-    assert queue.outline("m").oldest_at == made_at
+    assert queue.snapshot("m").oldest_at == made_at
     _pop(server)
-    assert queue.outline("m").oldest_at == made_at + 5
+    assert queue.snapshot("m").oldest_at == made_at + 5
     queue.requeue(msgspec.structs.replace(_job("j0"), created_at=made_at))
-    assert queue.outline("m").oldest_at == made_at
+    assert queue.snapshot("m").oldest_at == made_at
     _pop_all(server)
-    assert queue.outline("m").oldest_at is None
+    assert queue.snapshot("m").oldest_at is None
 
 
 # -- limits ----------------------------------------------------------------------------------
@@ -217,9 +209,9 @@ def test_requests_a_minute(server: redis.Redis, queue: JobQueue) -> None:
         left.append((allowance.remaining, round(allowance.reset_s / 20)))
     assert left == [(2, 1), (1, 2), (0, 3)]
     refused = _admit(queue, _job("more"), limits)
-    assert refused.refusal is Refusal.REQUESTS
+    assert refused.reject_reason is RejectReason.REQUESTS
     assert 0 < refused.retry_s <= 20
-    assert _admit(queue, _job("other", "b"), limits).refusal is None
+    assert _admit(queue, _job("other", "b"), limits).reject_reason is None
 
 
 def test_what_is_refused_leaves_no_trace(server: redis.Redis, queue: JobQueue) -> None:
@@ -227,7 +219,7 @@ def test_what_is_refused_leaves_no_trace(server: redis.Redis, queue: JobQueue) -
     _admit(queue, _job("0", charged_tokens=10), limits)
     before = _dump(server)
     refused = _admit(queue, _job("1", charged_tokens=10), limits)
-    assert refused.refusal is Refusal.OPEN and refused.ahead == 1
+    assert refused.reject_reason is RejectReason.OPEN and refused.ahead == 1
     assert refused.allowances.requests is not None and refused.allowances.tokens is not None
     assert (refused.allowances.requests.remaining, refused.allowances.tokens.remaining) == (4, 90)
     assert _dump(server) == before
@@ -243,7 +235,7 @@ def test_tokens_are_charged_and_set_right(server: redis.Redis, queue: JobQueue) 
     job = _job("0", charged_tokens=900)
     _admit(queue, job, limits)
     refused = _admit(queue, _job("1", charged_tokens=500), limits)
-    assert refused.refusal is Refusal.TOKENS and 20 < refused.retry_s <= 24
+    assert refused.reject_reason is RejectReason.TOKENS and 20 < refused.retry_s <= 24
     queue.begin(job)
     for _ in range(2):
         queue.settle(job, 100)  # as after an answer that was lost
@@ -251,9 +243,9 @@ def test_tokens_are_charged_and_set_right(server: redis.Redis, queue: JobQueue) 
     assert admission.allowances.tokens is not None
     assert 400 <= admission.allowances.tokens.remaining <= 401
     queue.settle(_job("2", charged_tokens=500), 1200)
-    assert _admit(queue, _job("3"), limits).refusal is None, "it asks for none"
+    assert _admit(queue, _job("3"), limits).reject_reason is None, "it asks for none"
     refused = _admit(queue, _job("4", charged_tokens=1), limits)
-    assert refused.refusal is Refusal.TOKENS, "what was used beyond the charge is a debt"
+    assert refused.reject_reason is RejectReason.TOKENS, "what was used beyond the charge is a debt"
 
 
 def test_buckets_fill_up_again(server: redis.Redis, queue: JobQueue) -> None:
@@ -270,36 +262,36 @@ def test_buckets_fill_up_again(server: redis.Redis, queue: JobQueue) -> None:
 def test_open_and_waiting_requests_of_a_key(server: redis.Redis, queue: JobQueue) -> None:
     limits = Limits(max_open_requests=3, max_waiting_requests=2)
     jobs = [_job(f"{i}") for i in range(5)]
-    assert _admit(queue, jobs[0], limits).refusal is None
-    assert _admit(queue, jobs[1], limits).refusal is None
-    assert _admit(queue, jobs[2], limits).refusal is Refusal.WAITING
+    assert _admit(queue, jobs[0], limits).reject_reason is None
+    assert _admit(queue, jobs[1], limits).reject_reason is None
+    assert _admit(queue, jobs[2], limits).reject_reason is RejectReason.WAITING
     queue.begin(jobs[0])
-    assert _admit(queue, jobs[2], limits).refusal is None
-    assert _admit(queue, jobs[3], limits).refusal is Refusal.OPEN
+    assert _admit(queue, jobs[2], limits).reject_reason is None
+    assert _admit(queue, jobs[3], limits).reject_reason is RejectReason.OPEN
     queue.settle(jobs[0], 0)
     queue.begin(jobs[1])
-    assert _admit(queue, jobs[3], limits).refusal is None
-    assert _admit(queue, _job("other", "b"), limits).refusal is None
+    assert _admit(queue, jobs[3], limits).reject_reason is None
+    assert _admit(queue, _job("other", "b"), limits).reject_reason is None
 
 
 def test_a_lost_request_counts_until_its_deadline(server: redis.Redis, queue: JobQueue) -> None:
     limits = Limits(max_open_requests=1)
     _admit(queue, _job("lost"), limits)
-    assert _admit(queue, _job("1"), limits).refusal is Refusal.OPEN
+    assert _admit(queue, _job("1"), limits).reject_reason is RejectReason.OPEN
     server.zadd(names.waiting_key("a"), {"lost": time.time() - 1})
-    assert _admit(queue, _job("1"), limits).refusal is None
+    assert _admit(queue, _job("1"), limits).reject_reason is None
 
 
 def test_the_queue_of_a_model_is_bounded(server: redis.Redis, queue: JobQueue) -> None:
     _burst(queue, "a", 3)
     refused = _admit(queue, _job("b1", "b"), max_queue_length=3)
-    assert refused.refusal is Refusal.QUEUE and refused.ahead == 3
-    assert _admit(queue, _job("b1", "b", model="other"), max_queue_length=3).refusal is None
+    assert refused.reject_reason is RejectReason.QUEUE and refused.ahead == 3
+    assert _admit(queue, _job("b1", "b", model="other"), max_queue_length=3).reject_reason is None
 
 
 def test_an_id_is_taken_once(server: redis.Redis, queue: JobQueue) -> None:
     _admit(queue, _job("a"))
-    assert _admit(queue, _job("a", "b")).refusal is Refusal.TAKEN
+    assert _admit(queue, _job("a", "b")).reject_reason is RejectReason.TAKEN
 
 
 def test_a_charge_is_an_estimate_of_prompt_and_completion() -> None:
@@ -361,13 +353,13 @@ def test_what_kombu_gives_back_keeps_its_place(
     orders = _burst(queue, "a", 4)
     with celery.connection() as connection:
         simple = connection.SimpleQueue(names.model_queue("m"))
-        message = simple.get(timeout=5)
+        message = simple.get(timeout=60)
         assert message.headers["id"] == "a1"
         simple.close()
         message.channel.close()
     key = names.priority_lists("m")[1]
     wait_for(lambda: server.llen(key) == 4, "the message is back")
-    outline = queue.outline("m")
+    outline = queue.snapshot("m")
     assert [outline.position(order) for order in orders] == [0, 1, 2, 3]
     _admit(queue, _job("b1", "b"))
     assert _pop_all(server) == ["a1", "b1", "a2", "a3", "a4"]
@@ -378,8 +370,8 @@ def test_what_kombu_gives_back_keeps_its_place(
 
 def test_who_had_begun_comes_back_before_all_others(server: redis.Redis, queue: JobQueue) -> None:
     orders = _burst(queue, "a", 3)
-    server.set(names.claim_key("a3"), b"claim")
-    assert queue.leave(_job("a3"), "c", orders[2]) is Departure.OUT_OF_QUEUE
+    server.set(names.lease_key("a3"), b"claim")
+    assert queue.leave(_job("a3"), "c", orders[2]) is LeaveResult.OUT_OF_QUEUE
     assert queue.join(_job("a3"), "d")
     assert _pop_all(server) == ["a3", "a1", "a2"]
     assert server.get(names.cancel_key("a3")) is None
@@ -389,7 +381,7 @@ def test_who_had_not_begun_comes_back_behind_those_who_wait(
     server: redis.Redis, queue: JobQueue
 ) -> None:
     orders = _burst(queue, "a", 3)
-    assert queue.leave(_job("a1"), "c", orders[0]) is Departure.OUT_OF_QUEUE
+    assert queue.leave(_job("a1"), "c", orders[0]) is LeaveResult.OUT_OF_QUEUE
     assert queue.join(_job("a1"), "d")
     assert _pop_all(server) == ["a2", "a3", "a1"]
     assert server.get(names.cancel_key("a1")) is None
@@ -398,9 +390,9 @@ def test_who_had_not_begun_comes_back_behind_those_who_wait(
 def test_a_job_that_others_read_stays(server: redis.Redis, queue: JobQueue) -> None:
     (order,) = _burst(queue, "a", 1)
     assert queue.join(_job("a1"), "d")
-    assert queue.leave(_job("a1"), "c", order) is Departure.READ_BY_OTHERS
-    assert queue.leave(_job("a1"), "d", None) is Departure.TO_BE_STOPPED
-    assert messages.decode_job(server.get(names.job_key("a1"))).id == "a1"  # type: ignore[arg-type]
+    assert queue.leave(_job("a1"), "c", order) is LeaveResult.READ_BY_OTHERS
+    assert queue.leave(_job("a1"), "d", None) is LeaveResult.TO_BE_STOPPED
+    assert codec.decode_job(server.get(names.job_key("a1"))).id == "a1"  # type: ignore[arg-type]
 
 
 def test_a_job_that_is_gone_cannot_be_joined(server: redis.Redis, queue: JobQueue) -> None:
@@ -413,10 +405,10 @@ def test_a_new_request_inherits_nothing_of_an_earlier_one_of_its_id(
 ) -> None:
     server.rpush(names.log_key("again"), b"event")
     server.set(names.cancel_key("again"), names.LEFT)
-    assert _admit(queue, _job("again")).refusal is None
+    assert _admit(queue, _job("again")).reject_reason is None
     assert not server.exists(names.log_key("again"), names.cancel_key("again"))
-    server.set(names.claim_key("running"), b"claim")
-    assert _admit(queue, _job("running")).refusal is Refusal.TAKEN
+    server.set(names.lease_key("running"), b"claim")
+    assert _admit(queue, _job("running")).reject_reason is RejectReason.TAKEN
 
 
 def test_leaving_and_joining_again_sends_no_second_message(
@@ -425,7 +417,7 @@ def test_leaving_and_joining_again_sends_no_second_message(
     job = _job("restless")
     _admit(queue, job)
     for _ in range(3):
-        assert queue.leave(job, "c", None) is Departure.TO_BE_STOPPED
+        assert queue.leave(job, "c", None) is LeaveResult.TO_BE_STOPPED
         assert queue.join(job, "c")
     assert sum(server.llen(key) for key in names.priority_lists(job.model)) == 1
     assert not server.exists(names.cancel_key(job.id))

@@ -2,10 +2,16 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from shared.errors import SettingsError
-from shared.settings import load
+from app.api.admin.bodies import LoadRequest
+from app.schemas.parse import parse
+from shared.errors import InvalidRequest, SettingsError
+from shared.settings.fields import Settings
+from shared.settings.load import env_name, load
+from shared.settings.model_settings import DEMO_MODEL, ModelSettings, SamplingDefaults
+from tests.conftest import ROOT
 
 
 def _load(tmp_path: Path, text: str = "", **environ: str) -> object:
@@ -19,6 +25,13 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
     assert settings.port == 4321
     assert settings.redis_url == "redis://x"
     assert settings.data_path == tmp_path / "var"
+
+
+def test_the_file_of_the_source_tree_has_the_demo_model_and_it_is_greedy() -> None:
+    settings = load({"LLMIS_CONFIG": str(ROOT / "llmis.toml")})
+    assert settings.models == [DEMO_MODEL]
+    assert DEMO_MODEL.sampling.temperature == 0
+    assert msgspec.structs.replace(settings, base_dir=".") == Settings()
 
 
 def test_a_list_stands_in_the_environment_with_commas(tmp_path: Path) -> None:
@@ -65,6 +78,68 @@ def test_a_bad_value_is_named(
     assert expected in str(caught.value)
 
 
+def _numbers(shape: type) -> list[str]:
+    """The fields of a class of settings that are numbers."""
+    kinds = (msgspec.inspect.IntType, msgspec.inspect.FloatType)
+    info = msgspec.inspect.type_info(shape)
+    assert isinstance(info, msgspec.inspect.StructType)
+    found = [(f.name, getattr(f.type, "types", (f.type,))) for f in info.fields]
+    return [name for name, types in found if any(isinstance(kind, kinds) for kind in types)]
+
+
+_ENDLESS = ["inf", "-inf", "nan", "1e18", "1e300", str(10**18), str(10**30), "-1"]
+_PLACES = {
+    Settings: "models = []\n{}",
+    ModelSettings: "[[models]]\nname = 'a'\npath = 'a'\n{}",
+    SamplingDefaults: "[[models]]\nname = 'a'\npath = 'a'\n[models.sampling]\n{}",
+}
+_MAY_BE_NEGATIVE = ("presence_penalty", "frequency_penalty")
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"), [(shape, name) for shape in _PLACES for name in _numbers(shape)]
+)
+def test_every_number_has_two_ends(tmp_path: Path, shape: type, name: str) -> None:
+    for value in _ENDLESS[: 7 if name in _MAY_BE_NEGATIVE else None]:
+        with pytest.raises(SettingsError) as caught:
+            _load(tmp_path, _PLACES[shape].format(f"{name} = {value}"))
+        assert f"{name} = " in str(caught.value), value
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", _numbers(Settings))
+def test_so_has_every_number_in_the_environment(tmp_path: Path, name: str) -> None:
+    for value in _ENDLESS:
+        with pytest.raises(SettingsError, match=f"^{name} = .*environment variable"):
+            _load(tmp_path, "models = []", **{env_name(name): value})
+
+
+@pytest.mark.parametrize("name", [n for n in _numbers(LoadRequest) if n not in ("wait", "stream")])
+def test_so_has_every_number_of_a_load(name: str) -> None:
+    for value in ("1e999", "NaN", "Infinity", "1e18", str(10**30), "-1"):
+        body = f'{{"name": "a", "{name}": {value}}}'.encode()
+        with pytest.raises(InvalidRequest):
+            parse(body, LoadRequest)
+
+
+@pytest.mark.parametrize(
+    "text", ["port = 1" + "0" * 5000, "a = " + "[" * 3000 + "]" * 3000, "port = '\udc00"]
+)
+def test_a_file_that_python_cannot_read_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "llmis.toml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(SettingsError, match="not readable as TOML") as caught:
+        load({"LLMIS_CONFIG": str(path)})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["0x" + "f" * 5000, "'" + "9" * 5000 + "'"])
+def test_a_long_value_is_cut_in_its_error(tmp_path: Path, value: str) -> None:
+    with pytest.raises(SettingsError, match=r"^port = ") as caught:
+        _load(tmp_path, f"models = []\nport = {value}")
+    assert len(str(caught.value)) < 500
+
+
 def test_the_same_model_name_twice_is_refused(tmp_path: Path) -> None:
     table = "[[models]]\nname = 'a'\npath = 'a.gguf'\n"
     with pytest.raises(SettingsError, match="given twice"):
@@ -83,3 +158,8 @@ def test_a_link_out_of_the_model_folder_is_refused(tmp_path: Path) -> None:
 def test_a_missing_configuration_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no file at"):
         load({"LLMIS_CONFIG": str(tmp_path / "none.toml")})
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    settings = _load(tmp_path, "\ufeffport = 1234\nmodels = []")
+    assert settings.port == 1234

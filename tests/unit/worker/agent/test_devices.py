@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from shared.errors import InvalidModel
-from shared.lifecycle import ModelSpec
-from worker.agent.devices import DeviceMemory, devices, devices_of, overlap
+from shared.model_spec import ModelSpec
+from worker.agent.devices import DeviceMemory, devices, devices_of, share_device
 
 _THERE = [
     DeviceMemory("cpu", "x", 100, 50),
@@ -124,6 +124,6 @@ def test_a_node_without_a_gpu_refuses_the_gpu_engine() -> None:
 
 def test_models_on_different_devices_leave_each_other_alone() -> None:
     on_first = _spec(engine="exllamav2", device="cuda:0")
-    assert overlap(on_first, _spec(engine="exllamav2"), _THERE)
-    assert not overlap(on_first, _spec(engine="exllamav2", device="cuda:1"), _THERE)
-    assert not overlap(on_first, _spec(), _THERE)
+    assert share_device(on_first, _spec(engine="exllamav2"), _THERE)
+    assert not share_device(on_first, _spec(engine="exllamav2", device="cuda:1"), _THERE)
+    assert not share_device(on_first, _spec(), _THERE)

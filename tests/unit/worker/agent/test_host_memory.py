@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from worker.agent.memory import HostMemory, host_memory
+from worker.agent.host_memory import HostMemory, host_memory
 
 _GIB = 1 << 30
 

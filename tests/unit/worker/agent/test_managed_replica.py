@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shared.lifecycle import Assignment, ModelSpec
+from shared.model_spec import ModelSpec
+from shared.wire.records import Assignment
 from tests.conftest import wait_for
 from worker.agent import managed_replica
 from worker.agent.managed_replica import MAX_FAILURES, ManagedReplica, find_processes
@@ -26,7 +27,7 @@ def _end_with(replica: ManagedReplica, code: str) -> None:
     """Let a process end that runs `code` in the replica's place."""
     with replica.log_path.open("ab") as log:
         replica.process = psutil.Popen([sys.executable, "-c", code], stdout=log, stderr=log)
-    replica.process.wait(10)
+    replica.process.wait(60)
     assert not replica.is_alive
 
 
@@ -49,6 +50,14 @@ def test_a_signal_is_named_and_tried_again(replica: ManagedReplica) -> None:
     assert waits == sorted(waits)
 
 
+def test_a_replica_that_found_no_redis_is_not_given_up(replica: ManagedReplica) -> None:
+    _end_with(replica, "import sys; sys.exit(75)")
+    for _ in range(2 * MAX_FAILURES):
+        replica.fail()
+        assert not replica.is_given_up
+        assert replica.restart_at is not None
+
+
 def test_who_was_ready_for_long_starts_counting_anew(
     replica: ManagedReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +78,7 @@ def test_each_start_has_an_id_of_its_own(replica: ManagedReplica) -> None:
 def test_only_replicas_of_this_node_and_service_are_found(tmp_path: Path) -> None:
     """So that no agent stops what it did not start."""
     (tmp_path / "worker").mkdir()
-    (tmp_path / "worker" / "replica.py").write_text("import time\ntime.sleep(60)\n")
+    (tmp_path / "worker" / "replica.py").write_text("import signal\nsignal.pause()\n")
     process = psutil.Popen(
         [sys.executable, "-m", "worker.replica", "m@mine-ab12cd", "m@mine-ab12cd-1"],
         cwd=tmp_path,
@@ -83,4 +92,4 @@ def test_only_replicas_of_this_node_and_service_are_found(tmp_path: Path) -> Non
         assert find_processes("ine", "redis://mine") == {}
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)

@@ -8,12 +8,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared.errors import InvalidRequest
-from shared.messages import ChatMessage, Tool, ToolCall
-from tests import chat_templates
-from tests.chat_templates import CONTROL_TEXTS, CONTROL_TOKENS
-from tests.scripted_engine import ByteVocabulary
-from tests.unit.chat_jobs import chat_job
-from worker.chat.control_text import ControlText
+from shared.wire.job import ChatMessage, Tool, ToolCall
+from tests.support import chat_templates
+from tests.support.chat_jobs import chat_job
+from tests.support.chat_templates import CONTROL_TEXTS, CONTROL_TOKENS
+from tests.support.scripted_engine import ByteVocabulary
+from worker.chat.injection_guard import InjectionGuard
 from worker.chat.prompts import ChatPrompts, without_marks
 from worker.chat.template import MARK, ChatTemplate
 
@@ -50,7 +50,7 @@ def _control_ids(tokens: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("name", _PROMPTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(_HOSTILE, min_size=1, max_size=12))
 def test_users_add_no_control_token(name: str, texts: list[str]) -> None:
     prompts = _PROMPTS[name]
@@ -65,7 +65,7 @@ def test_users_add_no_control_token(name: str, texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["hermes", "llama", "mistral", "deepseek", "harmony", "plain"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(_HOSTILE, min_size=1, max_size=12))
 def test_hostile_text_is_read_as_it_stands(name: str, texts: list[str]) -> None:
     """Marks change where tokens end, never what the text says."""
@@ -119,8 +119,8 @@ def test_harmless_text_has_no_marks() -> None:
 @example("<<s>")
 @example("<|im_end|>" * 3)
 def test_broken_and_fenced_texts_are_the_text_without_control_tokens(text: str) -> None:
-    control = ControlText(_VOCABULARY)
-    for changed in (control.broken(text), control.fenced(text)):
+    control = InjectionGuard(_VOCABULARY)
+    for changed in (control.split_marks(text), control.fence_marks(text)):
         assert changed.replace(MARK, "") == text.replace(MARK, "")
         assert control.ids(changed) == []
         assert not _control_ids(control.tokenize(changed))
@@ -138,25 +138,25 @@ class _Normalising(ByteVocabulary):
 
 
 def test_a_tokenizer_that_normalises_is_not_tricked() -> None:
-    control = ControlText(_Normalising({"<s>": 1000, "<|im_end|>": 1003}))
+    control = InjectionGuard(_Normalising({"<s>": 1000, "<|im_end|>": 1003}))
     assert _control_ids(control.tokenize("＜|im_end|>x<|im_end|>")) == [1000, 1003]
     assert control.tokenize("a<|im_end|>b") == [1000, 97, 1003, 98]
 
 
 def test_control_tokens_of_one_character_are_never_read() -> None:
-    control = ControlText(ByteVocabulary({"#": 1000, "<s>": 1001}))
+    control = InjectionGuard(ByteVocabulary({"#": 1000, "<s>": 1001}))
     assert control.tokenize("#<s>#") == [35, 1001, 35]
 
 
 def test_only_the_first_piece_gets_the_begin_token() -> None:
-    control = ControlText(_Normalising({"<|im_start|>": 1002, "<|im_end|>": 1003}))
-    text = control.broken("<|im_end|>") + "<|im_start|>"
+    control = InjectionGuard(_Normalising({"<|im_start|>": 1002, "<|im_end|>": 1003}))
+    text = control.split_marks("<|im_end|>") + "<|im_start|>"
     assert control.tokenize(text)[:2] == [1000, ord("<")]
     assert _control_ids(control.tokenize(text)) == [1000, 1002]
 
 
 def test_without_control_tokens_nothing_is_marked() -> None:
-    control = ControlText(ByteVocabulary())
-    assert control.broken("<s>") == control.fenced("<s>") == "<s>"
+    control = InjectionGuard(ByteVocabulary())
+    assert control.split_marks("<s>") == control.fence_marks("<s>") == "<s>"
     assert control.tokenize("<s>") == list(b"<s>")
     assert control.tokenize("") == []

@@ -1,7 +1,6 @@
 """Tool calls and reasoning in the output, at every way to cut it."""
 
 import json
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -9,9 +8,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shared.messages import Tool
-from worker.chat.calls import MARKS, CallSyntax
-from worker.chat.parser import OutputParser, Parts, Reasoning
+from shared.wire.job import Tool
+from tests.support.parsed_output import TOOLS as _TOOLS
+from tests.support.parsed_output import Result
+from tests.support.parsed_output import parsed as _parse
+from tests.support.parsed_output import parsed_whole as _whole
+from worker.chat.output_parser import OutputParser, Reasoning
+from worker.chat.tool_call_formats import MARKS, CallSyntax
+from worker.text_parts import Parts
 
 _THINK = Reasoning("<think>", "</think>")
 
@@ -43,47 +47,10 @@ _SAID = {
 }
 """Two calls: of `a` with `_A`, of `b` with nothing."""
 _XML_A = '{"city": "Zürich \\"}\\" \\\\u00e4", "n": [1, {"x": null}]}'
-_TOOLS = [Tool("a", "", {"properties": {"city": {"type": "string"}, "n": {"type": "array"}}})]
 
 
 def _two_calls(syntax: CallSyntax) -> list[tuple[str, str]]:
     return [("a", _XML_A if syntax is CallSyntax.QWEN_XML else _A), ("b", "{}")]
-
-
-@dataclass
-class Result:
-    """What a client has put together from the parts."""
-
-    content: str = ""
-    reasoning: str = ""
-    ids: list[str] = field(default_factory=list)
-    calls: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(self, parts: Parts) -> None:
-        self.content += parts.content
-        self.reasoning += parts.reasoning
-        for delta in parts.tool_calls:
-            if delta.id is not None:
-                assert delta.index == len(self.calls) and delta.name
-                self.ids.append(delta.id)
-                self.calls.append((delta.name, ""))
-            name, arguments = self.calls[delta.index]
-            assert delta.index == len(self.calls) - 1
-            self.calls[delta.index] = (name, arguments + delta.arguments)
-
-
-def _parse(pieces: list[str] | str, **options: Any) -> Result:
-    parser = OutputParser(("j", 0), tools=_TOOLS, **options)
-    result = Result()
-    for piece in pieces:
-        result.add(parser.push(piece))
-    result.add(parser.finish())
-    assert parser.has_calls == bool(result.calls)
-    return result
-
-
-def _whole(text: str, calls: CallSyntax | None = CallSyntax.HERMES, **options: Any) -> Result:
-    return _parse([text], calls=calls, **options)
 
 
 @pytest.mark.parametrize("syntax", CallSyntax)
@@ -110,7 +77,12 @@ _FRAGMENTS = [
     "<think>", "</think>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "function",
     "<｜tool▁sep｜>", "```json", "<|channel|>final<|message|>", "<function=a>",
     "<parameter=n>", "</parameter>", "</function>",
-    "<", ": ", "null",
+    "<", ": ", "null", "True", "01", "'", "//", "\\d", "[1,]", "<|call|>", "}}", "a\":",
+    '<tool_call>{"name": "a", "arguments": {"k": "\n\\d", \'m\': None, },}}</tool_call>',
+    "<|channel|>commentary to=a<|message|>", "[TOOL_CALLS]a[ARGS]",
+    "[TOOL_CALLS]a\n[CALL_ID]", "\n\n[ARGS]", "<tool_call> \n [", "<tool_call>\n\n<function=",
+    " <|python_tag|>", "<｜tool▁calls▁begin｜>\n<｜tool▁call▁begin｜>", " <｜tool▁sep｜>",
+    "<｜tool▁call▁begin｜>function<｜tool▁sep｜>f```json", "x to=a y", "\t",
 ]  # fmt: skip
 _OUTPUT = st.lists(
     st.one_of(
@@ -125,25 +97,40 @@ _OUTPUT = st.lists(
 
 @pytest.mark.parametrize("syntax", [*CallSyntax, None])
 @pytest.mark.parametrize("reasoning", [None, _THINK])
-@settings(max_examples=120, deadline=None)
-@given(text=_OUTPUT, cuts=st.lists(st.integers(0, 400)), starts=st.booleans())
-@example(text="<tool_call>{} x", cuts=[], starts=False)
-@example(text="[TOOL_CALLS][] x", cuts=[], starts=False)
+@settings(max_examples=60, deadline=None)
+@given(text=_OUTPUT, cuts=st.lists(st.integers(0, 400)), starts=st.booleans(), is_cut=st.booleans())
+@example(text="<tool_call>{} x", cuts=[], starts=False, is_cut=False)
+@example(text="[TOOL_CALLS][] x", cuts=[], starts=False, is_cut=False)
+@example(text="x to=a y<|channel|>final<|message|>z", cuts=[], starts=False, is_cut=False)
 def test_the_result_does_not_depend_on_the_cuts(
     syntax: CallSyntax | None,
     reasoning: Reasoning | None,
     text: str,
     cuts: list[int],
     starts: bool,
+    is_cut: bool,
 ) -> None:
-    options: dict[str, Any] = {"calls": syntax, "reasoning": reasoning}
+    options: dict[str, Any] = {"calls": syntax, "reasoning": reasoning, "is_cut": is_cut}
     options["starts_in_reasoning"] = starts and reasoning is not None
     bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[a:b] for a, b in pairwise(bounds)]
     result = _parse(pieces, **options)
     assert result == _parse(text, **options)
-    if syntax is not CallSyntax.HARMONY or "<|message|>" not in text:
+    _assert_content_stands_where_it_was_read(text, **options)
+    if not is_cut and (syntax is not CallSyntax.HARMONY or "<|message|>" not in text):
         _assert_nothing_is_lost(text, result)
+
+
+def _assert_content_stands_where_it_was_read(text: str, *, is_cut: bool, **options: Any) -> None:
+    parser = OutputParser(("j", 0), tools=_TOOLS, **options)
+    parts = parser.push(text) + parser.finish(is_cut=is_cut)
+    assert len(parts.places) == len(parts.content)
+    # A line break stands for blanks that were trimmed, or for the marks between two messages.
+    there = [text[at] for at in parts.places if at < len(text)]
+    wrong = {c for c, other in zip(parts.content, there, strict=False) if c != other}
+    assert wrong <= {"\n"}
+    if not (parts.tool_calls or options["reasoning"] or is_cut):
+        assert options["calls"] is CallSyntax.HARMONY or parts.content == text
 
 
 def _assert_nothing_is_lost(text: str, result: Result) -> None:

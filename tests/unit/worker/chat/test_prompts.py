@@ -6,18 +6,19 @@ from typing import Any
 import pytest
 
 from shared.errors import InvalidRequest
-from shared.messages import ChatMessage, FinishReason, Grammar, GrammarKind, ToolCall, ToolChoice
-from tests import chat_templates
-from tests.scripted_engine import ByteVocabulary, ScriptedEngine
-from tests.unit.chat_jobs import TIME, WEATHER, chat_job
-from worker.chat.calls import CallSyntax
+from shared.wire.events import FinishReason
+from shared.wire.job import ChatMessage, Grammar, GrammarKind, ToolCall, ToolChoice
+from tests.support import chat_templates
+from tests.support.chat_jobs import TIME, WEATHER, chat_job
+from tests.support.scripted_engine import ByteVocabulary, ScriptedEngine
 from worker.chat.format import find_format
 from worker.chat.prompts import ChatPrompts
 from worker.chat.template import ChatTemplate
-from worker.engines.protocol import StepResult
-from worker.events import events_of
-from worker.job_run import JobRun
-from worker.prompt import PromptBuilder
+from worker.chat.tool_call_formats import CallSyntax
+from worker.replica.attempt import Attempt, parsers_of
+from worker.replica.event_builder import events_of
+from worker.replica.prompt import PromptBuilder
+from worker.sequence import StepResult
 
 _CALL = ToolCall("call_0123456789", "get_weather", '{"city": "Rome"}')
 _TALK = (
@@ -125,9 +126,18 @@ def test_mistrals_templates_get_short_ids_that_belong_together() -> None:
     )
 
 
+def test_several_calls_are_rendered_one_by_one_where_a_template_takes_one() -> None:
+    text = _render("llama", ChatMessage("assistant", "", tool_calls=[_CALL, _CALL]))
+    assert text.count('{"city": "Rome"}') == 2
+
+
 def test_what_a_template_refuses_is_the_clients_error() -> None:
-    with pytest.raises(InvalidRequest, match="only one call"):
-        _render("llama", ChatMessage("assistant", "", tool_calls=[_CALL, _CALL]))
+    source = """\
+{%- for m in messages %}{{ m.content }}
+{%- if m.content == 'Rome' %}{{ raise_exception('not this one') }}{% endif %}{% endfor %}"""
+    prompts = ChatPrompts(ChatTemplate(source, "<s>", "</s>", strip_bos=False), ByteVocabulary())
+    with pytest.raises(InvalidRequest, match="not this one"):
+        prompts.render(chat_job(ChatMessage("user", "Rome")))
 
 
 def test_a_template_without_tools_gets_plain_messages() -> None:
@@ -176,6 +186,50 @@ def test_deep_nesting_is_the_clients_error() -> None:
         _render("hermes", template_arguments={"deep": deep})
 
 
+_CONTINUED = (ChatMessage("user", "Capital?"), ChatMessage("assistant", "The capital is "))
+
+
+@pytest.mark.parametrize("name", [n for n in chat_templates.ALL if n != "joined"])
+@pytest.mark.parametrize("tools", [[], [TIME]])
+def test_a_prefix_ends_the_prompt_without_an_end_of_turn(name: str, tools: list[Any]) -> None:
+    text = _render(name, *_CONTINUED, tools=tools, continues=True)
+    assert text.endswith("The capital is ")
+    assert text.count("The capital is") == 1 and "Capital?" in text
+    ended = _render(name, *_CONTINUED, tools=tools)
+    assert ended.startswith(text.rstrip())
+
+
+def test_a_prefix_stands_behind_the_header_of_the_turn() -> None:
+    assert _render("plain", *_CONTINUED, continues=True).endswith(
+        "<start_of_turn>assistant\nThe capital is "
+    )
+    empty = (ChatMessage("user", "Capital?"), ChatMessage("assistant", ""))
+    assert _render("plain", *empty, continues=True).endswith("<start_of_turn>assistant\n")
+
+
+def test_the_reasoning_before_a_prefix_is_kept() -> None:
+    message = ChatMessage("assistant", "The", reasoning="hm")
+    text = _render("hermes", ChatMessage("user", "?"), message, continues=True)
+    assert text.endswith("<think>\nhm\n</think>\n\nThe")
+
+
+def test_a_prefix_after_another_answer_continues_both() -> None:
+    talk = [ChatMessage("user", "?"), ChatMessage("assistant", "One."), _CONTINUED[1]]
+    assert _render("plain", *talk, continues=True).endswith("One.\n\nThe capital is ")
+
+
+def test_a_template_that_leaves_out_the_answer_cannot_continue_it() -> None:
+    source = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    prompts = ChatPrompts(ChatTemplate(source, "", ""), ByteVocabulary())
+    with pytest.raises(InvalidRequest, match="leaves out the message to continue"):
+        prompts.render(chat_job(*_CONTINUED, continues=True))
+
+
+def test_a_byte_order_mark_of_a_template_is_read_over() -> None:
+    prompts = ChatPrompts(ChatTemplate("\ufeff{{ messages[0].content }}", "", ""), ByteVocabulary())
+    assert prompts.render(chat_job(ChatMessage("user", "hi"))) == "hi"
+
+
 # -- through the prompt builder and the publisher ------------------------------------------------
 
 
@@ -208,21 +262,35 @@ def test_a_prompt_that_ends_in_reasoning_starts_there() -> None:
     builder = PromptBuilder(_Engine("<think>"), ChatTemplate(source, "", ""), [])
     (sequence,) = builder.sequences(job)
     assert sequence.grammar is not None and sequence.grammar.source.startswith("start: thought")
-    parts = builder.parsers(job, [sequence])[0].push("hm</think>yes")
+    parts = parsers_of([sequence])[0].push("hm</think>yes")
     assert (parts.reasoning, parts.content) == ("hm", "yes")
 
 
 def test_plain_chats_and_completions_need_no_parser() -> None:
     builder = _builder("llama")
     job = chat_job()
-    assert builder.parsers(job, builder.sequences(job)) == {}
+    assert parsers_of(builder.sequences(job)) == {}
 
 
-def _run(**fields: Any) -> JobRun:
+_FINAL = ".<|end|><|start|>assistant<|channel|>final<|message|>More."
+
+
+@pytest.mark.parametrize(("continues", "expected"), [(True, ".\nMore."), (False, "More.")])
+def test_what_continues_a_message_of_gpt_oss_is_its_content(continues: bool, expected: str) -> None:
+    job = chat_job(*_CONTINUED, continues=continues, grammar=Grammar(GrammarKind.REGEX, "a"))
+    builder = _builder("harmony")
+    sequences = builder.sequences(job)
+    parser = parsers_of(sequences)[0]
+    answer = _FINAL if continues else _FINAL.partition("<|end|>")[2]
+    assert (parser.push(answer) + parser.finish()).content == expected
+    assert (sequences[0].grammar == job.grammar) is continues
+
+
+def _run(**fields: Any) -> Attempt:
     job = chat_job(tools=[TIME], num_choices=2, **fields)
     builder = _builder("hermes")
-    run = JobRun(job, 0, builder.sequences(job))
-    run.parsers = builder.parsers(job, run.sequences)
+    run = Attempt(job, 0, builder.sequences(job))
+    run.parsers = parsers_of(run.sequences)
     return run
 
 

@@ -32,10 +32,10 @@ def test_templates_cannot_take_all_memory(source: str) -> None:
 
 def test_templates_cannot_take_all_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_module, "_MAX_S", 0.05)
-    started = time.monotonic()
+    started_s = time.thread_time()
     with pytest.raises(InvalidRequest, match="too long"):
         _render("{% for i in range(90000) %}{% for j in range(90000) %}x{% endfor %}{% endfor %}")
-    assert time.monotonic() - started < 10
+    assert time.thread_time() - started_s < 10
 
 
 def test_usual_arithmetic_goes_on() -> None:

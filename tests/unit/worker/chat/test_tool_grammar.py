@@ -4,100 +4,29 @@ import json
 from typing import Any
 
 import pytest
-from llguidance import LLMatcher, LLTokenizer
-from tokenizers import AddedToken, Tokenizer
 
 from shared.errors import InvalidRequest
-from shared.messages import Grammar, GrammarKind, Job, Tool, ToolChoice
-from tests.chat_templates import CONTROL_TEXTS
-from tests.unit import exl2_folder
-from tests.unit.chat_jobs import TIME, WEATHER, chat_job
-from worker.chat.calls import PYTHON_TAG, CallSyntax
-from worker.chat.conversation import Style
+from shared.wire.job import Grammar, GrammarKind, Job, Tool, ToolChoice
+from tests.support.call_grammars import World, said, xml_call
+from tests.support.chat_jobs import TIME, WEATHER, chat_job
+from worker.chat.conversation import TemplateStyle
 from worker.chat.format import ChatFormat
-from worker.chat.parser import Reasoning
+from worker.chat.output_parser import Reasoning
+from worker.chat.tool_call_formats import PYTHON_TAG, CallSyntax
+from worker.grammar.notation import fault
 
 _THINK = Reasoning("<think>", "</think>")
-_SAID = {
-    CallSyntax.HERMES: '<tool_call>\n{"name": "NAME", "arguments": ARGS}\n</tool_call>',
-    CallSyntax.HARMONY: "<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>ARGS",
-    CallSyntax.LLAMA: '{"name": "NAME", "parameters": ARGS}',
-    CallSyntax.MISTRAL: '[TOOL_CALLS][{"name": "NAME", "arguments": ARGS}]',
-    CallSyntax.MISTRAL_NAMED: "[TOOL_CALLS]NAME[ARGS]ARGS_",
-    CallSyntax.DEEPSEEK: "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\n"
-    "```json\nARGS\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
-    CallSyntax.DEEPSEEK_NAMED: "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>NAME<｜tool▁sep｜>ARGS"
-    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
-}
-_BETWEEN = {
-    CallSyntax.HERMES: ("", "\n", ""),
-    CallSyntax.HARMONY: ("", "<|call|><|start|>assistant", ""),
-    CallSyntax.LLAMA: ("", "; ", ""),
-    CallSyntax.MISTRAL: ("[TOOL_CALLS][", ", ", "]"),
-    CallSyntax.MISTRAL_NAMED: ("", "", ""),
-    CallSyntax.DEEPSEEK: ("<｜tool▁calls▁begin｜>", "\n", "<｜tool▁calls▁end｜>"),
-    CallSyntax.DEEPSEEK_NAMED: ("<｜tool▁calls▁begin｜>", "", "<｜tool▁calls▁end｜>"),
-}
 _JSON = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object", "required": ["a"], "properties": '
                 '{"a": {"type": "integer"}}, "additionalProperties": false}')  # fmt: skip
 
 
-def _xml(name: str, arguments: str) -> str:
-    values = json.loads(arguments)
-    parameters = "".join(
-        f"<parameter={key}>\n{value}\n</parameter>\n"
-        for key, value in (values.items() if isinstance(values, dict) else [("bad", values)])
-    )
-    return f"<tool_call>\n<function={name}>\n{parameters}</function>\n</tool_call>"
-
-
-def _said(syntax: CallSyntax, *calls: tuple[str, str]) -> str:
-    if syntax is CallSyntax.QWEN_XML:
-        return "\n".join(_xml(name, arguments) for name, arguments in calls)
-    first, between, last = _BETWEEN[syntax]
-    one = _SAID[syntax].replace("[ARGS]ARGS_", "[ARGS]{ARGS}").replace("ARGS_", "ARGS")
-    one = one.removeprefix(first).removesuffix(last)
-    texts = [
-        one.replace("{ARGS}", arguments).replace("NAME", name)
-        if syntax is CallSyntax.MISTRAL_NAMED
-        else one.replace("ARGS", arguments).replace("NAME", name)
-        for name, arguments in calls
-    ]
-    return first + between.join(texts) + last
-
-
-class _World:
-    """A byte tokenizer, with or without the marks as control tokens."""
-
-    def __init__(self, *, has_control_tokens: bool) -> None:
-        texts = [*CONTROL_TEXTS, "<think>", "</think>"] if has_control_tokens else []
-        self._tokenizer: Tokenizer = exl2_folder.make_tokenizer()
-        self._tokenizer.add_special_tokens([AddedToken(text, special=True) for text in texts])
-        self.control_tokens = {text: self._tokenizer.token_to_id(text) for text in texts}
-        self._guide = LLTokenizer(self._tokenizer.to_str(), eos_token=[2])
-
-    def admits(self, grammar: Grammar | None, text: str) -> bool:
-        assert grammar is not None
-        source = {
-            GrammarKind.LARK: LLMatcher.grammar_from_lark,
-            GrammarKind.JSON_SCHEMA: lambda schema: LLMatcher.grammar_from_json_schema(schema),
-            GrammarKind.REGEX: LLMatcher.grammar_from_regex,
-        }[grammar.kind](grammar.source)
-        matcher = LLMatcher(self._guide, source, log_level=0)
-        assert not matcher.is_error(), matcher.get_error()
-        tokens = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return all(matcher.try_consume_tokens([token]) for token in tokens) and bool(
-            matcher.is_accepting()
-        )
-
-
 @pytest.fixture(params=[False, True], ids=["marks as text", "marks as tokens"], scope="module")
-def world(request: pytest.FixtureRequest) -> _World:
-    return _World(has_control_tokens=request.param)
+def world(request: pytest.FixtureRequest) -> World:
+    return World(has_control_tokens=request.param)
 
 
 def _format(syntax: CallSyntax, reasoning: Reasoning | None = None) -> ChatFormat:
-    return ChatFormat(syntax, reasoning, Style())
+    return ChatFormat(syntax, reasoning, TemplateStyle())
 
 
 def _forced(**fields: Any) -> Job:
@@ -107,7 +36,7 @@ def _forced(**fields: Any) -> Job:
 
 @pytest.mark.parametrize("syntax", CallSyntax)
 def test_forced_calls_match_their_schemas_and_can_be_parsed(
-    world: _World, syntax: CallSyntax
+    world: World, syntax: CallSyntax
 ) -> None:
     form, job = _format(syntax), _forced()
     grammar = form.grammar(job, False, world.control_tokens)
@@ -117,7 +46,7 @@ def test_forced_calls_match_their_schemas_and_can_be_parsed(
         [("get_time", "{}")],
         [("get_weather", city), ("get_time", "{}"), ("get_weather", city)],
     ):
-        text = _said(syntax, *calls)
+        text = said(syntax, *calls)
         is_admitted = syntax is not CallSyntax.HARMONY or len(calls) == 1
         assert world.admits(grammar, text) is is_admitted, text
         parser = form.parser(job, 0, False)
@@ -132,28 +61,28 @@ def test_forced_calls_match_their_schemas_and_can_be_parsed(
         [("get_news", "{}")],
         [("get_time", "[]")],
     ):
-        assert not world.admits(grammar, _said(syntax, *calls)), calls
+        assert not world.admits(grammar, said(syntax, *calls)), calls
     assert not world.admits(grammar, "no")
     assert not world.admits(grammar, "")
 
 
 @pytest.mark.parametrize("parameters", [{}, {"type": "object", "properties": {}}])
 def test_arguments_that_no_schema_names_are_not_made_up(
-    world: _World, parameters: dict[str, Any]
+    world: World, parameters: dict[str, Any]
 ) -> None:
     job = _forced(tools=[Tool("get_time", "", parameters)])
     grammar = _format(CallSyntax.HERMES).grammar(job, False, world.control_tokens)
-    assert world.admits(grammar, _said(CallSyntax.HERMES, ("get_time", "{}")))
-    assert not world.admits(grammar, _said(CallSyntax.HERMES, ("get_time", '{"a": 1}')))
+    assert world.admits(grammar, said(CallSyntax.HERMES, ("get_time", "{}")))
+    assert not world.admits(grammar, said(CallSyntax.HERMES, ("get_time", '{"a": 1}')))
 
 
 @pytest.mark.parametrize("syntax", CallSyntax)
-def test_a_named_tool_and_a_single_call(world: _World, syntax: CallSyntax) -> None:
+def test_a_named_tool_and_a_single_call(world: World, syntax: CallSyntax) -> None:
     job = _forced(tool_name="get_time", parallel_tool_calls=False)
     grammar = _format(syntax).grammar(job, False, world.control_tokens)
-    assert world.admits(grammar, _said(syntax, ("get_time", "{}")))
-    assert not world.admits(grammar, _said(syntax, ("get_time", "{}"), ("get_time", "{}")))
-    assert not world.admits(grammar, _said(syntax, ("get_weather", '{"city": "x"}')))
+    assert world.admits(grammar, said(syntax, ("get_time", "{}")))
+    assert not world.admits(grammar, said(syntax, ("get_time", "{}"), ("get_time", "{}")))
+    assert not world.admits(grammar, said(syntax, ("get_weather", '{"city": "x"}')))
 
 
 def test_a_named_tool_that_is_not_there_is_refused() -> None:
@@ -161,9 +90,9 @@ def test_a_named_tool_that_is_not_there_is_refused() -> None:
         _format(CallSyntax.HERMES).grammar(_forced(tool_name="nothing"), False, {})
 
 
-def test_reasoning_comes_before_what_is_forced(world: _World) -> None:
+def test_reasoning_comes_before_what_is_forced(world: World) -> None:
     form = _format(CallSyntax.HERMES, _THINK)
-    call = _said(CallSyntax.HERMES, ("get_time", "{}"))
+    call = said(CallSyntax.HERMES, ("get_time", "{}"))
     grammar = form.grammar(_forced(), False, world.control_tokens)
     assert world.admits(grammar, f"<think>\nhm <tool_call>\n</think>\n\n{call}")
     assert world.admits(grammar, call)
@@ -179,11 +108,14 @@ def test_reasoning_comes_before_what_is_forced(world: _World) -> None:
     [
         (_JSON, '{"a": 5}', '{"b": 5}'),
         (Grammar(GrammarKind.REGEX, r"[ab]+/\d\\"), "ab/5\\", "ab5"),
+        (Grammar(GrammarKind.REGEX, r"\d/\w"), "5/a", "٣/a"),
         (Grammar(GrammarKind.LARK, 'start: x+\nx: "y"'), "yyy", "yx"),
+        (Grammar(GrammarKind.LARK, '?start: x+\nx: "y"'), "yyy", "yx"),
+        (Grammar(GrammarKind.LARK, 'root ::= x+\nx ::= "y"'), "yyy", "yx"),
     ],
 )
 def test_a_grammar_of_the_job_holds_behind_the_reasoning(
-    world: _World, content: Grammar, good: str, bad: str
+    world: World, content: Grammar, good: str, bad: str
 ) -> None:
     form = _format(CallSyntax.HERMES, _THINK)
     job = chat_job(grammar=content)
@@ -196,7 +128,7 @@ def test_a_grammar_of_the_job_holds_behind_the_reasoning(
 @pytest.mark.parametrize("syntax", CallSyntax)
 @pytest.mark.parametrize("reasoning", [None, _THINK])
 def test_with_tools_the_content_matches_or_there_are_calls(
-    world: _World, syntax: CallSyntax, reasoning: Reasoning | None
+    world: World, syntax: CallSyntax, reasoning: Reasoning | None
 ) -> None:
     form = _format(syntax, reasoning)
     job = chat_job(tools=[WEATHER, TIME], grammar=_JSON)
@@ -204,13 +136,13 @@ def test_with_tools_the_content_matches_or_there_are_calls(
     tag = PYTHON_TAG if syntax is CallSyntax.LLAMA else ""
     before = "<|channel|>final<|message|>" if syntax is CallSyntax.HARMONY else ""
     assert world.admits(grammar, before + '{"a": 5}')
-    assert world.admits(grammar, tag + _said(syntax, ("get_time", "{}")))
-    assert not world.admits(grammar, tag + _said(syntax, ("get_weather", "{}")))
+    assert world.admits(grammar, tag + said(syntax, ("get_time", "{}")))
+    assert not world.admits(grammar, tag + said(syntax, ("get_weather", "{}")))
     assert not world.admits(grammar, before + '{"b": 5}')
     assert not world.admits(grammar, before + "no")
 
 
-def test_gpt_oss_thinks_before_what_is_bound(world: _World) -> None:
+def test_gpt_oss_thinks_before_what_is_bound(world: World) -> None:
     thought = "<|channel|>analysis<|message|>hm {<|end|><|start|>assistant"
     grammar = _format(CallSyntax.HARMONY).grammar(
         chat_job(grammar=_JSON), False, world.control_tokens
@@ -219,7 +151,7 @@ def test_gpt_oss_thinks_before_what_is_bound(world: _World) -> None:
         assert world.admits(grammar, before + '<|channel|>final<|message|>{"a": 5}')
         assert not world.admits(grammar, before + '<|channel|>final<|message|>{"b": 5}')
     grammar = _format(CallSyntax.HARMONY).grammar(_forced(), False, world.control_tokens)
-    assert world.admits(grammar, thought + _said(CallSyntax.HARMONY, ("get_time", "{}")))
+    assert world.admits(grammar, thought + said(CallSyntax.HARMONY, ("get_time", "{}")))
     assert not world.admits(grammar, thought + '<|channel|>final<|message|>{"a": 5}')
 
 
@@ -241,7 +173,7 @@ def test_a_schema_that_is_no_json_is_left_to_the_engine() -> None:
         assert _format(CallSyntax.HERMES, _THINK).grammar(chat_job(grammar=bad), False, {}) is bad
 
 
-def test_names_and_schemas_cannot_leave_their_places(world: _World) -> None:
+def test_names_and_schemas_cannot_leave_their_places(world: World) -> None:
     tool = Tool('a"b\\', "", {"type": "object", "properties": {'x" | "': {"const": "\n}%"}}})
     job = _forced(tools=[tool])
     grammar = _format(CallSyntax.HERMES).grammar(job, False, world.control_tokens)
@@ -253,10 +185,10 @@ def test_names_and_schemas_cannot_leave_their_places(world: _World) -> None:
 
 def _is_admitted(parameters: dict[str, Any], text: str, *, is_strict: bool = False) -> bool:
     """Whether a forced call may have these arguments."""
-    world = _World(has_control_tokens=False)
+    world = World(has_control_tokens=False)
     job = _forced(tools=[Tool("f", "", parameters, is_strict)])
     grammar = _format(CallSyntax.HERMES).grammar(job, False, {})
-    return world.admits(grammar, _said(CallSyntax.HERMES, ("f", text)))
+    return world.admits(grammar, said(CallSyntax.HERMES, ("f", text)))
 
 
 def test_of_a_tool_that_is_not_strict_what_cannot_be_enforced_is_left_out() -> None:
@@ -269,22 +201,22 @@ def test_of_a_tool_that_is_not_strict_what_cannot_be_enforced_is_left_out() -> N
 
 
 @pytest.mark.parametrize("syntax", [CallSyntax.HERMES, CallSyntax.QWEN_XML])
-def test_definitions_may_have_the_name_of_draft_7(world: _World, syntax: CallSyntax) -> None:
+def test_definitions_may_have_the_name_of_draft_7(world: World, syntax: CallSyntax) -> None:
     properties = {"days": {"$ref": "#/definitions/day"}}
     schema = {"properties": properties, "definitions": {"day": {"type": "integer"}}}
     job = _forced(tools=[Tool("f", "", schema)])
     grammar = _format(syntax).grammar(job, False, world.control_tokens)
-    assert world.admits(grammar, _said(syntax, ("f", '{"days": 5}')))
-    assert not world.admits(grammar, _said(syntax, ("f", '{"days": "x"}')))
+    assert world.admits(grammar, said(syntax, ("f", '{"days": 5}')))
+    assert not world.admits(grammar, said(syntax, ("f", '{"days": "x"}')))
 
 
-def test_a_parameter_may_have_any_character_in_its_name(world: _World) -> None:
+def test_a_parameter_may_have_any_character_in_its_name(world: World) -> None:
     job = _forced(tools=[Tool("f", "", {"properties": {"a\x7fé": {"enum": ["\x7f😀"]}}})])
     grammar = _format(CallSyntax.QWEN_XML).grammar(job, False, world.control_tokens)
-    assert world.admits(grammar, _xml("f", '{"a\x7fé": "\x7f😀"}'))
+    assert world.admits(grammar, xml_call("f", '{"a\x7fé": "\x7f😀"}'))
 
 
-def test_white_space_is_limited_behind_reasoning(world: _World) -> None:
+def test_white_space_is_limited_behind_reasoning(world: World) -> None:
     grammar = _format(CallSyntax.HERMES, _THINK).grammar(
         chat_job(grammar=_JSON), True, world.control_tokens
     )
@@ -293,10 +225,10 @@ def test_white_space_is_limited_behind_reasoning(world: _World) -> None:
 
 
 @pytest.mark.parametrize("source", ["a\n?b", "a\\\n?b", "[\n]?a/?\n?b", r"a\n?b"])
-def test_an_expression_of_several_lines_is_none_the_less_one(world: _World, source: str) -> None:
+def test_an_expression_of_several_lines_is_none_the_less_one(world: World, source: str) -> None:
     job = chat_job(tools=[TIME], grammar=Grammar(GrammarKind.REGEX, source))
     grammar = _format(CallSyntax.HERMES, _THINK).grammar(job, True, world.control_tokens)
-    for text in ("ab", "a\nb", _said(CallSyntax.HERMES, ("get_time", "{}"))):
+    for text in ("ab", "a\nb", said(CallSyntax.HERMES, ("get_time", "{}"))):
         assert world.admits(grammar, f"hm</think>{text}"), text
     assert not world.admits(grammar, "hm</think>b")
 
@@ -310,7 +242,7 @@ def test_the_errors_of_a_grammar_name_what_asked_for_it() -> None:
     assert forced is not None and forced.param == "tools"
 
 
-def test_values_in_xml_follow_their_schemas(world: _World) -> None:
+def test_values_in_xml_follow_their_schemas(world: World) -> None:
     properties = {
         "unit": {"type": "string", "enum": ["C", "F"]},
         "text": {"type": "string"},
@@ -320,6 +252,38 @@ def test_values_in_xml_follow_their_schemas(world: _World) -> None:
     job = _forced(tools=[Tool("f", "", schema)])
     grammar = _format(CallSyntax.QWEN_XML).grammar(job, False, world.control_tokens)
     for arguments in ('{"unit": "C", "text": "a\\n<b>"}', '{"text": "", "days": [1, 2]}'):
-        assert world.admits(grammar, _xml("f", arguments)), arguments
+        assert world.admits(grammar, xml_call("f", arguments)), arguments
     for arguments in ('{"unit": "K", "text": "a"}', '{"text": "", "days": ["x"]}', '{"unit": "C"}'):
-        assert not world.admits(grammar, _xml("f", arguments)), arguments
+        assert not world.admits(grammar, xml_call("f", arguments)), arguments
+
+
+@pytest.mark.parametrize("syntax", CallSyntax)
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"properties": {"a": {"contains": {}}}, "required": ["a"]}, "contains"),
+        ({"properties": {"a": {"type": "nonsense"}}, "required": ["a"]}, "nonsense|cannot be"),
+        ({"properties": {"a": {"$ref": "#/nowhere"}}, "required": ["a"]}, "nowhere|cannot be"),
+        ({"properties": {"a": {"pattern": "(?=x)"}}, "required": ["a"]}, "look-?around"),
+        ({"type": "string"}, "No object matches"),
+        ({"allOf": [{"type": "object"}, {"type": "array"}]}, "No object matches|incompatible"),
+    ],
+)
+def test_an_error_names_the_tool(
+    world: World, syntax: CallSyntax, parameters: dict[str, Any], reason: str
+) -> None:
+    job = _forced(tools=[TIME, Tool("bad", "", parameters, is_strict=True), WEATHER])
+    with pytest.raises((InvalidRequest, AssertionError), match=reason) as caught:
+        grammar = _format(syntax).grammar(job, False, world.control_tokens)
+        assert grammar is not None
+        error = world.error(grammar)
+        assert not error, fault(grammar.source, error)
+    assert "'bad'" in str(caught.value).replace('"', "'").replace("\\", "")
+
+
+@pytest.mark.parametrize("pattern", ["^a$", "^a.$"])
+def test_patterns_of_names_keep_the_arguments_open(world: World, pattern: str) -> None:
+    schema = {"type": "object", "patternProperties": {pattern: {"type": "integer"}}}
+    tool = Tool("f", "", schema | {"required": ["a"]})
+    grammar = _format(CallSyntax.HERMES).grammar(_forced(tools=[tool]), False, world.control_tokens)
+    assert world.admits(grammar, said(CallSyntax.HERMES, ("f", '{"a": 1, "b": "x"}')))

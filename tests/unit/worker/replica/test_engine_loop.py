@@ -6,11 +6,11 @@ from contextlib import contextmanager
 import pytest
 
 from shared.errors import EngineError, InvalidRequest, RequestCancelled
-from tests.scripted_engine import ScriptedEngine
-from tests.unit.loop_sink import Sink, make_run
-from worker.engine_loop import EngineLoop
-from worker.engines.protocol import EngineFatal
-from worker.job_run import JobDropped, JobEnded, JobStarted
+from tests.support.loop_sink import Sink, make_run
+from tests.support.scripted_engine import ScriptedEngine
+from worker.engines.base import EngineFatal
+from worker.replica.attempt import JobDropped, JobEnded, JobStarted
+from worker.replica.engine_loop import EngineLoop
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def test_a_sequence_that_fails_in_a_step_takes_its_job_along_and_no_other() -> N
     assert sink.text("good") == "fine"
 
 
-def test_a_job_without_room_waits_and_nobody_overtakes_it() -> None:
+def test_a_job_that_cannot_be_admitted_waits_and_is_not_overtaken() -> None:
     engine = ScriptedEngine(2, ["x"])
     engine.too_large = {"large"}
     with _loop(engine) as (loop, sink):
@@ -127,7 +127,7 @@ def test_a_job_without_room_waits_and_nobody_overtakes_it() -> None:
         sink.wait_for_ends(1)
         assert engine.submitted == [("small", 0)]
         engine.too_large.clear()
-        loop.cancel("nobody", RequestCancelled("wakes the loop"))
+        loop.cancel("unknown", RequestCancelled("wakes the loop"))
         sink.wait_for_ends(2)
     assert engine.submitted == [("small", 0), ("large", 0), ("last", 0)]
 
@@ -141,7 +141,7 @@ def test_an_engine_that_cannot_go_on_ends_the_loop_and_says_why() -> None:
         sink.wait_for_ends(2)
         loop.stop()
     assert loop.is_wedged
-    assert "device-side assert" in loop.last_words
+    assert "device-side assert" in loop.fatal_reason
     dropped = sink.of("waiting")[-1]
     assert isinstance(dropped, JobDropped)
     assert "device-side assert" in dropped.error.message
@@ -172,6 +172,7 @@ class _Panic(BaseException):
     """Like pyo3's: no Exception."""
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_panic_ends_the_loop_like_any_other_error(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ScriptedEngine(1, ["x"])
 
@@ -184,10 +185,10 @@ def test_a_panic_ends_the_loop_like_any_other_error(monkeypatch: pytest.MonkeyPa
         loop.submit(make_run("j"))
         sink.wait_for_ends(1)
         loop.stop()
-    assert loop.is_wedged, "nobody would notice a replica without its loop"
+    assert loop.is_wedged, "a replica without its loop must end"
 
 
-def test_a_cancel_that_fails_keeps_no_job_from_hearing_of_its_end(
+def test_a_cancel_that_fails_does_not_keep_other_jobs_from_their_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = ScriptedEngine(2, ["x"] * 100000)
@@ -205,11 +206,11 @@ def test_a_cancel_that_fails_keeps_no_job_from_hearing_of_its_end(
     assert all(isinstance(sink.of(name)[-1], JobDropped) for name in "abc")
 
 
-def test_the_suspects_of_a_lost_engine_are_kept() -> None:
+def test_the_poison_requests_of_a_lost_engine_are_kept() -> None:
     engine = ScriptedEngine(1, [EngineFatal("CUDA error", {"f": 2})])
     with _loop(engine) as (loop, sink):
         loop.submit(make_run("j"))
         loop.start()
         sink.wait_for_ends(1)
         loop.stop()
-    assert loop.suspects == {"f": 2}
+    assert loop.poison == {"f": 2}

@@ -2,62 +2,77 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import redis
 
-from shared import lifecycle, names
-from shared.lifecycle import NodeRecord
-from worker import keeper
-from worker.keeper import Keeper
-
-_ORPHAN_S = 0.1
+from shared import names
+from shared.wire import codec
+from shared.wire.records import NodeRecord
+from worker.replica import parent_watch
+from worker.replica.parent_watch import ParentWatch
 
 
 @pytest.fixture
 def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is not our parent."""
-    monkeypatch.setattr(keeper, "_ORPHAN_S", _ORPHAN_S)
+    monkeypatch.setattr(parent_watch, "time", SimpleNamespace(monotonic=lambda: _clock_s))
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         yield process
         process.kill()
 
 
-def _is_there(kept: Keeper) -> bool:
-    time.sleep(2 * _ORPHAN_S)  # what was seen before has run out
-    return kept.is_there()
+_clock_s = 1000.0
+
+
+class _Watch:
+    """A watch, and whether the process was orphaned."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.num_orphaned = 0
+        self._watch = ParentWatch(client, "n", 0, self._count)
+
+    def _count(self) -> None:
+        self.num_orphaned += 1
+
+    def is_orphaned(self) -> bool:
+        global _clock_s
+        _clock_s += 2 * parent_watch._ORPHAN_S  # an agent that was seen before is forgotten
+        self._watch.check()
+        return bool(self.num_orphaned)
 
 
 def _announce(client: redis.Redis, pid: int) -> None:
     record = NodeRecord(
         id="n", pid=pid, versions={}, started_at=0, cpus=1, devices=[], promised_bytes=0, models=[]
     )
-    client.set(names.node_key("n"), lifecycle.encode(record))
+    client.set(names.node_key("n"), codec.encode(record))
 
 
 def test_an_agent_is_there_while_it_announces_its_node(
     redis_socket: str, agent: subprocess.Popen[bytes]
 ) -> None:
     client = redis.Redis(unix_socket_path=redis_socket)
-    kept = Keeper(client, "n", agent_pid=0)
-    assert not _is_there(kept)
+    watch = _Watch(client)
     _announce(client, agent.pid)
-    assert _is_there(kept)
+    assert not watch.is_orphaned()
     client.delete(names.node_key("n"))
-    assert not _is_there(kept)
+    assert watch.is_orphaned()
+    assert watch.is_orphaned()
+    assert watch.num_orphaned == 1, "the process is stopped once"
 
 
 def test_without_redis_the_agent_seen_last_counts(
     redis_socket: str, agent: subprocess.Popen[bytes]
 ) -> None:
     client = redis.Redis(unix_socket_path=redis_socket, retry=None)
-    kept = Keeper(client, "n", agent_pid=0)
+    watch = _Watch(client)
     _announce(client, agent.pid)
-    assert _is_there(kept)
+    assert not watch.is_orphaned()
     client.shutdown(nosave=True)
-    assert _is_there(kept), "Redis is away, the agent is not"
+    assert not watch.is_orphaned(), "Redis is away, the agent is not"
     agent.kill()
     agent.wait()
-    assert not _is_there(kept)
+    assert watch.is_orphaned()

@@ -3,28 +3,25 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from shared.errors import ContextLengthExceeded, InvalidRequest, SettingsError
-from shared.messages import ChatMessage, Job, JobKind, Sampling
-from tests.scripted_engine import ScriptedEngine
-from worker.chat.template import ChatTemplate
-from worker.engines.protocol import Sequence
-from worker.prompt import PromptBuilder
+from shared.wire.job import ChatMessage, Grammar, GrammarKind, Job, JobKind, Sampling
+from shared.wire.records import Capability
+from tests.support.jobs import completion_job
+from tests.support.scripted_engine import ByteVocabulary, ScriptedEngine
+from worker.chat.template import ChatTemplate, UnusableTemplate
+from worker.replica.prompt import PromptBuilder
+from worker.sequence import Sequence
 
-_TRANSCRIPT = Path(__file__).parent.parent.parent / "templates" / "chat" / "transcript.jinja"
+_TRANSCRIPT = (
+    Path(__file__).parent.parent.parent.parent.parent / "templates" / "chat" / "transcript.jinja"
+)
 
 
 def _job(**fields: Any) -> Job:
-    base: dict[str, Any] = {
-        "id": "j",
-        "model": "m",
-        "kind": JobKind.COMPLETION,
-        "prompts": ["abc"],
-        "created_at": 0.0,
-        "deadline_at": 1.0,
-    }
-    return Job(**(base | fields))
+    return completion_job(**{"prompts": ["abc"], **fields})
 
 
 def _builder(template: str | None = None) -> PromptBuilder:
@@ -145,6 +142,17 @@ def test_chat_needs_a_template_and_adds_its_stop_strings() -> None:
     assert sequence.stop == ["A", "END"]
 
 
+@pytest.mark.parametrize("kind", GrammarKind)
+def test_a_form_that_the_client_gives_keeps_its_leading_space(kind: GrammarKind) -> None:
+    template = ChatTemplate("{{ messages[0].content }}", "", "")
+    builder = PromptBuilder(_Scorer(1, []), template, [], strip_leading_space=True)
+    fields: dict[str, Any] = {"kind": JobKind.CHAT, "messages": [ChatMessage("user", "hi")]}
+    (plain,) = builder.sequences(_job(**fields, prompts=[]))
+    assert plain.strip_leading_space
+    (sequence,) = builder.sequences(_job(**fields, prompts=[], grammar=Grammar(kind, "{}")))
+    assert sequence.strip_leading_space is (kind is GrammarKind.JSON_SCHEMA)
+
+
 class _Embedder(ScriptedEngine):
     embeds = True
 
@@ -192,6 +200,20 @@ def test_texts_and_tokens_are_translated_past_the_engine() -> None:
     assert caught.value.param == "tokens"
 
 
+def test_the_name_of_a_control_token_alone_is_that_token_when_none_are_added() -> None:
+    """So a client finds the ids of the names in the tokenizer's description."""
+    engine = ScriptedEngine(1, [])
+    engine.vocabulary = ByteVocabulary({"<end>": 300})
+    builder = PromptBuilder(engine, None, [])
+
+    def tokens(text: str, *, add_special: bool) -> list[int]:
+        return builder.tokens(_job(kind=JobKind.TOKENIZE, prompts=[text], add_special=add_special))
+
+    assert tokens("<end>", add_special=False) == [300]
+    assert tokens("<end>", add_special=True) == list(b"<end>")
+    assert tokens("a<end>", add_special=False) == list(b"a<end>"), "text is text"
+
+
 def test_a_prompt_is_scored_once_however_many_choices_it_has() -> None:
     builder = PromptBuilder(_Scorer(1, []), None, [])
     job = _job(prompts=["ab", "c"], num_choices=3, echo=True, logprobs=1, prompt_logprobs=True)
@@ -222,3 +244,23 @@ def test_what_check_has_compiled_is_in_every_choice() -> None:
     job = _job(prompts=["a", "b"], num_choices=3)
     sequences = PromptBuilder(engine, None, []).sequences(job)
     assert [sequence.compiled for sequence in sequences] == ["compiled"] * 6
+
+
+def test_a_chat_with_a_model_whose_template_cannot_be_used_says_why() -> None:
+    builder = PromptBuilder(ScriptedEngine(1, []), UnusableTemplate("unknown tag 'x'"), [])
+    assert builder.chat_error == "unknown tag 'x'"
+    assert Capability.CHAT not in builder.capabilities
+    chat = _job(kind=JobKind.CHAT, messages=[ChatMessage("user", "hi")], prompts=[])
+    with pytest.raises(InvalidRequest, match=r"no usable chat template \(unknown tag 'x'\)"):
+        builder.sequences(chat)
+
+
+def test_a_continued_message_keeps_the_space_at_its_begin() -> None:
+    template = ChatTemplate("{{ messages[-1].content }}", "", "")
+    builder = PromptBuilder(ScriptedEngine(1, []), template, [], strip_leading_space=True)
+    messages = [ChatMessage("user", "hi"), ChatMessage("assistant", "The capital is")]
+    job = _job(kind=JobKind.CHAT, messages=messages, prompts=[])
+    assert builder.sequences(job)[0].strip_leading_space
+    (sequence,) = builder.sequences(msgspec.structs.replace(job, continues=True))
+    assert not sequence.strip_leading_space
+    assert bytes(sequence.prompt) == b"The capital is"

@@ -5,42 +5,43 @@ from typing import Any
 import pytest
 import redis
 
-from shared import messages, names
-from shared.messages import (
+from shared import names
+from shared.wire import codec
+from shared.wire.events import (
     Delta,
     Echo,
     Embedding,
+    Failed,
     Finished,
     FinishReason,
-    Job,
-    JobKind,
     Logprob,
-    Sampling,
     Started,
     Timings,
     TokenLogprobs,
     Usage,
 )
-from worker.backlog import Backlog
-from worker.engines.protocol import Sequence, StepResult
-from worker.events import events_of
-from worker.job_run import Emission, GiveBack, JobEnded, JobGivenBack, JobRun, JobStarted
-from worker.publisher import Publisher
+from shared.wire.job import Sampling
+from tests.support.jobs import completion_job
+from worker.replica.attempt import (
+    Attempt,
+    AttemptEvent,
+    JobEnded,
+    JobPreempted,
+    JobStarted,
+    Preemption,
+)
+from worker.replica.event_builder import events_of
+from worker.replica.publish_buffer import PublishBuffer
+from worker.replica.publisher import Publisher
+from worker.sequence import Sequence, StepResult
 
 
-def _run(job_id: str = "j", channel: str = "c", **fields: Any) -> JobRun:
-    job = Job(
-        id=job_id,
-        model="m",
-        kind=JobKind.COMPLETION,
-        created_at=0.0,
-        deadline_at=1.0,
-        **fields,
-    )
-    return JobRun(job, 0, [], channels=(channel,))
+def _run(job_id: str = "j", channel: str = "c", **fields: Any) -> Attempt:
+    job = completion_job(id=job_id, **fields)
+    return Attempt(job, 0, [], channels=(channel,))
 
 
-def _end(run: JobRun) -> Emission:
+def _end(run: Attempt) -> AttemptEvent:
     return run, JobEnded(Usage(1, 2), Timings(0, 0, 0))
 
 
@@ -82,16 +83,16 @@ class _FlakyRedis(redis.Redis):
 
 def _log(server: redis.Redis, job_id: str) -> list[int]:
     payloads: Any = server.lrange(names.log_key(job_id), 0, -1)
-    return [messages.decode_event(payload).seq for payload in payloads]
+    return [codec.decode_event(payload).seq for payload in payloads]
 
 
-def _publish(publisher: Publisher, runs: list[JobRun]) -> None:
-    emissions: list[Emission] = []
+def _publish(publisher: Publisher, runs: list[Attempt]) -> None:
+    emissions: list[AttemptEvent] = []
     for run in runs:
         emissions += [(run, JobStarted(1)), (run, StepResult((run.id, 0), "x", [1])), _end(run)]
     publisher.emit(emissions)
     publisher.start()
-    publisher.stop(timeout_s=5)
+    publisher.stop(timeout_s=60)
 
 
 @pytest.mark.parametrize("is_applied", [True, False])
@@ -106,40 +107,62 @@ def test_a_connection_that_is_cut_leaves_every_event_in_the_log_once(
     assert _log(server, "a") == _log(server, "b") == [0, 1, 2]
 
 
-def test_who_lost_a_job_cannot_write_into_its_log(redis_socket: str) -> None:
-    """Nor be heard: its events would be taken for the heir's."""
+def test_a_replica_that_lost_a_job_cannot_write_into_its_log(redis_socket: str) -> None:
+    """Nor publish: its events would be taken for those of the next attempt."""
     server = redis.Redis(unix_socket_path=redis_socket)
     listener = server.pubsub()
     listener.subscribe("c")
-    listener.get_message(timeout=5)
+    listener.get_message(timeout=60)
     mine, lost = _run("mine"), _run("lost", channel="d")
-    mine.claim, lost.claim = b"me", b"me"
-    server.set(names.claim_key("mine"), b"me")
-    server.set(names.claim_key("lost"), b"another")
+    mine.lease, lost.lease = b"me", b"me"
+    server.set(names.lease_key("mine"), b"me")
+    server.set(names.lease_key("lost"), b"another")
     fenced: list[str] = []
     publisher = Publisher(server, job_ttl_s=10, request_timeout_s=10)
-    publisher.on_fenced = fenced.append
+    publisher.on_dropped = lambda job_id, _: fenced.append(job_id)
     _publish(publisher, [mine, lost])
     assert (_log(server, "mine"), _log(server, "lost")) == ([0, 1, 2], [])
     assert fenced == ["lost"] and lost.is_fenced and lost.done.is_set()
-    message = listener.get_message(timeout=5)
+    message = listener.get_message(timeout=60)
     assert message is not None
-    heard = messages.decode_hub_message(message["data"])
+    heard = codec.decode_hub_message(message["data"])
     assert {event.job_id for event in heard} == {"mine"}
     listener.close()
 
 
-def test_who_lost_a_job_while_the_connection_was_cut_finds_out(redis_socket: str) -> None:
-    """Its heir's events are in the log, at the numbers that its own would have."""
+def test_a_replica_that_lost_a_job_during_an_outage_is_fenced(redis_socket: str) -> None:
+    """The events of the next attempt are in the log, at the numbers of its own."""
     server = _FlakyRedis(unix_socket_path=redis_socket)
     server.is_applied = False
     run = _run("lost")
-    run.claim = b"me"
-    server.set(names.claim_key("lost"), b"another")
+    run.lease = b"me"
+    server.set(names.lease_key("lost"), b"another")
     server.rpush(names.log_key("lost"), b"1", b"2", b"3")
     _publish(Publisher(server, job_ttl_s=10, request_timeout_s=10), [run])
     assert run.is_fenced
     assert server.llen(names.log_key("lost")) == 3
+
+
+def test_an_event_that_cannot_be_encoded_fails_its_job_alone(
+    redis_socket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = redis.Redis(unix_socket_path=redis_socket)
+    bad, good = _run("bad"), _run("good")
+    publisher = Publisher(server, job_ttl_s=10, request_timeout_s=10)
+    dropped: list[str] = []
+    publisher.on_dropped = lambda job_id, _: dropped.append(job_id)
+    bad_step = StepResult(("bad", 0), "\ud800", [1])
+    publisher.send(events_of([(bad, JobStarted(1)), (good, JobStarted(1)), (bad, bad_step)]))
+    _publish(publisher, [bad, good])
+    assert not publisher.is_wedged
+    assert bad.done.is_set() and good.done.is_set()
+    assert dropped == ["bad"] and bad.outcome == "server_error"
+    assert _log(server, "good") == [0, 1, 2, 3]
+    payloads: Any = server.lrange(names.log_key("bad"), 0, -1)
+    first, last = map(codec.decode_event, payloads)
+    assert first == Started(0, 0, 1)
+    assert isinstance(last, Failed) and (last.seq, last.status) == (1, 500)
+    assert any(record.exc_info for record in caplog.records)
 
 
 def test_an_embedding_is_an_event_of_its_own() -> None:
@@ -184,7 +207,7 @@ def test_logs_that_are_large_and_read_at_once_do_not_stay_long() -> None:
 
 
 def test_what_waits_for_redis_is_joined_and_loses_nothing() -> None:
-    backlog = Backlog()
+    backlog = PublishBuffer()
     runs = [_run("a"), _run("b")]
     num_steps = 5000
     for step in range(num_steps):
@@ -204,7 +227,9 @@ def test_what_waits_for_redis_is_joined_and_loses_nothing() -> None:
     assert [type(event) for _, event in events[-2:]] == [Finished, Finished]
 
 
-def test_a_job_that_is_given_back_has_no_event_of_it() -> None:
+def test_a_preemption_has_no_event() -> None:
     run = _run()
-    events = events_of([(run, StepResult(("j", 0), "a", [1])), (run, JobGivenBack(GiveBack.LEFT))])
+    events = events_of(
+        [(run, StepResult(("j", 0), "a", [1])), (run, JobPreempted(Preemption.LEFT))]
+    )
     assert [event for _, event in events] == [Delta(0, 0, 0, "a", [1])]

@@ -2,18 +2,22 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import UNSET
 
-from shared.claims import Claim
-from shared.denylist import Denylist, OutputRules, Rule
-from shared.messages import Delta, Event, FinishReason, Sampling, Tool
-from tests.scripted_engine import ByteVocabulary
-from tests.unit.chat_jobs import chat_job
-from worker.chat.calls import CallSyntax
-from worker.chat.parser import OutputParser, Reasoning
-from worker.engines.protocol import Sequence, StepResult, assembler_of, piece_in
-from worker.events import events_of
-from worker.handover import go_on, past_of
-from worker.job_run import JobRun
+from shared.denylist.denylist import Denylist, OutputRules
+from shared.denylist.rule import Rule
+from shared.queue.lease import Lease
+from shared.wire.events import Delta, Event, FinishReason
+from shared.wire.job import Sampling, Tool
+from tests.support.chat_jobs import chat_job
+from tests.support.scripted_engine import ByteVocabulary
+from worker.chat.output_parser import OutputParser, Reasoning
+from worker.chat.tool_call_formats import CallSyntax
+from worker.replica.attempt import Attempt
+from worker.replica.event_builder import events_of
+from worker.replica.resume import logged_progress, resume
+from worker.sequence import Sequence, StepResult
+from worker.text.completion import assembler_of, piece_in
 
 _TEXTS = [
     'Grüße 😀<tool_call>\n{"name": "f", "arguments": {"a": "€ \\"x\\""}}\n</tool_call>',
@@ -47,10 +51,10 @@ _HOLDS = Denylist(
 """They match nothing, and hold much back."""
 
 
-def _new_run(attempt: int, rules: OutputRules | None = _NO_RULES) -> JobRun:
+def _new_run(attempt: int, rules: OutputRules | None = _NO_RULES) -> Attempt:
     job = chat_job(tools=[Tool("f")])
     sequence = Sequence(("j", 0), [1], 10_000, Sampling(), stop=["STOP"], rules=rules)
-    run = JobRun(job, attempt, [sequence], rules=rules)
+    run = Attempt(job, attempt, [sequence], rules=rules)
     run.parsers[0] = OutputParser(
         ("j", 0),
         calls=CallSyntax.HERMES,
@@ -62,7 +66,7 @@ def _new_run(attempt: int, rules: OutputRules | None = _NO_RULES) -> JobRun:
     return run
 
 
-def _go(run: JobRun, tokens: list[int]) -> list[Event]:
+def _go(run: Attempt, tokens: list[int]) -> list[Event]:
     """What an engine and the publisher make of the tokens behind those that are known."""
     sequence = run.sequences[0]
     assembler, _ = assembler_of(_VOCABULARY, sequence)
@@ -80,7 +84,7 @@ def _go(run: JobRun, tokens: list[int]) -> list[Event]:
     return events + [event for _, event in events_of([(run, end)])]
 
 
-def _told(events: list[Event]) -> tuple[object, ...]:
+def _received(events: list[Event]) -> tuple[object, ...]:
     deltas = [event for event in events if isinstance(event, Delta)]
     assert [event.seq for event in events] == list(range(len(events)))
     return (
@@ -92,7 +96,7 @@ def _told(events: list[Event]) -> tuple[object, ...]:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(_TEXTS),
     st.lists(st.integers(0, 200), max_size=4),
@@ -102,20 +106,20 @@ def test_a_job_goes_on_wherever_it_was_cut(
     text: str, cuts: list[int], rules: OutputRules | None
 ) -> None:
     tokens = list(text.encode())
-    undisturbed = _told(_go(_new_run(0, rules), tokens))
+    undisturbed = _received(_go(_new_run(0, rules), tokens))
     log: list[Event] = []
     for attempt, cut in enumerate([*cuts, 10_000]):
-        past = past_of(log)
+        progress = logged_progress(log)
         run = _new_run(attempt, rules)
-        run.next_seq = past.num_events
-        go_on(run, past, _VOCABULARY)
+        run.next_seq = progress.num_events
+        resume(run, progress, _VOCABULARY)
         if run.ended:
             break
         log += _go(run, tokens)[:cut]
-    assert _told(log) == undisturbed
+    assert _received(log) == undisturbed
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(_TEXTS),
     st.lists(st.tuples(st.integers(0, 200), st.sampled_from([_NO_RULES, _HOLDS])), max_size=4),
@@ -125,25 +129,42 @@ def test_the_next_replica_may_have_other_rules(
 ) -> None:
     """What is out stays out, what was held back comes, whoever had held it."""
     tokens = list(text.encode())
-    undisturbed = _told(_go(_new_run(0), tokens))
+    undisturbed = _received(_go(_new_run(0), tokens))
     log: list[Event] = []
     for attempt, (cut, rules) in enumerate([*cuts, (10_000, _NO_RULES)]):
-        past = past_of(log)
+        progress = logged_progress(log)
         run = _new_run(attempt, rules)
-        run.next_seq = past.num_events
-        go_on(run, past, _VOCABULARY)
+        run.next_seq = progress.num_events
+        resume(run, progress, _VOCABULARY)
         if run.ended:
             break
         log += _go(run, tokens)[:cut]
-    assert _told(log) == undisturbed
+    assert _received(log) == undisturbed
 
 
-def test_only_who_dies_with_the_job_in_the_engine_counts() -> None:
-    claim = Claim("a")
-    claim = claim.succeeded_by("b", num_events=0, num_tokens=0)
-    assert (claim.attempt, claim.num_barren) == (1, 0), "it was only waiting there"
-    claim = claim.succeeded_by("c", num_events=1, num_tokens=0)
-    claim = claim.succeeded_by("d", num_events=2, num_tokens=0)
-    assert claim.num_barren == 2
-    claim = claim.succeeded_by("e", num_events=9, num_tokens=7)
-    assert (claim.attempt, claim.num_barren) == (4, 0), "there was a token in between"
+def test_the_reasoning_of_choices_that_an_earlier_attempt_has_ended_counts() -> None:
+    def new_parser() -> OutputParser:
+        return OutputParser(("j", 0), reasoning=Reasoning("<think>", "</think>"))
+
+    run = Attempt(chat_job(), 1, [Sequence(("j", i), [1], 99, Sampling()) for i in range(3)])
+    for sequence in run.sequences:
+        sequence.new_parser = new_parser
+    whole, begun = list(b"<think>hm</think>yes"), list(b"<think>h")
+    log: list[Event] = [
+        Delta(0, 0, 0, "yes", whole, FinishReason.STOP, "hm"),
+        Delta(1, 0, 1, "", begun, None, "h"),
+    ]
+    resume(run, logged_progress(log), _VOCABULARY)
+    assert run.usage().reasoning_tokens == len("<think>hm") + len("<think>h")
+    assert Attempt(chat_job(), 0, []).usage().reasoning_tokens is UNSET
+
+
+def test_only_deaths_with_the_job_in_the_engine_count() -> None:
+    lease = Lease("a")
+    lease = lease.succeeded_by("b", num_events=0, num_tokens=0)
+    assert (lease.attempt, lease.num_fruitless) == (1, 0), "it was only waiting there"
+    lease = lease.succeeded_by("c", num_events=1, num_tokens=0)
+    lease = lease.succeeded_by("d", num_events=2, num_tokens=0)
+    assert lease.num_fruitless == 2
+    lease = lease.succeeded_by("e", num_events=9, num_tokens=7)
+    assert (lease.attempt, lease.num_fruitless) == (4, 0), "there was a token in between"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.text import TextAssembler
+from worker.text.assembler import TextAssembler
 
 
 def _assemble(pieces: list[bytes], stop: list[str]) -> tuple[list[str], bool]:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shared.denylist import Denylist, OutputRules, Rule
-from worker.text_filter import TextFilter
+from shared.denylist.denylist import Denylist, OutputRules
+from shared.denylist.rule import Rule
+from worker.text.filter import TextFilter
 
 
 def _rules(*rules: dict[str, Any]) -> OutputRules:
@@ -56,7 +57,7 @@ _RULE = st.one_of(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     rules=st.lists(_RULE, min_size=1, max_size=4),
     text=st.text("abAB \n", max_size=40),
@@ -74,7 +75,7 @@ def test_any_cut_gives_the_same(rules: list[dict[str, Any]], text: str, cuts: li
     assert ("".join(every), last.is_cut, last.seen) == (expected, is_cut, made.seen)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     words=st.lists(_WORD, min_size=1, max_size=4),
     text=st.text("abAB ", max_size=30),
@@ -90,7 +91,7 @@ def test_literals_are_masked_as_python_would(words: list[str], text: str, fold: 
     assert _whole(rules, text) == (text[: found.start()] if found else text, found is not None)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     rules=st.lists(_RULE, min_size=1, max_size=4),
     text=st.text("abAB ", max_size=40),
@@ -136,9 +137,9 @@ def test_tags_hold_nothing_back() -> None:
     made = TextFilter(_rules({"literals": ["secret"], "action": "tag"}))
     assert made.push("sec") == "sec"
     assert made.push("ret") == "ret"
-    (match,) = made.take().matches
+    (match,) = made.report().matches
     assert (match.rule, match.begin, match.end) == ("r0", 0, 6)
-    assert made.take().matches == []
+    assert made.report().matches == []
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from shared.messages import Logprob
-from worker.engines.llama_logits import best_tokens, token_logprobs
+from shared.wire.events import Logprob
+from worker.text.logprobs import best_tokens, token_logprobs
 
 
 def _report(token: int, logprob: float) -> Logprob:
@@ -43,3 +43,9 @@ def test_the_row_itself_is_not_touched() -> None:
     row = np.arange(1000, dtype=np.float32)
     token_logprobs(row, 0, 5, _report)
     assert (row == np.arange(1000)).all()
+
+
+def test_an_id_beyond_the_row_has_no_probability() -> None:
+    made = token_logprobs(np.zeros(8, np.float32), 8, 2, _report)
+    assert made.chosen.logprob == -np.inf
+    assert [t.token_id for t in made.top] == [0, 1], "equal ones by id"

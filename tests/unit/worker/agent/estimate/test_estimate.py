@@ -11,12 +11,23 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from bench.estimates import Configuration, measure
-from tests import counter_model
-from worker.agent import llamacpp_memory
-from worker.agent.estimate import Estimate, Fit, estimate, what_fits
-from worker.agent.model_file import ModelFileError
+from shared.errors import InvalidModel
+from shared.model_spec import ModelSpec
+from shared.settings.fields import Settings
+from tests.support import counter_model
+from worker.agent.estimate import llamacpp
+from worker.agent.estimate.estimate import (
+    Estimate,
+    FittingSizes,
+    advice,
+    estimate,
+    estimate_of,
+    what_fits,
+)
+from worker.agent.model_files.errors import ModelFileError
 
 _MIB = 1 << 20
 _TYPES = gguf.GGMLQuantizationType
@@ -54,12 +65,23 @@ def _write_gguf(
     return path
 
 
+def _spec(engine: str, context_length: int, slots: int, quant: str, **more: Any) -> ModelSpec:
+    return ModelSpec(
+        name="m",
+        path="m",
+        engine=engine,
+        task="generate",
+        context_length=context_length,
+        slots=slots,
+        quant=quant,
+        **more,
+    )
+
+
 def _llamacpp(
     path: Path, context_length: int = 1024, slots: int = 1, quant: str = "f16"
 ) -> Estimate:
-    return estimate(
-        path, engine="llamacpp", context_length=context_length, slots=slots, quant=quant
-    )
+    return estimate(path, _spec("llamacpp", context_length, slots, quant))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +154,7 @@ def test_experts_that_work_together_need_room(tmp_path: Path) -> None:
 def test_repacked_matrices_are_there_in_their_new_order(
     tmp_path: Path, tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llamacpp_memory.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(llamacpp.platform, "machine", lambda: "x86_64")
     tensors = {"token_embd.weight": (100, 256), "blk.0.attn_q.weight": (256, 256)}
     tensors |= {"blk.0.attn_k.weight": (100, 256)}  # 100 rows are no multiple of 8
     if not tied:
@@ -150,7 +172,7 @@ def test_repacked_matrices_are_there_in_their_new_order(
     copied = sizes["blk.0.attn_q.weight"] + sizes.get("output.weight", 0)
     expected = (mapped + copied) * 18 // 32 + vocabulary
     assert _llamacpp(packed).weights_bytes == pytest.approx(expected, abs=128)
-    monkeypatch.setattr(llamacpp_memory.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(llamacpp.platform, "machine", lambda: "aarch64")
     assert _llamacpp(packed).weights_bytes == pytest.approx(expected, abs=128)
 
 
@@ -200,7 +222,7 @@ def test_what_does_not_exist(counter: Path) -> None:
     with pytest.raises(ValueError, match="q4_0"):
         _llamacpp(counter, quant="q8")
     with pytest.raises(ValueError, match="exllamav2"):
-        estimate(counter, engine="vllm", context_length=1, slots=1, quant="f16")
+        estimate(counter, _spec("vllm", 1, 1, "f16"))
     for context_length, slots in ((0, 1), (1, 0)):
         with pytest.raises(ValueError, match="at least 1"):
             _llamacpp(counter, context_length, slots)
@@ -215,9 +237,7 @@ def test_a_real_replica_takes_no_more_than_estimated(counter: Path) -> None:
 
 
 @settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.data())
 def test_flipped_bytes_of_a_real_file_raise_nothing_else(
@@ -229,7 +249,9 @@ def test_flipped_bytes_of_a_real_file_raise_nothing_else(
         changed[data.draw(st.integers(0, 600))] = data.draw(st.integers(0, 255))
     path.write_bytes(changed)
     try:
-        assert _llamacpp(path).total_bytes > 0
+        # Not through `estimate`: it keeps what it read, and two examples may share a clock tick.
+        model = llamacpp.read_memory_model(path)
+        assert model.estimate(context_length=1024, slots=1, quant="f16").total_bytes > 0
     except ModelFileError as exc:
         assert exc.reason
 
@@ -238,9 +260,7 @@ def test_flipped_bytes_of_a_real_file_raise_nothing_else(
 
 
 @settings(
-    max_examples=100,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     context_length=st.integers(1, 40_000),
@@ -251,14 +271,8 @@ def test_flipped_bytes_of_a_real_file_raise_nothing_else(
 def test_what_fits_is_the_largest(
     counter: Path, context_length: int, slots: int, free_mib: int, quant: str
 ) -> None:
-    fit = what_fits(
-        counter,
-        engine="llamacpp",
-        context_length=context_length,
-        slots=slots,
-        quant=quant,
-        free_bytes=free_mib * _MIB,
-    )
+    spec = _spec("llamacpp", context_length, slots, quant)
+    fit = what_fits(counter, spec, free_mib * _MIB)
 
     def fits(context: int, num_slots: int) -> bool:
         return _llamacpp(counter, context, num_slots, quant).total_bytes <= free_mib * _MIB
@@ -278,10 +292,10 @@ def test_what_fits_is_the_largest(
 
 
 def test_nothing_fits_into_nothing(counter: Path) -> None:
-    fit = what_fits(
-        counter, engine="llamacpp", context_length=256, slots=1, quant="f16", free_bytes=1000
-    )
-    assert fit == Fit(None, None)
+    spec = _spec("llamacpp", 256, 1, "f16")
+    assert what_fits(counter, spec, 1000) == FittingSizes(None, None)
+    needed = estimate(counter, spec)
+    assert advice(spec, counter, needed, 1000).endswith("No smaller context fits.")
 
 
 # -- ExLlamaV2 ---------------------------------------------------------------------------------
@@ -315,14 +329,43 @@ _NORM = {"model.norm.weight": ("F32", [2048], 8192)}
 def _exllamav2(
     folder: Path, quant: str = "fp16", context_length: int = 4096, slots: int = 2
 ) -> Estimate:
-    return estimate(
-        folder, engine="exllamav2", context_length=context_length, slots=slots, quant=quant
-    )
+    return estimate(folder, _spec("exllamav2", context_length, slots, quant))
 
 
-def test_a_draft_model_lives_in_the_same_process() -> None:
+def test_a_draft_model_lives_in_the_same_process(tmp_path: Path) -> None:
     one = Estimate(1, 20, 300, 4000)
     assert one.with_draft(one) == Estimate(2, 40, 600, 4000)
+    service = Settings(models_dir=str(tmp_path))
+    (tmp_path / "m").mkdir()
+    path = _write_folder(tmp_path / "m", _CONFIG, _EMBEDDINGS | _HEAD)
+    plain = _spec("exllamav2", 4096, 4, "f16")
+    alone = estimate_of(service, plain, path)
+    assert estimate_of(service, structs.replace(plain, draft="ngram"), path) == alone
+    assert estimate_of(service, structs.replace(plain, draft="m"), path) == alone.with_draft(alone)
+    with pytest.raises(InvalidModel) as caught:
+        estimate_of(service, structs.replace(plain, draft="../m"), path)
+    assert caught.value.param == "draft"
+
+
+def test_a_limited_cache_holds_fewer_contexts_than_slots(counter: Path) -> None:
+    whole = [_llamacpp(counter, 1024, slots) for slots in (1, 3)]
+    for cache_tokens, expected in ((1, whole[0]), (1024, whole[0]), (2049, whole[1])):
+        spec = _spec("llamacpp", 1024, 3, "f16", cache_tokens=cache_tokens)
+        assert estimate(counter, spec) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"), [({"quant": "q5"}, "quant"), ({"path": "damaged.gguf"}, "path")]
+)
+def test_a_refused_model_names_the_field(
+    tmp_path: Path, counter: Path, changes: dict[str, Any], param: str
+) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(b"GGUX")
+    spec = structs.replace(_spec("llamacpp", 1024, 1, "f16"), **changes)
+    with pytest.raises(InvalidModel, match="m: ") as caught:
+        estimate_of(Settings(), spec, damaged if param == "path" else counter)
+    assert caught.value.param == param
 
 
 @pytest.mark.parametrize(
@@ -397,14 +440,8 @@ def test_the_right_files_for_the_engine(tmp_path: Path, counter: Path) -> None:
 
 def test_what_fits_on_a_gpu(tmp_path: Path) -> None:
     folder = _write_folder(tmp_path, _CONFIG, _EMBEDDINGS | _HEAD)
-    fit = what_fits(
-        folder,
-        engine="exllamav2",
-        context_length=8192,
-        slots=1,
-        quant="q4",
-        free_bytes=_exllamav2(folder, "q4", 8192, 4).total_bytes,
-    )
+    free_bytes = _exllamav2(folder, "q4", 8192, 4).total_bytes
+    fit = what_fits(folder, _spec("exllamav2", 8192, 1, "q4"), free_bytes)
     assert fit.slots == 4
     assert fit.context_length is not None
     # A little less than four times as long: the tables of positions grow with it.

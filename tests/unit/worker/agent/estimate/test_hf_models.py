@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.counter_model import expected_text
+from shared.model_spec import ModelSpec
 from tests.gpu import hf_tokenizer, models
 from tests.gpu.hf_tokenizer import EOS
-from worker.agent import safetensors_header
-from worker.agent.estimate import estimate
+from tests.support.counter_model import expected_text
+from worker.agent.estimate.estimate import estimate
+from worker.agent.model_files import safetensors
 
 _SMALL = ("counter-fp16", "counter-gptq", "tiny")
 _NUMPY = {"F16": np.float16, "I32": np.int32}
@@ -52,16 +53,17 @@ def _nibbles(packed: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("kind", _SMALL)
 def test_the_agent_reads_the_folder(folders: dict[str, Path], kind: str) -> None:
     """Its reader checks that the tensors fill the file and fit their shapes."""
-    found = safetensors_header.read_folder(folders[kind]).tensors
+    found = safetensors.read_headers(folders[kind]).tensors
     assert {tensor.dtype for tensor in found.values()} <= {"F16", "I32"}
     assert (folders[kind] / "model.safetensors").stat().st_size % 2 == 0
     for quant in ("fp16", "q8", "q6", "q4"):
-        estimate(folders[kind], engine="exllamav2", context_length=1024, slots=4, quant=quant)
+        spec = ModelSpec(name="m", path=kind, engine="exllamav2", task="generate", quant=quant)
+        estimate(folders[kind], spec)
 
 
 def test_gptq_shapes_fit_the_kernels(folders: dict[str, Path]) -> None:
     """exllamav2_ext/ext_qmatrix.cpp: (inputs / 8, outputs), scales (groups, outputs)."""
-    found = safetensors_header.read_folder(folders["counter-gptq"]).tensors
+    found = safetensors.read_headers(folders["counter-gptq"]).tensors
     config = json.loads((folders["counter-gptq"] / "config.json").read_text())
     down = "model.layers.1.mlp.down_proj"
     inputs, outputs = config["intermediate_size"], config["hidden_size"]

@@ -11,15 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import counter_model
-from worker.agent.ggml_types import GGML_TYPES
-from worker.agent.gguf_header import Skipped, read_header
-from worker.agent.model_file import ModelFileError
+from tests.support import counter_model
+from worker.agent.model_files.errors import ModelFileError
+from worker.agent.model_files.ggml_types import GGML_TYPES
+from worker.agent.model_files.gguf import Skipped, read_header
 
 _UNBOUNDED = settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -7,12 +7,12 @@ import pytest
 
 from bench.estimates import Configuration, measure
 from shared.errors import InvalidModel
-from shared.lifecycle import ModelSpec
-from tests import counter_model
-from tests.embedding_model import Bert, write_mean
-from worker.agent.estimate import Estimate, estimate
-from worker.agent.model_file import ModelFileError
-from worker.agent.model_task import task_of
+from shared.model_spec import ModelSpec
+from tests.support import counter_model
+from tests.support.embedding_model import Bert, write_mean
+from worker.agent.estimate.estimate import Estimate, estimate
+from worker.agent.model_files.errors import ModelFileError
+from worker.agent.model_files.task import task_of
 
 _MIB = 1 << 20
 
@@ -66,7 +66,8 @@ def test_an_engine_that_only_generates(folder: Path) -> None:
 
 def _estimate(path: Path, context_length: int = 512, slots: int = 1, **more: str) -> Estimate:
     fields = {"engine": "llamacpp", "quant": "f16", "task": "embed", **more}
-    return estimate(path, context_length=context_length, slots=slots, **fields)
+    spec = ModelSpec(name="m", path=path.name, context_length=context_length, slots=slots, **fields)
+    return estimate(path, spec)
 
 
 def test_an_encoder_has_no_cache_and_no_longer_batch_than_its_positions(folder: Path) -> None:

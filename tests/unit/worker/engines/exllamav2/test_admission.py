@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import EngineError, InvalidRequest
-from shared.messages import Sampling
-from tests.fake_exllamav2 import World
-from tests.unit.exl2_engine import admit, make_engine, run_all, running, step_until
-from tests.unit.exl2_folder import ids
-from tests.unit.loop_sink import make_run
-from worker.engines.exl2.pages import PAGE_TOKENS, PageLedger, demand
-from worker.engines.protocol import Sequence, Speculation
+from shared.wire.job import Sampling
+from tests.support.exl2_engine import admit, make_engine, run_all, running, step_until
+from tests.support.exl2_folder import ids
+from tests.support.fake_exllamav2 import World
+from tests.support.loop_sink import make_run
+from worker.engines.exllamav2.pages import PAGE_TOKENS, PageLedger, demand
+from worker.sequence import Sequence, Speculation
 
 
 def _sequence(name: str, num_prompt: int, max_tokens: int = 5, index: int = 0) -> Sequence:
@@ -66,12 +66,12 @@ def test_choices_share_the_pages_of_their_prompt(exl2: World, tmp_path: Path) ->
 def test_what_can_never_fit_is_a_clear_error(exl2: World, tmp_path: Path) -> None:
     engine = make_engine(tmp_path)
     too_long = _sequence("a", 2000, max_tokens=100)
-    with pytest.raises(InvalidRequest, match="more than the context of 2048"):
+    with pytest.raises(InvalidRequest, match="exceed the context of 2048"):
         engine.check(too_long)
     engine._ledger.num_pages = 4
     large = _sequence("b", 1000, max_tokens=100)
     assert engine.can_admit(large), "so that it is told, and does not wait for ever"
-    with pytest.raises(InvalidRequest, match="needs 1280 tokens of the KV cache, there are 1024"):
+    with pytest.raises(InvalidRequest, match="needs 1280 tokens of KV cache; the model has 1024"):
         engine.submit(large)
 
 
@@ -145,7 +145,7 @@ def test_nobody_waits_so_all_that_come_are_read_at_once(exl2: World, tmp_path: P
     assert all(admit(engine, _sequence(name, 2000)) for name in "abcdefghijklmnop")
     engine.step()
     assert len(exl2.generators[0].chunks) == 16
-    for key in list(engine._live):
+    for key in list(engine._running):
         engine.cancel(key)
     taken = [admit(engine, _sequence(name, 4000)) for name in "abcdefghij"]
     assert taken == [True] * 8 + [False] * 2, "a step must end within seconds"
@@ -155,7 +155,7 @@ def test_cancelling_while_a_prompt_is_read_frees_its_pages(exl2: World, tmp_path
     engine = make_engine(tmp_path, context_length=8192, cache_tokens=8192)
     assert admit(engine, _sequence("x", 7000, max_tokens=1000))
     engine.step()
-    assert engine._live[("x", 0)].is_reading
+    assert engine._running[("x", 0)].is_reading
     assert not admit(engine, _sequence("y", 7000, max_tokens=1000))
     engine.cancel(("x", 0))
     assert not exl2.generators[0].active_jobs
@@ -203,7 +203,7 @@ def test_the_ledger_gives_back_what_it_took(wanted: list[tuple[int, int, int]], 
     for i, (token, num_prompt, max_tokens) in enumerate(wanted):
         key = ("j", i)
         held[key] = demand([token] * num_prompt, max_tokens, 0)
-        ledger.take(key, held[key])
+        ledger.reserve(key, held[key])
         distinct = {digest for d in held.values() for digest in d.shareable}
         assert 1000 - ledger.free_pages == len(distinct) + sum(d.own_pages for d in held.values())
         if chance.random() < 0.4:

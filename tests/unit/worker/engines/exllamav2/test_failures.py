@@ -7,39 +7,43 @@ import pytest
 import torch
 
 from shared.errors import EngineError, Quarantined, rebuild
-from shared.messages import Sampling
-from tests.fake_exllamav2 import World
-from tests.unit.exl2_engine import admit, make_engine, run_all, running
-from tests.unit.exl2_folder import ids
-from tests.unit.loop_sink import make_run
-from worker.engines.exl2.failures import Failure, Quarantine, classify
-from worker.engines.exl2.live import LiveSequence
-from worker.engines.protocol import EngineFatal, Sequence
+from shared.wire.job import Sampling
+from tests.support.exl2_engine import admit, make_engine, run_all, running
+from tests.support.exl2_folder import ids
+from tests.support.fake_exllamav2 import World
+from tests.support.loop_sink import make_run
+from worker.engines.base import EngineFatal
+from worker.engines.exllamav2.failures import Quarantine, StepFailure, classify
+from worker.engines.exllamav2.running_sequence import RunningSequence
+from worker.sequence import Sequence
 
 
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), Failure.OUT_OF_MEMORY),
-        (RuntimeError("CUDA error: out of memory"), Failure.OUT_OF_MEMORY),
-        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"), Failure.OUT_OF_MEMORY),
-        (RuntimeError("CUDA error: device-side assert triggered"), Failure.DEVICE_LOST),
-        (RuntimeError("CUDA error: an illegal memory access"), Failure.DEVICE_LOST),
-        (torch.AcceleratorError("CUDA error: unknown error", 1), Failure.DEVICE_LOST),
-        (RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"), Failure.DEVICE_LOST),
-        (RuntimeError("shape mismatch"), Failure.OTHER),
-        (AssertionError(), Failure.OTHER),
-        (KeyError("x"), Failure.OTHER),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+            StepFailure.OUT_OF_MEMORY,
+        ),
+        (RuntimeError("CUDA error: out of memory"), StepFailure.OUT_OF_MEMORY),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"), StepFailure.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: device-side assert triggered"), StepFailure.DEVICE_LOST),
+        (RuntimeError("CUDA error: an illegal memory access"), StepFailure.DEVICE_LOST),
+        (torch.AcceleratorError("CUDA error: unknown error", 1), StepFailure.DEVICE_LOST),
+        (RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"), StepFailure.DEVICE_LOST),
+        (RuntimeError("shape mismatch"), StepFailure.OTHER),
+        (AssertionError(), StepFailure.OTHER),
+        (KeyError("x"), StepFailure.OTHER),
     ],
 )
-def test_errors_are_told_apart(error: Exception, expected: Failure) -> None:
+def test_errors_are_told_apart(error: Exception, expected: StepFailure) -> None:
     assert classify(error) is expected
 
 
 def test_the_cause_of_an_error_counts_too() -> None:
     error = RuntimeError("sampling failed")
     error.__cause__ = RuntimeError("CUDA error: device-side assert triggered")
-    assert classify(error) is Failure.DEVICE_LOST
+    assert classify(error) is StepFailure.DEVICE_LOST
 
 
 def test_a_failed_step_fails_who_was_active_and_the_waiting_go_on(
@@ -76,7 +80,7 @@ def test_out_of_memory_lowers_the_batch_and_says_so(
     exl2.errors[2] = torch.OutOfMemoryError("CUDA out of memory.")
     with caplog.at_level(logging.ERROR), pytest.raises(EngineError, match="out of memory"):
         engine.step()
-    assert "from now on at most 4" in caplog.text
+    assert "limited to 4" in caplog.text
     assert not engine.has_work
     assert engine.free_slots == 4
     assert exl2.generators[-1].max_batch_size == 4
@@ -109,8 +113,8 @@ def test_a_cuda_error_ends_the_loop_with_the_reason(exl2: World, tmp_path: Path)
         sink.wait_for_ends(2)
         loop.stop()
         assert loop.is_wedged
-    assert "device-side assert triggered" in loop.last_words
-    assert "\n" not in loop.last_words, "the agent reads a line"
+    assert "device-side assert triggered" in loop.fatal_reason
+    assert "\n" not in loop.fatal_reason, "the agent reads a line"
     assert sink.error("waiting").code == "engine_error"
     assert len(exl2.generators) == 1
 
@@ -152,7 +156,7 @@ def test_who_was_active_at_two_failures_is_refused_and_bystanders_are_acquitted(
 
 def test_quarantine_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("worker.engines.exl2.failures.time.monotonic", lambda: now)
+    monkeypatch.setattr("worker.engines.exllamav2.failures.time.monotonic", lambda: now)
     quarantine, sequence = Quarantine({}), Sequence(("a", 0), [1], 5, Sampling())
     quarantine.strike([sequence])
     quarantine.check(sequence)
@@ -204,17 +208,17 @@ def test_the_next_process_knows_who_was_there_when_the_gpu_was_lost(
     exl2: World, tmp_path: Path
 ) -> None:
     sequence = Sequence(("a", 0), [5], 5, Sampling())
-    suspects: dict[str, int] = {}
+    poison: dict[str, int] = {}
     for count in (1, 2):
         exl2.errors[1] = RuntimeError("CUDA error: an illegal memory access")
-        engine = make_engine(tmp_path, suspects=suspects)
+        engine = make_engine(tmp_path, poison=poison)
         engine.submit(sequence)
         with pytest.raises(EngineFatal) as caught:
             engine.step()
-        suspects = caught.value.suspects
-        assert list(suspects.values()) == [count]
+        poison = caught.value.poison
+        assert list(poison.values()) == [count]
     with pytest.raises(Quarantined):
-        make_engine(tmp_path, suspects=suspects).check(sequence)
+        make_engine(tmp_path, poison=poison).check(sequence)
 
 
 def test_out_of_memory_while_a_prompt_is_read_lowers_the_piece_and_not_the_batch(
@@ -274,6 +278,6 @@ def test_a_result_that_cannot_be_read_fails_the_step_and_not_the_loop(
         raise KeyError("token_ids")
 
     with monkeypatch.context() as patched:
-        patched.setattr(LiveSequence, "take", fail)
+        patched.setattr(RunningSequence, "read_tokens", fail)
         assert "token_ids" in run_all(engine, make_run("j")).error("j").message
     assert run_all(engine, make_run("j")).end("j")

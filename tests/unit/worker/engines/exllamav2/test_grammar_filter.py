@@ -10,17 +10,18 @@ import torch
 from llguidance import LLTokenizer
 
 from shared.errors import EngineError, InvalidRequest
-from shared.messages import FinishReason, Grammar, GrammarKind, Sampling
-from tests.fake_exllamav2 import Job, World
-from tests.unit import exl2_folder
-from tests.unit.exl2_engine import make_engine, run_all
-from tests.unit.exl2_folder import END, VOCAB, ids
-from tests.unit.loop_sink import make_run
-from worker.engines.constraint import CompiledGrammar, Constraint
-from worker.engines.exl2.grammar_filter import mask
-from worker.engines.exl2.vocabulary import Vocabulary
-from worker.engines.grammar import GrammarCompiler
-from worker.engines.protocol import Sequence, Speculation
+from shared.wire.events import FinishReason
+from shared.wire.job import Grammar, GrammarKind, Sampling
+from tests.support import exl2_folder
+from tests.support.exl2_engine import make_engine, run_all
+from tests.support.exl2_folder import END, VOCAB, ids
+from tests.support.fake_exllamav2 import Job, World
+from tests.support.loop_sink import make_run
+from worker.engines.exllamav2.grammar_filter import mask
+from worker.engines.exllamav2.model.vocabulary import TokenizerJsonVocabulary
+from worker.grammar.compiler import GrammarCompiler
+from worker.grammar.constraint import CompiledGrammar, Constraint
+from worker.sequence import Sequence, Speculation
 
 SCHEMA = json.dumps(
     {
@@ -228,10 +229,10 @@ def test_the_loop_compiles_no_grammar(
 def test_a_model_whose_tokens_llguidance_cannot_read_loads(
     exl2: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: Vocabulary) -> LLTokenizer:
+    def fail(_: TokenizerJsonVocabulary) -> LLTokenizer:
         raise ValueError("unsupported tokenizer")
 
-    monkeypatch.setattr(Vocabulary, "new_llguidance_tokenizer", fail)
+    monkeypatch.setattr(TokenizerJsonVocabulary, "new_llguidance_tokenizer", fail)
     engine = make_engine(tmp_path)
     sequence = Sequence(("j", 0), [5], 5, Sampling(), grammar=GRAMMARS["regex"])
     with pytest.raises(InvalidRequest) as caught:

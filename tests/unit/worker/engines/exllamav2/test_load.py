@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from shared.errors import EngineError, SettingsError
-from shared.messages import Sampling
-from tests.fake_exllamav2 import CacheQ4, Generator, World
-from tests.unit import exl2_folder
-from tests.unit.exl2_engine import make_engine, run_all
-from tests.unit.exl2_folder import ids
-from tests.unit.loop_sink import make_run
-from worker.engines.exl2 import first_steps
-from worker.engines.exl2.plan import make_plan
-from worker.engines.protocol import EngineSettings, Sequence, Speculation
+from tests.support import exl2_folder
+from tests.support.exl2_engine import make_engine, run_all
+from tests.support.exl2_folder import ids
+from tests.support.fake_exllamav2 import CacheQ4, Generator, World
+from tests.support.loop_sink import make_run
+from worker.engines.base import EngineSettings
+from worker.engines.exllamav2 import warm_up as warm_up_module
+from worker.engines.exllamav2.load_plan import make_plan
+from worker.replica.process import warm_up
+from worker.sequence import Speculation
 
 
 def _settings(path: Path = Path("m"), **options: object) -> EngineSettings:
@@ -45,10 +46,24 @@ def test_the_engine_says_what_it_is(exl2: World, tmp_path: Path) -> None:
 
 def test_the_warm_up_of_a_replica_runs(exl2: World, tmp_path: Path) -> None:
     engine = make_engine(tmp_path)
-    engine.submit(Sequence(("warm-up", 0), [0], 1, Sampling(temperature=0.0)))
-    while engine.has_work:
-        engine.step()
+    warm_up(engine)
     assert engine.free_slots == 4
+
+
+def test_a_model_whose_logits_are_nan_is_refused(exl2: World, tmp_path: Path) -> None:
+    exl2.logits = lambda job: torch.full((64,), math.nan)
+    with pytest.raises(EngineError, match="failed to run it: The model computed no valid numbers"):
+        make_engine(tmp_path)
+    assert exl2.generators[0].num_warmups == 0, "it would draw from them"
+
+
+def test_nor_does_one_pass_that_only_the_warm_up_of_the_replica_meets(
+    exl2: World, tmp_path: Path
+) -> None:
+    engine = make_engine(tmp_path)
+    exl2.logits = lambda job: torch.full((64,), math.nan)
+    with pytest.raises(EngineError, match="NaN"):
+        warm_up(engine)
 
 
 @pytest.mark.parametrize(("quant", "is_quantised"), [("f16", 0), ("fp16", 0), ("q8", 1), ("q4", 1)])
@@ -61,7 +76,7 @@ def test_the_precision_of_the_cache(
 
 def test_heads_that_cannot_be_quantised(exl2: World, tmp_path: Path) -> None:
     exl2.head_dim = 80
-    with pytest.raises(SettingsError, match="multiple of 32"):
+    with pytest.raises(SettingsError, match="multiples of 32"):
         make_engine(tmp_path, quant="q4")
 
 
@@ -182,7 +197,7 @@ def test_a_draft_model_with_another_vocabulary(exl2: World, tmp_path: Path) -> N
     draft = exl2_folder.write(tmp_path / "draft")
     text = (draft / "tokenizer.json").read_text().replace('"Hello"', '"Howdy"')
     (draft / "tokenizer.json").write_text(text)
-    with pytest.raises(SettingsError, match="another vocabulary"):
+    with pytest.raises(SettingsError, match="not the vocabulary of"):
         make_engine(tmp_path / "main", speculation=Speculation(draft, 3))
 
 
@@ -250,7 +265,7 @@ def test_the_attention_is_compiled_for_every_kind_of_layer(
         calls.append((*shape, options))
         return 1
 
-    monkeypatch.setattr(first_steps, "warm_up", warm_up)
+    monkeypatch.setattr(warm_up_module, "warm_up", warm_up)
     make_engine(tmp_path)
     assert not calls, "torch's needs none"
     exl2.attention = "triton"

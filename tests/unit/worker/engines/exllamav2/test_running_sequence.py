@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from shared.errors import RequestCancelled
-from shared.messages import FinishReason, Sampling
-from tests.fake_exllamav2 import World
-from tests.unit.exl2_engine import make_engine, run_all, running
-from tests.unit.exl2_folder import END, IM_END, IM_START, ids, word
-from tests.unit.loop_sink import make_run
-from worker.engines.protocol import Speculation
+from shared.wire.events import FinishReason
+from shared.wire.job import Sampling
+from tests.support.exl2_engine import make_engine, run_all, running
+from tests.support.exl2_folder import END, IM_END, IM_START, ids, word
+from tests.support.fake_exllamav2 import World
+from tests.support.loop_sink import make_run
+from worker.sequence import Speculation
 
 
 @pytest.fixture(params=[None, Speculation(num_tokens=3)], ids=["plain", "speculating"])

@@ -9,13 +9,15 @@ import pytest
 
 from bench import random_model
 from shared.errors import SettingsError
-from shared.messages import FinishReason, Sampling
-from tests import counter_model
-from tests.embedding_model import Bert, Vector, mean_vector, normalized, write_mean
-from worker import engines
-from worker.engines import llama_embedding
-from worker.engines.llama_embedding import LlamaEmbeddingEngine
-from worker.engines.protocol import EngineSettings, Sequence, StepResult
+from shared.wire.events import FinishReason
+from shared.wire.job import Sampling
+from tests.support import counter_model
+from tests.support.embedding_model import Bert, Vector, mean_vector, normalized, write_mean
+from worker.engines import registry
+from worker.engines.base import EngineSettings
+from worker.engines.llamacpp import embedding_engine
+from worker.engines.llamacpp.embedding_engine import LlamaEmbeddingEngine
+from worker.sequence import Sequence, StepResult
 
 _BERT = Bert()
 _LOOSE = 2e-3
@@ -26,7 +28,7 @@ _POOLINGS = {"mean": gguf.PoolingType.MEAN, "cls": gguf.PoolingType.CLS,
 
 def _load(path: Path, *, slots: int = 4, context_length: int = 4096) -> LlamaEmbeddingEngine:
     settings = EngineSettings(path, context_length, slots, 1, task="embed")
-    engine = engines.load("llamacpp", settings)
+    engine = registry.load("llamacpp", settings)
     assert isinstance(engine, LlamaEmbeddingEngine)
     return engine
 
@@ -112,7 +114,7 @@ def test_pieces_of_a_causal_model_are_as_good_as_the_whole(
     engine = _load(path, context_length=2048)
     in_pieces = _vectors(engine, inputs)
     engine.close()
-    monkeypatch.setattr(llama_embedding, "_BATCH_TOKENS", 2048)
+    monkeypatch.setattr(embedding_engine, "_BATCH_TOKENS", 2048)
     engine = _load(path, context_length=2048)
     for piecewise, whole in zip(in_pieces, _vectors(engine, inputs), strict=True):
         assert np.abs(piecewise - whole).max() < 2e-3
@@ -172,4 +174,4 @@ def test_a_reranker_is_refused(tmp_path: Path) -> None:
 
 def test_the_gpu_engine_does_not_embed(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="embed"):
-        engines.load("exllamav2", EngineSettings(tmp_path, 512, 1, 1, task="embed"))
+        registry.load("exllamav2", EngineSettings(tmp_path, 512, 1, 1, task="embed"))

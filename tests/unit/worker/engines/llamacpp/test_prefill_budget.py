@@ -1,6 +1,6 @@
 """The prefill and scoring budgets follow the speed that was seen."""
 
-from worker.engines.prefill import _MIN_TOKENS, PrefillBudget, ScoringBudget
+from worker.engines.llamacpp.prefill_budget import _MIN_TOKENS, PrefillBudget, ScoringBudget
 
 
 def test_the_budget_starts_small_grows_with_speed_and_shrinks_again() -> None:

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from shared.messages import Sampling
-from tests import counter_model
-from tests.counter_model import number_token, trigger_token
-from worker.engines import load
-from worker.engines.llamacpp import LlamaCppEngine
-from worker.engines.protocol import EngineSettings, Sequence
+from shared.wire.job import Sampling
+from tests.support import counter_model
+from tests.support.counter_model import number_token, trigger_token
+from worker.engines.base import EngineSettings
+from worker.engines.llamacpp.engine import LlamaCppEngine
+from worker.engines.registry import load
+from worker.sequence import Sequence
 
 _GREEDY = Sampling(temperature=0.0)
 _PROMPT = [number_token(n) for n in range(40)]

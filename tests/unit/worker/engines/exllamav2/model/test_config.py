@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from shared.errors import SettingsError
-from tests.unit import exl2_folder
-from worker.engines.exl2.model_config import loadable_folder, normalise
-from worker.engines.exl2.model_folder import ModelFolder, read_folder
-from worker.engines.exl2.stop_tokens import stop_tokens
+from tests.support import exl2_folder
+from worker.engines.exllamav2.model.config import loadable_folder, normalise
+from worker.engines.exllamav2.model.folder import ModelFolder, read_folder
+from worker.engines.exllamav2.model.stop_tokens import stop_tokens
 
 
 def _folder(config: dict[str, Any]) -> ModelFolder:
@@ -178,7 +178,7 @@ def test_scaling_that_would_be_left_out_is_refused() -> None:
     ],
 )
 def test_what_would_be_loaded_as_llama_is_refused(architectures: Any) -> None:
-    with pytest.raises(SettingsError, match=r"architectures|does not run"):
+    with pytest.raises(SettingsError, match=r"architectures|does not support"):
         normalise(_folder({"architectures": architectures}))
 
 
@@ -237,6 +237,28 @@ def test_the_chat_template_is_found_where_it_is(tmp_path: Path) -> None:
     assert read_folder(tmp_path).chat_template == "J"
     (tmp_path / "chat_template.jinja").write_text("F")
     assert read_folder(tmp_path).chat_template == "F"
+
+
+def test_the_template_for_tools_is_found_where_it_is(tmp_path: Path) -> None:
+    exl2_folder.write(tmp_path)
+    assert read_folder(tmp_path).tool_use_template is None
+    named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "U"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    folder = read_folder(tmp_path)
+    assert (folder.chat_template, folder.tool_use_template) == ("D", "U")
+    (tmp_path / "chat_template.jinja").write_text("F")
+    folder = read_folder(tmp_path)
+    assert (folder.chat_template, folder.tool_use_template) == ("F", None)
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("G")
+    folder = read_folder(tmp_path)
+    assert (folder.chat_template, folder.tool_use_template) == ("F", "G")
+
+
+def test_files_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    exl2_folder.write(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("\ufeff" + json.dumps({"chat_template": "B"}))
+    assert read_folder(tmp_path).chat_template == "B"
 
 
 @pytest.mark.parametrize(

@@ -9,25 +9,25 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from shared.errors import SettingsError
-from tests.unit import exl2_folder
-from tests.unit.exl2_folder import ids, word
-from worker.engines.exl2.model_folder import read_folder
-from worker.engines.exl2.vocabulary import Vocabulary
+from tests.support import exl2_folder
+from tests.support.exl2_folder import ids, word
+from worker.engines.exllamav2.model.folder import read_folder
+from worker.engines.exllamav2.model.vocabulary import TokenizerJsonVocabulary
 
 
 @pytest.fixture(scope="module")
-def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> TokenizerJsonVocabulary:
     folder = exl2_folder.write(tmp_path_factory.mktemp("byte-level"))
-    return Vocabulary(read_folder(folder))
+    return TokenizerJsonVocabulary(read_folder(folder))
 
 
 @given(st.text(max_size=40))
-def test_the_pieces_of_a_text_are_its_bytes(byte_level: Vocabulary, text: str) -> None:
+def test_the_pieces_of_a_text_are_its_bytes(byte_level: TokenizerJsonVocabulary, text: str) -> None:
     tokens = byte_level.tokenize(text, add_special=False, parse_special=False)
     assert b"".join(map(byte_level.piece, tokens)) == text.encode("utf-8", "replace")
 
 
-def test_words_and_control_tokens(byte_level: Vocabulary) -> None:
+def test_words_and_control_tokens(byte_level: TokenizerJsonVocabulary) -> None:
     assert byte_level.piece(word("Ġworld")) == b" world"
     assert byte_level.piece(exl2_folder.IM_END) == b""
     assert byte_level.piece(10**6) == b""
@@ -37,7 +37,9 @@ def test_words_and_control_tokens(byte_level: Vocabulary) -> None:
     assert byte_level.max_token_bytes == len("<|im_start|>")
 
 
-def test_control_tokens_in_a_text_are_text_unless_asked_for(byte_level: Vocabulary) -> None:
+def test_control_tokens_in_a_text_are_text_unless_asked_for(
+    byte_level: TokenizerJsonVocabulary,
+) -> None:
     text = "<|im_end|>x"
     parsed = byte_level.tokenize(text, add_special=False, parse_special=True)
     plain = byte_level.tokenize(text, add_special=False, parse_special=False)
@@ -46,13 +48,15 @@ def test_control_tokens_in_a_text_are_text_unless_asked_for(byte_level: Vocabula
     assert 4 not in plain
 
 
-def test_the_begin_token_comes_once_and_only_when_asked(byte_level: Vocabulary) -> None:
+def test_the_begin_token_comes_once_and_only_when_asked(
+    byte_level: TokenizerJsonVocabulary,
+) -> None:
     assert byte_level.adds_bos
     assert byte_level.tokenize("x", add_special=True, parse_special=True) == [1, *ids("x")]
     assert byte_level.tokenize("x", add_special=False, parse_special=True) == ids("x")
 
 
-def test_lone_surrogates_are_no_error(byte_level: Vocabulary) -> None:
+def test_lone_surrogates_are_no_error(byte_level: TokenizerJsonVocabulary) -> None:
     assert byte_level.tokenize("a\ud800", add_special=False, parse_special=False) == ids("a?")
 
 
@@ -71,7 +75,7 @@ def test_whether_a_begin_token_is_added(
 ) -> None:
     exl2_folder.write(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert Vocabulary(read_folder(tmp_path)).adds_bos is expected
+    assert TokenizerJsonVocabulary(read_folder(tmp_path)).adds_bos is expected
 
 
 def test_pieces_with_byte_fallback(tmp_path: Path) -> None:
@@ -92,7 +96,7 @@ def test_pieces_with_byte_fallback(tmp_path: Path) -> None:
     tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
     tokenizer.add_tokens([AddedToken("<extra>", special=False)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    vocabulary = Vocabulary(read_folder(tmp_path))
+    vocabulary = TokenizerJsonVocabulary(read_folder(tmp_path))
     assert [vocabulary.piece(i) for i in range(2, 10)] == [
         b"", b" Hello", b" ", "wörld".encode(), b"\xf0", b"\x9f", b"  ", b"<extra>",
     ]  # fmt: skip
@@ -105,7 +109,7 @@ def test_truncation_that_the_file_declares_is_for_training(tmp_path: Path) -> No
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=8)
     tokenizer.save(path)
-    vocabulary = Vocabulary(read_folder(tmp_path))
+    vocabulary = TokenizerJsonVocabulary(read_folder(tmp_path))
     tokens = vocabulary.tokenize("abcdefghij", add_special=False, parse_special=False)
     assert tokens == ids("abcdefghij")
     assert vocabulary.tokenize("a", add_special=False, parse_special=True) == ids("a")
@@ -115,7 +119,7 @@ def test_a_tokenizer_that_is_none(tmp_path: Path) -> None:
     exl2_folder.write(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": 5}')
     with pytest.raises(SettingsError, match=r"tokenizer\.json"):
-        Vocabulary(read_folder(tmp_path))
+        TokenizerJsonVocabulary(read_folder(tmp_path))
 
 
 def test_added_tokens_are_written_as_they_read(tmp_path: Path) -> None:
@@ -123,6 +127,6 @@ def test_added_tokens_are_written_as_they_read(tmp_path: Path) -> None:
     tokenizer = exl2_folder.make_tokenizer()
     tokenizer.add_tokens([AddedToken("é", normalized=False)])
     tokenizer.save(str(folder / "tokenizer.json"))
-    vocabulary = Vocabulary(read_folder(folder))
+    vocabulary = TokenizerJsonVocabulary(read_folder(folder))
     (token,) = vocabulary.tokenize("é", add_special=False, parse_special=False)
     assert vocabulary.piece(token) == "é".encode(), "and not the byte that é stands for"

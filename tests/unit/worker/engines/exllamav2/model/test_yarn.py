@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from worker.engines.exl2.yarn import frequencies, read
+from worker.engines.exllamav2.model.yarn import frequencies, read
 
 BASE, DIM = 10000.0, 128
 

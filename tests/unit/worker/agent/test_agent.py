@@ -1,0 +1,33 @@
+"""The agent's watch of its replicas."""
+
+import threading
+from typing import Any
+
+import redis
+
+from worker.agent.agent import Agent
+
+
+class _Replicas:
+    """Raises its errors one after the other, then stops the watch."""
+
+    def __init__(self, stop: threading.Event, errors: list[Exception]) -> None:
+        self._stop, self._errors = stop, errors
+
+    def has_unhandled_exit(self) -> bool:
+        if self._errors:
+            raise self._errors.pop(0)
+        self._stop.set()
+        return False
+
+
+def test_the_watch_outlives_any_error_of_its_checks() -> None:
+    agent: Any = Agent.__new__(Agent)
+    agent._stop = threading.Event()
+    agent._watched_at = float("inf")  # never due: the check of exits alone
+    errors: list[Exception] = [OSError("too many open files"), redis.ConnectionError("away")]
+    agent.replicas = _Replicas(agent._stop, errors)
+    watch = threading.Thread(target=agent._watch_forever, daemon=True)
+    watch.start()
+    watch.join(60)
+    assert not watch.is_alive() and not errors
