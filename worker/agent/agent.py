@@ -34,9 +34,10 @@ from worker.agent.placement import free_bytes
 from worker.agent.replicas import Replicas
 
 _log = logging.getLogger(__name__)
-_WATCH_S = 0.2
-_EXIT_CHECK_S = 0.03
-"""How often the processes are checked for an exit: clients wait for the jobs of a dead one."""
+_LOADING_S = 0.2
+"""How often the replicas are checked while one of them loads; else with every beat."""
+_PAUSE_S = 0.03
+"""Between two checks: an end whose handling failed is there at once again."""
 _NO_RECORD_S = 15.0
 """A replica that was ready and has had no record for this long hangs."""
 _BLIND_S = 3.0
@@ -61,7 +62,6 @@ class Agent:
         """The program starts anew in this process: the replicas keep running."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch_forever, name="watch", daemon=True)
-        self._watched_at = 0.0
         self._beat_at = 0.0
         """Monotonic time at which the node's record was written last."""
 
@@ -93,7 +93,7 @@ class Agent:
                     f"node_name: another agent is running under the name {self.node!r}. Stop it, "
                     "or set LLMIS_NODE_NAME on one of the hosts."
                 )
-            time.sleep(_WATCH_S)
+            time.sleep(_LOADING_S)
 
     @property
     def is_stopping(self) -> bool:
@@ -133,21 +133,19 @@ class Agent:
     # -- watch -------------------------------------------------------------------------------
 
     def _watch_forever(self) -> None:
-        while not self._stop.wait(_EXIT_CHECK_S):
+        while not self._stop.wait(_PAUSE_S):
+            # Clients wait for the jobs of a replica that has died: its end is handled at once.
+            is_loading = any(replica.ready_at is None for replica in self.replicas.all())
+            self.replicas.wait_for_exit(_LOADING_S if is_loading else BEAT_S)
             try:
-                run_step(self._watch_if_due, "the watch", let_through=redis.RedisError)
+                run_step(self._watch, "the watch", let_through=redis.RedisError)
             except redis.RedisError as exc:
                 _log.warning("Redis does not answer: %s", exc)
-
-    def _watch_if_due(self) -> None:
-        is_due = time.monotonic() - self._watched_at >= _WATCH_S
-        if is_due or self.replicas.has_unhandled_exit():
-            self._watch()
 
     def _watch(self) -> None:
         self.replicas.refresh()
         now = time.monotonic()
-        was_blind, self._watched_at = now - self._beat_at > _BLIND_S, now
+        was_blind = now - self._beat_at > _BLIND_S
         for replica in self.replicas.all():
             if was_blind:
                 # Redis was away or refused writes: a missing record is no sign of a hang.

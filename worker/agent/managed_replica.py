@@ -65,6 +65,8 @@ class ManagedReplica:
     """Unix time at which its record last showed jobs."""
     log_offset: int = 0
     """Where the log of the present process begins."""
+    exit_fd: int | None = None
+    """Becomes readable when the process ends; None once its end is handled."""
 
     @property
     def id(self) -> str:
@@ -174,11 +176,25 @@ class ManagedReplica:
                 env=environment,
                 start_new_session=True,
             )
+        self._watch_exit()
 
     def adopt(self, process: psutil.Process) -> None:
         """Take over a process that an earlier agent started."""
         self.process = process
         self.seen_at = time.monotonic()
+        self._watch_exit()
+
+    def _watch_exit(self) -> None:
+        self.forget_exit()
+        with contextlib.suppress(ProcessLookupError):  # it has ended: the next check finds that
+            if self.process is not None:
+                self.exit_fd = os.pidfd_open(self.process.pid)
+
+    def forget_exit(self) -> None:
+        """The end of the process is handled, or no longer of interest."""
+        if self.exit_fd is not None:
+            os.close(self.exit_fd)
+            self.exit_fd = None
 
     def send(self, signum: int) -> None:
         with contextlib.suppress(psutil.Error):
@@ -201,6 +217,7 @@ class ManagedReplica:
     def fail(self, reason: str = "") -> None:
         """The process ended by itself, or was killed for `reason`: set `restart_at`, or after an
         error of the model or too many failures `is_given_up`."""
+        self.forget_exit()
         now = time.monotonic()
         code = self.process.poll() if isinstance(self.process, psutil.Popen) else None
         ready_s = now - self.ready_at if self.ready_at is not None else 0.0

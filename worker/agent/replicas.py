@@ -7,6 +7,7 @@ thread needs it to see that the replica has ended.
 
 import logging
 import os
+import select
 import threading
 import time
 import uuid
@@ -72,9 +73,14 @@ class Replicas:
         """The replicas that run or restart, and those that are stopping if asked for."""
         return [r for r in self.all() if r.model == model and (with_leaving or not r.is_stopping)]
 
-    def has_unhandled_exit(self) -> bool:
-        """Whether a process has ended whose end the watch has not handled yet."""
-        return any(r.process and r.restart_at is None and not r.is_alive for r in self.all())
+    def wait_for_exit(self, timeout_s: float) -> None:
+        """Return when a process has ended whose end is not handled yet, or after the timeout."""
+        poll = select.poll()
+        with self.lock:
+            for replica in self._replicas.values():
+                if replica.exit_fd is not None:
+                    poll.register(replica.exit_fd, select.POLLIN)
+        poll.poll(1000 * timeout_s)
 
     def refresh(self) -> None:
         """Read the records of the replicas. Raises redis.RedisError."""
@@ -142,6 +148,7 @@ class Replicas:
     def remove(self, replica: ManagedReplica) -> None:
         """Forget a replica whose process has ended for good."""
         with self.lock:
+            replica.forget_exit()
             self._replicas.pop(replica.id, None)
 
     def abandon(self, replica: ManagedReplica, retry_s: float) -> None:

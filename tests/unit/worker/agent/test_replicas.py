@@ -20,7 +20,6 @@ from shared.registry import records
 from shared.wire import codec
 from shared.wire.operations import Failure
 from shared.wire.records import Assignment, StopOrder
-from tests.conftest import wait_for
 from tests.support import agent_node
 from worker.agent import adoption
 from worker.agent.devices import RAM, DeviceMemory
@@ -107,10 +106,10 @@ def test_a_stop_leaves_its_order_and_takes_the_assignment_away(
     assert replicas.replicas_of("m") == [] and replicas.replicas_of("m", with_leaving=True) == [
         replica
     ]
-    wait_for(lambda: not replica.is_alive, "the process ends")
-    assert replicas.has_unhandled_exit()
+    replicas.wait_for_exit(60)
+    assert not replica.is_alive
     replicas.remove(replica)
-    assert replicas.all() == [] and not replicas.has_unhandled_exit()
+    assert replicas.all() == [] and replica.exit_fd is None
 
 
 def test_only_what_was_loaded_at_run_time_comes_back_with_the_next_agent(
