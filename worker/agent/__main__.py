@@ -1,9 +1,11 @@
 """The agent process: `python -m worker.agent` makes this host a node of the service. It needs
 `REDIS_URL` and the weights in its model folder."""
 
+import logging
 import os
 import sys
 
+import msgspec
 import redis
 from celery import signals
 
@@ -18,6 +20,7 @@ from shared.settings.load import load as load_settings
 from worker.agent import tasks
 from worker.agent.agent import Agent
 
+_log = logging.getLogger(__name__)
 _NUM_OPERATIONS = 128
 """Threads for concurrent loads and unloads. They mostly wait, so there are many: an unload must
 not queue behind loads that wait for the memory it would free."""
@@ -74,16 +77,34 @@ def _reload(agent: Agent) -> None:
         tasks.load_model.apply_async([operation_id], queue=names.node_queue(agent.node))
     live = [record.model for record in records.read(agent.client)]
     for model, (spec, num_dead) in agent.dead_models().items():
+        replicas = live.count(model) + num_dead
         operation_id, is_new = operations.begin_load(
             agent.client,
             spec,
-            replicas=live.count(model) + num_dead,
+            replicas=replicas,
             nodes=[agent.node],
             deadline_at=clock.now() + agent.settings.load_timeout_s,
             is_on_demand=False,
         )
         if is_new:
             tasks.load_model.apply_async([operation_id], queue=names.node_queue(agent.node))
+        elif not _raise_replicas(agent, operation_id, replicas):
+            _log.warning("%d replicas of %s were lost: it has another load", num_dead, model)
+
+
+def _raise_replicas(agent: Agent, operation_id: str, replicas: int) -> bool:
+    """Have a load that is under way start replicas that are lost, too: a request may have begun it
+    while no agent ran. Returns False where it cannot: on another node, or when it restarts a
+    replica."""
+    command = operations.read_load(agent.client, operation_id)
+    if command is None or command.node not in (None, agent.node):
+        return False
+    if command.replaces and agent.replicas.find(command.replaces) is not None:
+        return False
+    replicas = max(replicas, command.replicas)
+    raised = msgspec.structs.replace(command, replicas=replicas, replaces="")
+    operations.rewrite(agent.client, raised)
+    return True
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
 """One load operation on one node: check, free memory, start the replica, wait until it is ready.
-
-Runs in a task thread of the agent. A command that this node cannot carry out alone goes on to
-the next node of its list.
-"""
+Runs in a task thread of the agent. A command that this node cannot carry out alone goes on to the
+next node of its list."""
 
 import logging
 import time
 from pathlib import Path
 
-import msgspec
 import redis
+from msgspec import structs
 
 from shared import names
 from shared.clock import clock
@@ -78,23 +76,29 @@ class LoadRunner:
 
     def _advance(self) -> LoadCommand | None:
         """Add a missing replica; return the command for the next node. Raises LlmisError."""
-        command = self._command
-        if command.replaces:
-            self._replace(command.replaces)
+        if self._command.replaces:
+            self._replace(self._command.replaces)
             return None
         for replica in self._replicas.replicas_of(self._spec.name):
             self._await_ready(replica)
-        if self._num_ready() >= command.replicas:
+        if self._is_complete():
             return None
         try:
             replica = self._place()
         except (InvalidModel, InsufficientResources) as reason:
             return self._pass_on(reason)
         self._await_ready(replica, is_new=True)
-        if self._num_ready() >= command.replicas:
+        if self._is_complete():
             return None
         # This node goes to the end of the list, so that the replicas spread over the nodes.
-        return msgspec.structs.replace(command, nodes=[*command.nodes[1:], self._agent.node])
+        return structs.replace(self._command, nodes=[*self._command.nodes[1:], self._agent.node])
+
+    def _is_complete(self) -> bool:
+        """Whether all replicas are ready. An agent that starts may have raised their number."""
+        latest = operations.read_load(self._agent.client, self._command.id) or self._command
+        replicas = max(self._command.replicas, latest.replicas)
+        self._command = structs.replace(self._command, replicas=replicas)
+        return self._num_ready() >= replicas
 
     def _num_ready(self) -> int:
         """Number of ready replicas, on the command's node or, without one, on any."""
@@ -130,7 +134,7 @@ class LoadRunner:
             nodes, no_room_on = no_room_on, []
         if not nodes:
             raise reason
-        return msgspec.structs.replace(
+        return structs.replace(
             command, nodes=nodes, no_room_on=no_room_on, refusal=operations.failure_of(reason, 0.0)
         )
 
@@ -217,8 +221,8 @@ class LoadRunner:
                 param="path",
             )
         if spec.engine == "auto":
-            self._spec = msgspec.structs.replace(spec, engine=engine_for(path))
-        self._spec = msgspec.structs.replace(self._spec, task=task_of(self._spec, path))
+            self._spec = structs.replace(spec, engine=engine_for(path))
+        self._spec = structs.replace(self._spec, task=task_of(self._spec, path))
         devices_of(self._spec, devices())  # raises InvalidModel where one is missing
         return path
 

@@ -119,6 +119,21 @@ def test_the_next_replica_goes_to_the_next_node(
     assert not _last(agent, load).is_ended
 
 
+def test_a_number_of_replicas_that_is_raised_meanwhile_holds(
+    make_agent: MakeAgent, pool: ThreadPoolExecutor
+) -> None:
+    agent = make_agent()
+    load = _begin(agent, nodes=["here", "there"])
+    running = pool.submit(load.run)
+    replica = _new_replica(agent)
+    command = operations.read_load(agent.client, load._operation.id)
+    assert command is not None
+    operations.rewrite(agent.client, structs.replace(command, replicas=2))
+    _make_ready(agent, replica)
+    following = _end(running)
+    assert following is not None and following.replicas == 2
+
+
 @pytest.mark.parametrize("nodes", [["here", "there"], ["here"]])
 def test_a_node_without_the_weights_passes_the_load_on(
     make_agent: MakeAgent, client: redis.Redis, nodes: list[str]
