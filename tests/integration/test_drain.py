@@ -119,31 +119,41 @@ def _is_gone(process: psutil.Process) -> bool:
 
 
 def test_the_only_replica_lets_its_work_end_within_the_grace_time(own_service: Service) -> None:
-    """Its text is short: the grace time is three seconds on any machine."""
-    (pid,) = own_service.pids("worker.replica", "counter@")
-    stream = Completion(own_service, "counter", 400).read(1)
+    _load_lone(own_service)
+    (pid,) = own_service.pids("worker.replica", "lone@")
+    stream = Completion(own_service, "lone", _LONG).read(1)
     with stopped(pid):
         request_id = _request_id(stream)
         holder = _holder(own_service, request_id)
         assert not _is_finished(own_service, request_id)
-        os.kill(pid, signal.SIGTERM)
-    assert stream.read().text == expected_text(5, 400)
+        _stop(own_service, pid, holder, grace_s=120.0)
+    assert stream.read().text == expected_text(5, _LONG)
     assert _holder(own_service, request_id) == holder
 
 
 def test_the_only_replica_hands_over_what_takes_longer_than_the_grace_time(
     own_service: Service,
 ) -> None:
-    assert load(own_service, "slow", context_length=16384)[0] == 200
-    (pid,) = own_service.pids("worker.replica", "slow@")
-    stream = Completion(own_service, "slow", _LONGER).read(1)
+    _load_lone(own_service)
+    (pid,) = own_service.pids("worker.replica", "lone@")
+    stream = Completion(own_service, "lone", _LONG).read(1)
     with stopped(pid):
         holder = _holder(own_service, _request_id(stream))
-        order = StopOrder(0.0, "test", hands_over=True)
-        own_service.redis.set(names.stop_key(holder), encode(order), ex=60)
-        os.kill(pid, signal.SIGTERM)
-    assert stream.read().text == expected_text(5, _LONGER)
+        _stop(own_service, pid, holder, grace_s=0.0)
+    assert stream.read().text == expected_text(5, _LONG)
     assert _holder(own_service, _request_id(stream)) != holder
+
+
+def _load_lone(service: Service) -> None:
+    """A model with one replica."""
+    assert load(service, "lone", context_length=8192)[0] == 200
+
+
+def _stop(service: Service, pid: int, replica_id: str, grace_s: float) -> None:
+    """Tell a replica that stands still to stop."""
+    order = StopOrder(grace_s, "test", hands_over=True)
+    service.redis.set(names.stop_key(replica_id), encode(order), ex=300)
+    os.kill(pid, signal.SIGTERM)
 
 
 def test_a_job_without_a_reader_outlives_its_replica(own_service: Service) -> None:

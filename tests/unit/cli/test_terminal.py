@@ -38,6 +38,8 @@ class Terminal:
             stderr=self._slave,
             env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
             start_new_session=True,
+            # A shell that runs the tests in the background has them ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def expect(self, text: str) -> None:
