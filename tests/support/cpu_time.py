@@ -10,7 +10,6 @@ def cpu_s(call: Callable[[], object]) -> float:
     test run."""
 
     def once() -> float:
-        gc.collect()
         gc.disable()
         started_s = time.thread_time()
         try:

@@ -70,7 +70,7 @@ def test_the_time_grows_as_the_pattern_and_the_names(patterns: Any) -> None:
 
         return cpu_s(lambda: list(map(FinitePatterns(names).texts_of, patterns(length))))
 
-    assert seconds(20_000) <= 3 * seconds(10_000)
+    assert seconds(8000) <= 3 * seconds(4000)
 
 
 def test_many_patterns_and_many_names_do_not_multiply() -> None:

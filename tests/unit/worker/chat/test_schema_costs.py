@@ -104,7 +104,7 @@ def _two_lists(number: int) -> dict[str, Any]:
 def test_the_time_and_the_size_grow_as_the_schema(
     schema_of: Callable[[int], dict[str, Any]],
 ) -> None:
-    small, large = schema_of(150), schema_of(300)
+    small, large = schema_of(100), schema_of(200)
     assert len(_grammar(large)) <= 3 * len(_grammar(small))
     assert cpu_s(lambda: _grammar(large)) <= 3 * cpu_s(lambda: _grammar(small))
 

@@ -14,7 +14,7 @@ from worker.text_parts import Parts
 _S, _I, _N = {"type": "string"}, {"type": "integer"}, {"type": "null"}
 _ARRAY = {"type": "array", "items": _S}
 _MIXED = {"anyOf": [_S, _ARRAY]}
-_SIZE = 32_000
+_SIZE = 12_000
 
 
 def _arguments(body: str, tool: Tool) -> str:
