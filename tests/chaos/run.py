@@ -27,7 +27,7 @@ request_timeout_s = 180
 _WARM_UP_S = 6.0
 _PAUSE_S = (2.0, 6.0)
 """Between two faults of a run for a time, at least and at most."""
-_NUM_BETWEEN = 20
+_NUM_BETWEEN = 8
 """Requests that end between two faults of a run of so many faults."""
 _FAULT_WAIT_S = 120.0
 """How long such a run waits for these requests, and for something that a fault can hit."""

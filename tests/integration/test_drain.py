@@ -25,10 +25,8 @@ from tests.support.counter_model import expected_text
 from tests.support.jobs import completion_job
 from tests.support.paused_replica import stopped
 
-_LONG = 6000
-"""Tokens of each of four streams."""
-_LONGER = 16_000
-"""Tokens of a job alone: more than are made before its replica notes that it is to stop."""
+_LONG = 4000
+"""Tokens of a stream or job: more than are made before its replica stands still."""
 
 
 def _pair(service: Service, **fields: Any) -> None:
@@ -157,15 +155,15 @@ def _stop(service: Service, pid: int, replica_id: str, grace_s: float) -> None:
 
 
 def test_a_job_without_a_reader_outlives_its_replica(own_service: Service) -> None:
-    _pair(own_service, context_length=16384)
+    _pair(own_service)
     pids = own_service.pids("worker.replica", "pair@")
-    _background_job(own_service, "unread", _LONGER, "pair")
+    _background_job(own_service, "unread", _LONG, "pair")
     wait_for(lambda: own_service.redis.llen(names.log_key("unread")) > 5, "it runs")
     with stopped(*pids):
         assert not _is_finished(own_service, "unread")
         _process(own_service, _holder(own_service, "unread")).kill()
     wait_for(lambda: _is_finished(own_service, "unread"), "it is finished", 120)
-    assert _text(own_service, "unread") == expected_text(5, _LONGER)
+    assert _text(own_service, "unread") == expected_text(5, _LONG)
     assert _attempt(own_service, "unread") >= 1
 
 
@@ -202,9 +200,9 @@ def test_unloading_now_still_ends_requests_with_an_error(own_service: Service) -
 def test_what_does_not_end_at_a_shutdown_goes_on_at_the_next_start(tmp_path: Path) -> None:
     """The replica stands still until it is to stop, and has hardly any grace time then."""
     with running_service(tmp_path, environ={"LLMIS_DRAIN_GRACE_S": "0.1"}) as service:
-        assert load(service, "kept", context_length=16384)[0] == 200
+        assert load(service, "kept", context_length=8192)[0] == 200
         replica = service.pids("worker.replica", "kept@")[0]
-        _background_job(service, "unread", _LONGER, "kept")
+        _background_job(service, "unread", _LONG, "kept")
         wait_for(lambda: service.redis.llen(names.log_key("unread")) > 5, "it runs", 60)
         with stopped(replica):
             assert not _is_finished(service, "unread")
@@ -213,7 +211,7 @@ def test_what_does_not_end_at_a_shutdown_goes_on_at_the_next_start(tmp_path: Pat
         service.process.wait(60)
     with running_service(tmp_path) as service:
         wait_for(lambda: _is_finished(service, "unread"), "it is finished", 120)
-        assert _text(service, "unread") == expected_text(5, _LONGER)
+        assert _text(service, "unread") == expected_text(5, _LONG)
         assert _attempt(service, "unread") >= 1
 
 

@@ -18,7 +18,7 @@ from tests.conftest import Service, running_service
 from tests.support.hostile_grammars import chained_rules, chained_schema, many_properties
 
 _SEED = 20261123
-_NUM_BODIES = 10_000
+_NUM_BODIES = 5000
 _ALLOWED = {200, 400, 404, 413, 504}
 _NUM_CLIENTS = 6
 _GROWTH_BYTES = 24 * 2**20

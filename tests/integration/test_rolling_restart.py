@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from tests.conftest import ROOT, Service, running_service, wait_for
@@ -36,11 +37,14 @@ def test_a_rolling_restart_under_load_fails_no_request(own_service: Service) -> 
     (agent,) = admin(own_service, "/nodes")[1]["data"]
     web = admin(own_service, "/web")[1]
     stream = Completion(own_service, "pair", 12_000).read(2)
+    reader = threading.Thread(target=stream.read)  # who does not read is cut off some day
+    reader.start()
     done = _restart(own_service, "--load", "2", "--model", "pair")
     assert done.returncode == 0, done.stdout + done.stderr
     assert ", 0 failed" in done.stdout
     assert "0 tokens lost, 0 doubled" in done.stdout
-    assert stream.read().text == expected_text(5, 12_000)
+    reader.join()
+    assert stream.text == expected_text(5, 12_000)
     stream.close()  # or its process would wait for another request on the connection
     assert not _replicas(own_service) & replicas
     assert len(_replicas(own_service)) == len(replicas)
