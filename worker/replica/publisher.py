@@ -18,7 +18,7 @@ import redis
 from shared import names
 from shared.clock import clock
 from shared.errors import InternalError, LlmisError, ReplicaLost
-from shared.redis.scripts import load_script
+from shared.redis.script_connection import ScriptConnection
 from shared.registry.records import BEAT_S
 from shared.wire import codec
 from shared.wire.events import Event, Failed, Finished
@@ -39,11 +39,10 @@ _LARGE_LOG_TTL_S = 60
 
 class Publisher:
     def __init__(self, client: "redis.Redis", job_ttl_s: int, request_timeout_s: float) -> None:
-        self._client = client
         self._job_ttl_s = job_ttl_s
         self._running_ttl_s = int(request_timeout_s) + job_ttl_s
         self._queue = PublishBuffer()
-        self._append = load_script(client, "append")
+        self._append = ScriptConnection(client, "append")
         self.on_dropped: Callable[[str, LlmisError], None] = lambda job_id, error: None
         """Called with the id of a job of which no more events are written, and the reason."""
         self._thread = daemon_thread("publisher", self._run)
@@ -175,9 +174,8 @@ class Publisher:
         channels = list(by_channel)
         now = clock.now()
         hub_messages = [codec.encode_hub_message(by_channel[channel], now) for channel in channels]
-        counts, refused = self._append(
-            keys=[*keys, *channels], args=[len(encoded), *entries, *hub_messages]
-        )
+        args = [len(encoded), *entries, *hub_messages]
+        counts, refused = self._append.call([*keys, *channels], args)
         for number in refused:
             self._fence(encoded[number - 1][0])  # Lua counts from 1
         heard_at = time.monotonic()

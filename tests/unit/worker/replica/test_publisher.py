@@ -65,20 +65,38 @@ def test_events_are_numbered_without_holes_and_text_of_a_choice_is_joined() -> N
     ]
 
 
-class _FlakyRedis(redis.Redis):
-    """Loses the connection in its first append: before the server has it, or after."""
+class _FlakyConnection(redis.UnixDomainSocketConnection):
+    """Loses the connection in its first calls: before the server has them, or after."""
 
-    num_appends = 0
+    num_losses = 0
     is_applied = True
+    _is_asked = False
 
-    def evalsha(self, *arguments: Any) -> Any:
-        self.num_appends += 1
-        if self.num_appends == 1 and not self.is_applied:
-            raise redis.ConnectionError("cut")
-        reply = super().evalsha(*arguments)
-        if self.num_appends == 1:
-            raise redis.ConnectionError("cut")
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        self._is_asked = b"EVALSHA" in command[0]
+        if self._is_asked and self.num_losses and not self.is_applied:
+            self._lose()
+        super().send_packed_command(command, check_health)
+
+    def read_response(self, *arguments: Any, **options: Any) -> Any:
+        reply = super().read_response(*arguments, **options)
+        if self._is_asked and self.num_losses:
+            self._lose()
         return reply
+
+    def _lose(self) -> None:
+        type(self).num_losses -= 1
+        self.disconnect()
+        raise redis.ConnectionError("cut")
+
+
+def _flaky(redis_socket: str, *, is_applied: bool, num_losses: int = 3) -> redis.Redis:
+    """More losses than one call of the script outlasts."""
+    fields = {"num_losses": num_losses, "is_applied": is_applied}
+    flaky = type("_Flaky", (_FlakyConnection,), fields)
+    return redis.Redis(
+        connection_pool=redis.ConnectionPool(connection_class=flaky, path=redis_socket)
+    )
 
 
 def _log(server: redis.Redis, job_id: str) -> list[int]:
@@ -99,8 +117,7 @@ def _publish(publisher: Publisher, runs: list[Attempt]) -> None:
 def test_a_connection_that_is_cut_leaves_every_event_in_the_log_once(
     redis_socket: str, is_applied: bool
 ) -> None:
-    server = _FlakyRedis(unix_socket_path=redis_socket)
-    server.is_applied = is_applied
+    server = _flaky(redis_socket, is_applied=is_applied)
     runs = [_run("a"), _run("b")]
     _publish(Publisher(server, job_ttl_s=10, request_timeout_s=10), runs)
     assert all(run.done.is_set() for run in runs)
@@ -132,8 +149,7 @@ def test_a_replica_that_lost_a_job_cannot_write_into_its_log(redis_socket: str) 
 
 def test_a_replica_that_lost_a_job_during_an_outage_is_fenced(redis_socket: str) -> None:
     """The events of the next attempt are in the log, at the numbers of its own."""
-    server = _FlakyRedis(unix_socket_path=redis_socket)
-    server.is_applied = False
+    server = _flaky(redis_socket, is_applied=False)
     run = _run("lost")
     run.lease = b"me"
     server.set(names.lease_key("lost"), b"another")
