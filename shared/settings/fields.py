@@ -72,6 +72,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Log the texts of prompts and answers, up to 4,000 characters each ([logs.md](logs.md))."""
     keepalive_s: Seconds = 10.0
     """Interval of SSE comments in a stream without events."""
+    stream_pace_ms: Annotated[float, Meta(ge=0, le=100)] = 3.0
+    """Pause of a replica between two writes of tokens to Redis: those that a fast model generates
+    meanwhile are one event. First tokens and ends do not wait; 0 = no pause."""
     write_timeout_s: Seconds = 30.0
     """A client that reads nothing of its answer for this time is disconnected."""
     read_timeout_s: Seconds = 20.0

@@ -25,8 +25,12 @@ class Sink:
     def __init__(self) -> None:
         self._queue: queue.Queue[AttemptEvent] = queue.Queue()
         self.seen: list[AttemptEvent] = []
+        self.urgent: list[AttemptEvent] = []
+        """What would end the publisher's rest."""
 
-    def emit(self, emissions: list[AttemptEvent]) -> None:
+    def emit(self, emissions: list[AttemptEvent], *, is_urgent: bool = True) -> None:
+        if is_urgent:
+            self.urgent += emissions
         for emission in emissions:
             self._queue.put(emission)
 

@@ -4,6 +4,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 from msgspec import UNSET
 
@@ -33,6 +34,8 @@ class Attempt:
     ended: frozenset[int] = frozenset()
     """Choices that an earlier attempt has completed."""
     open_sequences: int = 0
+    streaming: set[int] = field(default_factory=set)
+    """Choices that have given a token in this attempt."""
     prompt_tokens: int = 0
     cached_by_prompt: dict[int, int] = field(default_factory=dict)
     """Index of a prompt's first choice → its prompt tokens that came from the KV cache. The
@@ -125,6 +128,13 @@ class JobPreempted:
 
 Item = StepResult | JobStarted | JobEnded | JobDropped | JobPreempted
 AttemptEvent = tuple[Attempt, Item]
+
+
+class Emit(Protocol):
+    """Takes events to the publisher; never blocks."""
+
+    def __call__(self, events: list[AttemptEvent], /, *, is_urgent: bool = True) -> None:
+        """`is_urgent`: False = only further tokens of choices that stream already."""
 
 
 def parsers_of(sequences: list[Sequence]) -> dict[int, TextParser]:

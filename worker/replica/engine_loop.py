@@ -8,7 +8,6 @@ import logging
 import queue
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from shared.clock import clock
@@ -17,6 +16,7 @@ from worker.engines.base import Engine, EngineFatal
 from worker.replica.attempt import (
     Attempt,
     AttemptEvent,
+    Emit,
     JobDropped,
     JobEnded,
     JobPreempted,
@@ -39,7 +39,7 @@ class _Stop:
 
 
 class EngineLoop:
-    def __init__(self, engine: Engine, emit: Callable[[list[AttemptEvent]], None]) -> None:
+    def __init__(self, engine: Engine, emit: Emit) -> None:
         self._engine = engine
         self._num_slots = engine.free_slots
         self._emit = emit
@@ -181,6 +181,7 @@ class EngineLoop:
 
     def _route(self, results: list[StepResult]) -> None:
         events: list[AttemptEvent] = []
+        is_urgent = False
         for result in results:
             attempt = self._attempts.get(result.key[0])
             if attempt is None:
@@ -190,28 +191,41 @@ class EngineLoop:
                 events = []
                 self._drop(attempt.id, result.error)
                 continue
-            num_tokens = len(result.token_ids)
-            if num_tokens:
-                attempt.completion_tokens += num_tokens
-                self.num_generated_tokens += num_tokens
-                if result.reasoning_tokens is not None:
-                    attempt.reasoning_tokens[result.key[1]] = result.reasoning_tokens
-                attempt.last_token_at = time.monotonic()
-                attempt.first_token_at = attempt.first_token_at or attempt.last_token_at
-            if result.prefilled_tokens and result.key[1] % attempt.job.num_choices == 0:
+            index = result.key[1]
+            if result.token_ids:
+                self._count_tokens(attempt, result)
+                if index not in attempt.streaming:
+                    attempt.streaming.add(index)
+                    is_urgent = True
+            else:
+                is_urgent = True
+            if result.prefilled_tokens and index % attempt.job.num_choices == 0:
                 # Tokens of an earlier attempt may be in the cache, too: they are no prompt.
-                num_prompt = len(attempt.sequences[result.key[1]].prompt)
-                attempt.cached_by_prompt[result.key[1]] = min(result.cached_tokens, num_prompt)
+                num_prompt = len(attempt.sequences[index].prompt)
+                attempt.cached_by_prompt[index] = min(result.cached_tokens, num_prompt)
             events.append((attempt, result))
             if result.finish_reason is not None:
+                is_urgent = True
                 attempt.open_sequences -= 1
                 if attempt.open_sequences == 0:
-                    del self._attempts[attempt.id]
-                    self._weigh_slot_time(attempt)
-                    attempt.outcome = "finished"
-                    events.append((attempt, JobEnded(attempt.usage(), attempt.timings())))
+                    events.append((attempt, self._end(attempt)))
         if events:
-            self._emit(events)
+            self._emit(events, is_urgent=is_urgent)
+
+    def _count_tokens(self, attempt: Attempt, result: StepResult) -> None:
+        num_tokens = len(result.token_ids)
+        attempt.completion_tokens += num_tokens
+        self.num_generated_tokens += num_tokens
+        if result.reasoning_tokens is not None:
+            attempt.reasoning_tokens[result.key[1]] = result.reasoning_tokens
+        attempt.last_token_at = time.monotonic()
+        attempt.first_token_at = attempt.first_token_at or attempt.last_token_at
+
+    def _end(self, attempt: Attempt) -> JobEnded:
+        del self._attempts[attempt.id]
+        self._weigh_slot_time(attempt)
+        attempt.outcome = "finished"
+        return JobEnded(attempt.usage(), attempt.timings())
 
     def _drop(self, job_id: str, error: LlmisError) -> None:
         self._remove(job_id, JobDropped(error))

@@ -59,7 +59,10 @@ class ReplicaProcess:
         self.id = replica_id
         self._client = connect(settings, max_connections=self._spec.slots + 8, at_oom=True)
         self._publisher = Publisher(
-            connect(settings, max_connections=1), settings.job_ttl_s, settings.request_timeout_s
+            connect(settings, max_connections=1),
+            settings.job_ttl_s,
+            settings.request_timeout_s,
+            settings.stream_pace_ms / 1000,
         )
         self._status = ReplicaStatus(assignment, replica_id, _versions(self._spec.engine))
         self._running_ttl_s = int(settings.request_timeout_s) + settings.job_ttl_s

@@ -1,14 +1,14 @@
 """The publisher: one thread that writes the engine loop's results to Redis.
 
 Every event is appended to its job's log and then published on the channels of the web processes
-that read the job, all events of a round in one call. What arrives during a round waits for the
-next one, where the text of a choice is joined: a publisher that falls behind sends fewer, larger
-events. Delivery: the log has every event exactly once, at the index that is its sequence number;
-pub/sub is at most once.
+that read the job, all events of a round in one call. After a round the publisher rests for its
+pace; first tokens, ends, errors and all else that is no further token of a choice end the rest.
+What arrives meanwhile waits for the next round, where the text of a choice is joined: a fast
+engine, or a publisher that falls behind, makes fewer, larger events. Delivery: the log has every
+event exactly once, at the index that is its sequence number; pub/sub is at most once.
 """
 
 import logging
-import queue
 import time
 from collections.abc import Callable
 
@@ -29,8 +29,9 @@ from worker.replica.publish_buffer import PublishBuffer
 from worker.replica.threads import daemon_thread
 
 _log = logging.getLogger(__name__)
-_MAX_ROUND = 512
-"""Events of the engine loop in one round trip."""
+_MAX_ROUND = 4096
+"""Events of the engine loop in one round trip, which joins those of each choice: 64 choices, 64
+steps."""
 _NOT_ENCODABLE = (ValueError, TypeError, OverflowError, msgspec.MsgspecError)
 """What the codec raises for half of a surrogate pair and the like."""
 _LARGE_LOG_TTL_S = 60
@@ -38,7 +39,10 @@ _LARGE_LOG_TTL_S = 60
 
 
 class Publisher:
-    def __init__(self, client: "redis.Redis", job_ttl_s: int, request_timeout_s: float) -> None:
+    def __init__(
+        self, client: "redis.Redis", job_ttl_s: int, request_timeout_s: float, pace_s: float = 0.0
+    ) -> None:
+        """`pace_s`: the rest between two rounds, from the end of the first."""
         self._job_ttl_s = job_ttl_s
         self._running_ttl_s = int(request_timeout_s) + job_ttl_s
         self._queue = PublishBuffer()
@@ -49,6 +53,9 @@ class Publisher:
         self.is_wedged = False
         """The thread died: the process cannot serve any more."""
         self._is_busy = False
+        self._pace_s = pace_s
+        self._rests_until = 0.0
+        """Monotonic time."""
         self._waiting_since = self._tried_at = 0.0
         """Monotonic times: events arrived while the thread was idle; a try to send some ended."""
         self._unheard_since: dict[str, float] = {}
@@ -63,11 +70,11 @@ class Publisher:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    def emit(self, items: list[AttemptEvent]) -> None:
-        """Buffer events, from any thread; never blocks."""
+    def emit(self, items: list[AttemptEvent], *, is_urgent: bool = True) -> None:
+        """Buffer events, from any thread; never blocks. Urgent ones end the thread's rest."""
         if not self._is_busy and self._queue.empty():
             self._waiting_since = time.monotonic()
-        self._queue.put(items)
+        self._queue.put(items, is_urgent=is_urgent)
 
     @property
     def age_s(self) -> float:
@@ -111,23 +118,13 @@ class Publisher:
                 if isinstance(item, JobEnded | JobDropped | JobPreempted):
                     attempt.done.set()
         self._is_busy = False
+        self._rests_until = time.monotonic() + self._pace_s
         return not is_last
 
     def _collect(self) -> tuple[list[AttemptEvent], bool]:
-        """Wait for events, then take what is there, up to one round."""
-        first = self._queue.get()
-        if first is None:
-            return [], True
-        items = list(first)
-        while len(items) < _MAX_ROUND:
-            try:
-                more = self._queue.get(waits=False)
-            except queue.Empty:
-                break
-            if more is None:
-                return items, True
-            items.extend(more)
-        return items, False
+        """Rest, wait for events, then take what is there, up to one round."""
+        lists = self._queue.take(_MAX_ROUND, self._rests_until - time.monotonic())
+        return [item for items in lists for item in items or ()], None in lists
 
     def send(self, events: list[tuple[Attempt, Event]]) -> None:
         """Write the events until Redis has them all. After a broken round trip it is not known

@@ -11,6 +11,7 @@ from tests.support.scripted_engine import ScriptedEngine
 from worker.engines.base import EngineFatal
 from worker.replica.attempt import JobDropped, JobEnded, JobStarted
 from worker.replica.engine_loop import EngineLoop
+from worker.sequence import StepResult
 
 
 @contextmanager
@@ -33,6 +34,19 @@ def test_a_job_starts_streams_and_ends_with_its_count() -> None:
     assert isinstance(items[-1], JobEnded)
     assert (items[-1].usage.prompt_tokens, items[-1].usage.completion_tokens) == (3, 3)
     assert run.outcome == "finished"
+
+
+def test_only_further_tokens_may_wait_for_the_publisher() -> None:
+    engine = ScriptedEngine(3, ["a", "b", "c", "d"])
+    with _loop(engine) as (loop, sink):
+        loop.submit(make_run("j", num_choices=2))
+        engine.scripts["bad"] = ["x", "y", InvalidRequest("its own fault")]
+        loop.submit(make_run("bad"))
+        loop.start()
+        sink.wait_for_ends(2)
+    texts = [item.text for _, item in sink.urgent if isinstance(item, StepResult)]
+    assert "".join(sorted(texts)) == "aaccddx", "the second step can wait, all others cannot"
+    assert {type(item) for _, item in sink.urgent} == {StepResult, JobStarted, JobDropped, JobEnded}
 
 
 def test_more_sequences_than_slots_wait_in_the_order_of_their_jobs() -> None:

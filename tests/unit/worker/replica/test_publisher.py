@@ -1,5 +1,6 @@
 """The publisher: numbering, joining, and a Redis that fails in the middle."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from shared.wire.events import (
     Usage,
 )
 from shared.wire.job import Sampling
+from tests.conftest import wait_for
 from tests.support.jobs import completion_job
 from worker.replica.attempt import (
     Attempt,
@@ -31,7 +33,6 @@ from worker.replica.attempt import (
     Preemption,
 )
 from worker.replica.event_builder import events_of
-from worker.replica.publish_buffer import PublishBuffer
 from worker.replica.publisher import Publisher
 from worker.sequence import Sequence, StepResult
 
@@ -222,25 +223,33 @@ def test_logs_that_are_large_and_read_at_once_do_not_stay_long() -> None:
     assert publisher._ttl_s(_run(logprobs=1).job) == 600
 
 
-def test_what_waits_for_redis_is_joined_and_loses_nothing() -> None:
-    backlog = PublishBuffer()
-    runs = [_run("a"), _run("b")]
-    num_steps = 5000
-    for step in range(num_steps):
-        backlog.put([(run, StepResult((run.id, 0), f" {step}", [step])) for run in runs])
-    backlog.put([_end(run) for run in runs])
-    backlog.put(None)
-    lists = []
-    while (emissions := backlog.get()) is not None:
-        lists.append(emissions)
-    assert len(lists) < 500, "however many steps there were"
-    assert backlog.empty()
-    events = events_of([emission for emissions in lists for emission in emissions])
-    text = "".join(f" {step}" for step in range(num_steps))
-    deltas = [event for _, event in events if isinstance(event, Delta)]
-    assert [delta.text for delta in deltas] == [text, text]
-    assert [delta.token_ids for delta in deltas] == [list(range(num_steps))] * 2
-    assert [type(event) for _, event in events[-2:]] == [Finished, Finished]
+def test_further_tokens_wait_for_the_pace_and_an_end_does_not(redis_socket: str) -> None:
+    server, run = redis.Redis(unix_socket_path=redis_socket), _run("j")
+    publisher = Publisher(server, job_ttl_s=10, request_timeout_s=10, pace_s=600.0)
+    publisher.start()
+    publisher.emit([(run, JobStarted(1))])
+    wait_for(lambda: _log(server, "j") == [0], "the first round is over")
+    for token in range(5):
+        publisher.emit([(run, StepResult(("j", 0), "x", [token]))], is_urgent=False)
+    publisher.emit([_end(run)])
+    assert run.done.wait(60)
+    publisher.stop(timeout_s=60)
+    payloads: Any = server.lrange(names.log_key("j"), 0, -1)
+    assert codec.decode_event(payloads[1]) == Delta(1, 0, 0, "xxxxx", [0, 1, 2, 3, 4])
+    assert len(payloads) == 3
+
+
+def test_an_engine_slower_than_the_pace_is_not_held_back(
+    redis_socket: str, forward: Callable[[float], None]
+) -> None:
+    server, run = redis.Redis(unix_socket_path=redis_socket), _run("j")
+    publisher = Publisher(server, job_ttl_s=10, request_timeout_s=10, pace_s=600.0)
+    publisher.emit([(run, JobStarted(1))])
+    assert publisher._publish_round()
+    forward(601.0)
+    publisher.emit([(run, StepResult(("j", 0), "x", [1]))], is_urgent=False)
+    assert publisher._publish_round()
+    assert _log(server, "j") == [0, 1]
 
 
 def test_a_preemption_has_no_event() -> None:
