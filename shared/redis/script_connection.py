@@ -23,20 +23,28 @@ class ScriptConnection:
         self._connection: ConnectionInterface | None = None
 
     def call(self, keys: list[str], args: list[bytes | int | str]) -> Any:
-        """Run the script, once or twice: it must be one that may be repeated. Raises
-        redis.RedisError."""
+        """Run the script; if the connection is lost, it may run twice: it must be one that may be
+        repeated. Raises redis.RedisError."""
         command = _packed("EVALSHA", self._script.sha, len(keys), *keys, *args)
         try:
-            return self._ask(command)
+            return self._ask_connected(command)
         except redis.exceptions.NoScriptError:
             self._ask(_packed("SCRIPT", "LOAD", self._script.script))
-        except redis.ConnectionError:
-            pass  # it may have died while nothing was called: a new one is opened
         return self._ask(command)
+
+    def _ask_connected(self, command: bytes) -> Any:
+        try:
+            return self._ask(command)
+        except redis.ConnectionError:
+            # It may have died while nothing was called. A server that was started again meanwhile
+            # does not know the script either.
+            return self._ask(command)
 
     def _ask(self, command: bytes) -> Any:
         if self._connection is None:
             self._connection = self._client.connection_pool.get_connection()
+        # Both disconnect after whatever they raise but an error that the server has answered with:
+        # a late or half-read reply is never taken for that of the next call.
         self._connection.send_packed_command(  # type: ignore[no-untyped-call]
             [command], check_health=False
         )
