@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from shared.denylist.denylist import OutputRules
 from shared.errors import LlmisError
 from shared.wire.events import Filtered, FinishReason, TokenLogprobs
@@ -77,22 +79,21 @@ class Sequence:
         return self.max_tokens - len(self.produced)
 
 
-@dataclass(slots=True)
-class StepResult:
-    """Result of one step for one sequence."""
+class StepResult(msgspec.Struct):
+    """Result of one step for one sequence. A struct, because an engine makes one per token."""
 
     key: tuple[str, int]
     text: str = ""
     """Text that is final: whole characters, no part of a stop string."""
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = []
     finish_reason: FinishReason | None = None
     prefilled_tokens: int = 0
     """Prompt tokens read so far, reported during prefill. 0 = nothing new."""
     cached_tokens: int = 0
     """With `prefilled_tokens`: those of them found in the KV cache."""
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = []
     """One per entry of `token_ids`, if the sequence asked for them."""
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = []
     """Of the prompt tokens read since the last result, if the sequence asked for them."""
     embedding: bytes | None = None
     """From an engine that embeds, with the finish reason: float32, little-endian."""

@@ -36,9 +36,12 @@ class TextAssembler:
         self._filter = TextFilter(rules) if rules is not None else None
         self._carried = ""
         """Filtered text that the next `push` or `finish` returns."""
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._undecoded = b""
+        """Bytes of an unfinished character."""
         self._reader = ContentReader(parser) if parser is not None else None
         self._search = StopSearch(wanted) if (wanted := [s for s in stop if s]) else None
+        self._only_decodes = rules is None and parser is None and self._search is None
+        self._only_decodes &= not reports
         self._reports = reports
         self._num_read = self._num_released = 0
         """Characters without the stripped one, if there are stop strings."""
@@ -68,18 +71,30 @@ class TextAssembler:
     def push(self, piece: bytes, name: str = "") -> str:
         """Add one token's bytes and return the text that is now final. `name`: what a token is
         called that adds no text, if a stop string contains it."""
-        text = self._release(self._decoder.decode(piece))
+        text = self._release(self.decode(piece))
         if name and self._search is not None and not self.is_stopped:
             stop_at = self._search.find(name, [self._num_read] * len(name))
             text += "" if stop_at is None else self._stop(stop_at)
         return text if self._filter is None else self._filtered(self._filter, text)
+
+    @property
+    def only_decodes(self) -> bool:
+        """Whether `push` does no more than `decode` from now on."""
+        return self._only_decodes and not self._strip
+
+    def decode(self, piece: bytes, *, is_last: bool = False) -> str:
+        """Decode the bytes that complete characters. Bytes that are not UTF-8 become U+FFFD."""
+        piece = self._undecoded + piece
+        text, num_decoded = codecs.utf_8_decode(piece, "replace", is_last)
+        self._undecoded = piece[num_decoded:]
+        return text
 
     def finish(self, *, is_cut: bool = False) -> str:
         """Return the text held back. An unfinished character becomes U+FFFD. `is_cut`: the model
         has not ended the text."""
         if self.is_stopped:
             return ""
-        text = self._release(self._decoder.decode(b"", True), is_last=True, is_cut=is_cut)
+        text = self._release(self.decode(b"", is_last=True), is_last=True, is_cut=is_cut)
         if self._filter is None:
             return text
         return self._filtered(self._filter, text, is_last=True)
@@ -87,6 +102,7 @@ class TextAssembler:
     def filter_behind(self, rules: OutputRules, before: str, text: str) -> None:
         """Filter from now on: `before` has been sent; `text` was pushed but not sent."""
         self._filter = TextFilter(rules, before)
+        self._only_decodes = False
         self._carried = self._filter.push(text)
 
     def report(self) -> Filtered | None:

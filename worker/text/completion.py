@@ -65,6 +65,23 @@ class SequenceCompletion:
         result.filtered = self._assembler.report()
         result.reasoning_tokens = self._assembler.reasoning_tokens
 
+    def next(self, token: int) -> StepResult:
+        """`accept` of one token into a new result, in less time where the token only adds its
+        text."""
+        num_tokens = self.num_tokens + 1
+        if (
+            self._assembler.only_decodes
+            and self._has_drawn
+            and num_tokens < self._sequence.max_tokens
+            and token not in self._end_tokens
+        ):
+            self.num_tokens = num_tokens
+            text = self._assembler.decode(piece_in(self._vocabulary, self._sequence, token))
+            return StepResult(self._sequence.key, text, [token])
+        result = StepResult(self._sequence.key)
+        self.accept([token], result)
+        return result
+
     def _accept(self, token: int, result: StepResult) -> None:
         if not self._has_drawn:
             # The first token of this attempt: everything known before it has been read.

@@ -68,3 +68,9 @@ class BatchBuffer:
         self._output[:n] = flags
         self.struct.n_tokens = n
         return last_rows
+
+    def advance(self, tokens: list[int]) -> None:
+        """Write the next token of each sequence of a batch that had one token of each."""
+        n = self.struct.n_tokens
+        self._token[:n] = tokens
+        self._pos[:n] += 1

@@ -2,24 +2,22 @@
 
 Each slot is one sequence of the KV cache, with its own context. A step is one decode call whose
 batch holds one token for every generating sequence and, within a budget, prompt tokens of those
-in prefill. A free slot keeps its cache: the next sequence gets the slot whose cache shares the
-longest prefix with its prompt.
+in prefill. While all sequences generate and none joins or leaves, the batch of the last step is
+kept, and only tokens and positions change. A free slot keeps its cache: the next sequence gets the
+slot whose cache shares the longest prefix with its prompt.
 """
 
-import ctypes as c
 import time
 from itertools import count
-
-import numpy as np
-from numpy.typing import NDArray
 
 from shared.errors import EngineError
 from worker.engines.base import EngineSettings
 from worker.engines.llamacpp import bindings, load
 from worker.engines.llamacpp.batch import BatchBuffer, Part
+from worker.engines.llamacpp.logits import Logits
 from worker.engines.llamacpp.prefill_budget import PrefillBudget, ScoringBudget
 from worker.engines.llamacpp.sampler import new_chain
-from worker.engines.llamacpp.slot import Output, Slot, common_prefix
+from worker.engines.llamacpp.slot import Output, Slot, choose_slot, common_prefix
 from worker.engines.llamacpp.vocabulary import GgufVocabulary
 from worker.grammar.compiler import GrammarCompiler
 from worker.grammar.constraint import Constraint
@@ -29,8 +27,6 @@ from worker.text.logprobs import Row
 _BATCH_TOKENS = 512
 _SCORED_TOKENS = 16
 """Most prompt tokens with log probabilities per step: each takes a row of logits."""
-_WORTHWHILE_PREFIX_TOKENS = 16
-"""A shorter shared prefix does not outweigh a batch of neighbouring slots."""
 
 
 class LlamaCppEngine:
@@ -51,7 +47,11 @@ class LlamaCppEngine:
         self._context = self._new_context(settings)
         self._memory = self._lib.get_memory(self._context)
         self.context_length = min(settings.context_length, self._lib.n_ctx_seq(self._context))
+        self._logits = Logits(self._lib, self._context, self.vocab_size)
         self._batch = BatchBuffer(_BATCH_TOKENS + settings.slots)
+        self._kept: list[Output] = []
+        """The outputs of the last step if it gave every busy sequence one token and drew its next
+        one, and the same ones are still busy; else empty."""
         self._slots = [Slot(seq_id) for seq_id in range(settings.slots)]
         self._by_key: dict[tuple[str, int], Slot] = {}
         self._prefill_budget = PrefillBudget(_BATCH_TOKENS)
@@ -120,7 +120,7 @@ class LlamaCppEngine:
             constraint = Constraint(sequence.compiled, sequence.produced)
             constraint.begin()
         known = sequence.known_tokens
-        slot = self._choose_slot(known)
+        slot = choose_slot(self._slots, known)
         # - 1: the last known token is always computed, because its logits give the next one.
         keep = min(common_prefix(slot.cache, known), len(known) - 1)
         if sequence.prompt_logprobs:
@@ -135,6 +135,7 @@ class LlamaCppEngine:
                 self._lib.sampler_accept(sampler, token)
         slot.begin(sequence, keep, sampler, constraint, self.vocabulary)
         self._by_key[sequence.key] = slot
+        self._kept = []
 
     def cancel(self, key: tuple[str, int]) -> None:
         slot = self._by_key.get(key)
@@ -143,8 +144,12 @@ class LlamaCppEngine:
 
     def step(self) -> list[StepResult]:
         """Raises EngineError when the decode call fails; all sequences are lost then."""
-        is_streaming = any(not slot.is_prefilling for slot in self._by_key.values())
-        outputs, num_read = self._fill_batch(is_streaming)
+        if self._kept:
+            is_streaming, num_read, outputs = True, 0, self._kept
+            self._advance_batch()
+        else:
+            is_streaming = any(not slot.is_prefilling for slot in self._by_key.values())
+            outputs, num_read = self._fill_batch(is_streaming)
         started = time.monotonic()
         status = self._lib.decode(self._context, self._batch.struct)
         if status != 0:
@@ -152,17 +157,29 @@ class LlamaCppEngine:
             raise EngineError(f"llama_decode returned {status}")
         decode_s = time.monotonic() - started
         results = self._draw(outputs)
-        num_scored = sum(output.num_rows for output in outputs if output.is_scored)
+        # Where the batch is kept, no prompt is left to read.
+        num_scored = 0
+        if not self._kept:
+            num_scored = sum(output.num_rows for output in outputs if output.is_scored)
         if not num_scored:
             self._prefill_budget.record(num_read, decode_s)
         if is_streaming and num_read == num_scored:
             self._scoring_budget.record(num_scored, time.monotonic() - started)
-        reading = [slot for slot in self._by_key.values() if slot.is_prefilling]
-        # What is read again was reported before.
-        results.extend(slot.progress() for slot in reading if len(slot.cache) > slot.num_known_read)
+        if not self._kept:
+            reading = [slot for slot in self._by_key.values() if slot.is_prefilling]
+            # What is read again was reported before.
+            results += [s.progress() for s in reading if len(s.cache) > s.num_known_read]
         return results
 
     # -- one step ----------------------------------------------------------------------------
+
+    def _advance_batch(self) -> None:
+        tokens = []
+        for output in self._kept:
+            slot = output.slot
+            tokens.append(slot.next_token)
+            slot.cache.append(slot.next_token)
+        self._batch.advance(tokens)
 
     def _fill_batch(self, is_streaming: bool) -> tuple[list[Output], int]:
         """Write the batch; return its outputs and its number of prompt tokens.
@@ -181,9 +198,11 @@ class LlamaCppEngine:
             draws = not slot.is_prefilling and sequence.max_tokens > 0
             num_rows = len(chunk) if is_scored else int(draws)
             parts.append(Part(seq_id, first_pos, chunk, num_rows))
-            outputs.append(Output(slot, first_pos, num_rows, is_scored, draws))
+            outputs.append(Output(slot, len(chunk), num_rows, is_scored, draws))
         for output, row in zip(outputs, self._batch.fill(parts), strict=True):
             output.batch_row = row
+        if len(outputs) == len(self._by_key) and all(output.is_next for output in outputs):
+            self._kept = outputs
         return outputs, num_read
 
     def _chunks(self, is_streaming: bool) -> tuple[dict[int, tuple[Slot, list[int]]], int]:
@@ -209,68 +228,46 @@ class LlamaCppEngine:
 
     def _draw(self, outputs: list[Output]) -> list[StepResult]:
         """Compute log probabilities of prompts, and draw a token for each sequence that is read."""
-        rows = self._logits(sum(output.num_rows for output in outputs))
-        is_valid = np.isfinite(rows.max(axis=1))  # the maximum is NaN if any value is
-        drawing: list[tuple[Output, int, Row | None]] = []
+        rows = self._logits.rows(sum(output.num_rows for output in outputs))
+        best = self._logits.best(rows)
+        drawing: list[tuple[Output, Row, Row | None]] = []
         results, end = [], 0
         for output in outputs:
             begin, end, slot = end, end + output.num_rows, output.slot
-            if not is_valid[begin:end].all():
+            if not all(best.is_valid[begin:end]):
                 failed = slot.refuse_logits(output.first_pos)
                 results += [failed] if failed is not None else []
-                continue
-            if output.is_scored:
-                slot.read_prompt_logprobs(list(rows[begin:end]), output.first_pos)
-            if output.draws:
-                raw = slot.prepare(rows[end - 1], self._end_tokens)
-                drawing.append((output, end - 1, raw))
-            elif not slot.is_prefilling:
-                results.append(slot.end_unread())
-        for output, row, raw in drawing:
-            slot = output.slot
-            if slot.sampler is None:
-                token = int(rows[row].argmax())
+            elif output.draws and slot.is_plain:
+                results.append(slot.accept_plain(best.tokens[begin]))
             else:
-                token = self._lib.sampler_sample(slot.sampler, self._context, output.batch_row)
-            results.append(slot.accept(token, raw))
+                if output.is_scored:
+                    slot.read_prompt_logprobs(list(rows[begin:end]), output.first_pos)
+                if output.draws:
+                    row = rows[end - 1]
+                    drawing.append((output, row, slot.prepare(row, self._end_tokens)))
+                elif not slot.is_prefilling:
+                    results.append(slot.end_unread())
+        results += [self._sample(output, row, raw) for output, row, raw in drawing]
         for result in results:
             if result.finish_reason is not None or result.error is not None:
                 self._vacate(self._by_key[result.key])
-        if not is_valid.all():
+        if not all(best.is_valid):
             self._clear_cache()
         return results
 
-    def _logits(self, num_rows: int) -> NDArray[np.float32]:
-        """`(num_rows, vocab_size)`, in llama.cpp's own memory: what is written there counts."""
-        if not num_rows:
-            return np.empty((0, self.vocab_size), np.float32)
-        address = self._lib.get_logits(self._context)
-        buffer = (c.c_float * (num_rows * self.vocab_size)).from_address(address)
-        return np.ctypeslib.as_array(buffer).reshape(num_rows, self.vocab_size)
+    def _sample(self, output: Output, row: Row, raw: Row | None) -> StepResult:
+        """Draw from a row that may be masked; `raw` is the row before that."""
+        slot = output.slot
+        if slot.sampler is None:
+            token = int(row.argmax())
+        else:
+            token = self._lib.sampler_sample(slot.sampler, self._context, output.batch_row)
+        return slot.accept(token, raw)
 
     # -- slots -------------------------------------------------------------------------------
 
-    def _choose_slot(self, prompt: list[int]) -> Slot:
-        """Choose a free slot: the one that saves most prefill; else one next to a busy slot, so
-        that the batch is not split; then any shared prefix, then the least recently used."""
-        free = [slot for slot in self._slots if slot.sequence is None]
-        assert free, "submit needs a free slot"
-
-        def rank(slot: Slot) -> tuple[int, int, int, int]:
-            shared = common_prefix(slot.cache, prompt)
-            return (
-                shared if shared >= _WORTHWHILE_PREFIX_TOKENS else 0,
-                self._is_busy(slot.seq_id - 1) + self._is_busy(slot.seq_id + 1),
-                shared,
-                -slot.used_at,
-            )
-
-        return max(free, key=rank)
-
-    def _is_busy(self, seq_id: int) -> bool:
-        return 0 <= seq_id < len(self._slots) and self._slots[seq_id].sequence is not None
-
     def _vacate(self, slot: Slot) -> None:
+        self._kept = []
         if slot.sequence is not None:
             del self._by_key[slot.sequence.key]
         if slot.sampler is not None:
@@ -287,5 +284,6 @@ class LlamaCppEngine:
     def _clear_cache(self) -> None:
         """Zero the cells: a NaN in one spoils what attends over it, even where it is masked."""
         self._lib.memory_clear(self._memory, True)
+        self._kept = []
         for slot in self._slots:
             slot.forget_cache()

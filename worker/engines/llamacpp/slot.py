@@ -10,6 +10,9 @@ from worker.sequence import INVALID_LOGITS, Sequence, StepResult
 from worker.text.completion import SequenceCompletion
 from worker.text.logprobs import Row, token_logprobs
 
+_WORTHWHILE_PREFIX_TOKENS = 16
+"""A shorter shared prefix does not outweigh a batch of neighbouring slots."""
+
 
 @dataclass(slots=True)
 class Slot:
@@ -24,6 +27,8 @@ class Slot:
     sampler: int | None = None
     """llama_sampler chain; None = greedy, by arg max over the logits."""
     constraint: Constraint | None = None
+    is_plain: bool = False
+    """Its tokens are the arg max over the logits as they are, which nothing else reads."""
     next_token: int = 0
     """While generating: the last drawn token, not yet in the cache."""
     used_at: int = 0
@@ -60,6 +65,8 @@ class Slot:
         """Start a sequence, of whose prompt `num_cached` tokens are in the cache."""
         del self.cache[num_cached:]
         self.sequence, self.sampler, self.constraint = sequence, sampler, constraint
+        is_masked = constraint is not None or sequence.min_tokens > 0
+        self.is_plain = sampler is None and not is_masked and sequence.logprobs is None
         self.known = sequence.known_tokens
         self.num_known_read, self.is_suspect = 0, False
         self.completion = SequenceCompletion(vocabulary, sequence, vocabulary.end_tokens)
@@ -131,6 +138,12 @@ class Slot:
         completion.accept([token], result)
         return result
 
+    def accept_plain(self, token: int) -> StepResult:
+        """`accept` of a plain slot."""
+        assert self.completion is not None, "the slot is busy"
+        self.next_token = token
+        return self.completion.next(token)
+
     def end_unread(self) -> StepResult:
         """End a sequence without completion, once its prompt is read."""
         result = self.progress()
@@ -158,7 +171,8 @@ class Output:
     """The output of a part of the batch: the logits of its last `num_rows` tokens."""
 
     slot: Slot
-    first_pos: int
+    num_tokens: int
+    """Of the part: the last ones in the slot's cache."""
     num_rows: int
     is_scored: bool
     """The rows are of a prompt whose log probabilities are reported."""
@@ -166,6 +180,37 @@ class Output:
     """The next token is drawn from the last row."""
     batch_row: int = 0
     """Index of the part's last token in the batch."""
+
+    @property
+    def first_pos(self) -> int:
+        """Position of the part's first token in its sequence."""
+        return len(self.slot.cache) - self.num_tokens
+
+    @property
+    def is_next(self) -> bool:
+        """The part is one token, after which the next one is drawn."""
+        return self.draws and self.num_tokens == 1 and not self.is_scored
+
+
+def choose_slot(slots: list[Slot], prompt: list[int]) -> Slot:
+    """Choose a free slot: the one that saves most prefill; else one next to a busy slot, so that
+    the batch is not split; then any shared prefix, then the least recently used."""
+    free = [slot for slot in slots if slot.sequence is None]
+    assert free, "submit needs a free slot"
+
+    def is_busy(seq_id: int) -> bool:
+        return 0 <= seq_id < len(slots) and slots[seq_id].sequence is not None
+
+    def rank(slot: Slot) -> tuple[int, int, int, int]:
+        shared = common_prefix(slot.cache, prompt)
+        return (
+            shared if shared >= _WORTHWHILE_PREFIX_TOKENS else 0,
+            is_busy(slot.seq_id - 1) + is_busy(slot.seq_id + 1),
+            shared,
+            -slot.used_at,
+        )
+
+    return max(free, key=rank)
 
 
 def common_prefix(left: list[int], right: list[int]) -> int:

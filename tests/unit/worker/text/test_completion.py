@@ -267,3 +267,20 @@ def test_a_control_token_has_a_name_and_text_only_where_it_is_shown() -> None:
 
 def test_detokenizing_names_control_tokens_and_replaces_what_is_no_text() -> None:
     assert detokenize(_Pieces(), [_MARK, *"é".encode(), 0xFF]) == "<mark>é\ufffd"
+
+
+@pytest.mark.parametrize("options", [{}, {"stop": ["f g"]}, {"strip_leading_space": True}])
+def test_next_gives_the_same_results_as_accept(options: dict[str, object]) -> None:
+    text = " a € b 😀 c d e f g h"
+    for max_tokens in (5, 100):
+        tokens = [*text.encode(), _END]
+        one = _completion(_sequence(max_tokens, **options))  # type: ignore[arg-type]
+        other = _completion(_sequence(max_tokens, **options))  # type: ignore[arg-type]
+        results = []
+        for token in tokens:
+            results.append(one.next(token))
+            if results[-1].finish_reason is not None:
+                break
+        assert results == _run(other, tokens)
+        assert one.num_tokens == other.num_tokens
+        assert results[-1].finish_reason is not None

@@ -145,7 +145,7 @@ def test_a_scored_prompt_of_several_chunks_is_read_again_to_its_end(
     engine.submit(_sequence("scored", prompt, 3, logprobs=1, prompt_logprobs=True))
     results = [result for _ in range(num_steps) for result in engine.step()]
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_logits", lambda num_rows: np.full((num_rows, 2), np.nan))
+        patch.setattr(engine._logits, "rows", lambda num_rows: np.full((num_rows, 2), np.nan))
         results += engine.step()
     results += _run(engine)["scored"]
     entries = [entry for result in results for entry in result.prompt_logprobs]
