@@ -66,7 +66,8 @@ class Slot:
         del self.cache[num_cached:]
         self.sequence, self.sampler, self.constraint = sequence, sampler, constraint
         is_masked = constraint is not None or sequence.min_tokens > 0
-        self.is_plain = sampler is None and not is_masked and sequence.logprobs is None
+        is_scored = sequence.logprobs is not None or sequence.prompt_logprobs
+        self.is_plain = sampler is None and not is_masked and not is_scored
         self.known = sequence.known_tokens
         self.num_known_read, self.is_suspect = 0, False
         self.completion = SequenceCompletion(vocabulary, sequence, vocabulary.end_tokens)

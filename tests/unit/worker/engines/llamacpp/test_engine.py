@@ -116,6 +116,19 @@ def test_an_end_token_ends_a_plain_stream_alone(engine: LlamaCppEngine) -> None:
     assert _text(found["euro"]) == "€ 0 1"
 
 
+def test_a_prompt_is_scored_whole_without_log_probabilities_of_the_answer(
+    engine: LlamaCppEngine,
+) -> None:
+    prompt = [number_token(n) for n in (10, 11, 12, 13)]
+    engine.submit(Sequence(("scored", 0), prompt, 3, _GREEDY, prompt_logprobs=True))
+    found: dict[str, list[StepResult]] = {}
+    while engine.has_work:
+        _collect(engine, found)
+    scored = [entry for result in found["scored"] for entry in result.prompt_logprobs]
+    assert [entry.chosen.token_id for entry in scored] == prompt
+    assert _text(found["scored"]) == expected_text(13, 3)
+
+
 def test_no_token_is_lost_or_swapped_while_others_come_and_go(engine: LlamaCppEngine) -> None:
     draw = random.Random(7)
     found: dict[str, list[StepResult]] = {}
