@@ -26,6 +26,8 @@ class Numbers(Struct, kw_only=True):
     ttft_p50_ms: float
     """Request sent → first chunk with text."""
     ttft_p99_ms: float
+    ttft_last_ms: float
+    """The last stream's of a burst, median over the bursts; without bursts, the longest."""
     itl_p50_ms: float
     """Gap between chunks, whatever they hold."""
     itl_p99_ms: float
@@ -37,10 +39,22 @@ class Numbers(Struct, kw_only=True):
     """CPU seconds of all processes of the server for 1,000 output tokens."""
     cpu_by_role: dict[str, float]
     """CPU seconds for 1,000 output tokens, by process."""
+    requests_per_s: float
+    tokens_per_request: float
     load_cpu_s_per_1k: float
     """CPU seconds that the load generator took besides."""
     other_cores: float
     """Cores kept busy by anything else on the machine: a disturbed run, from about 0.1."""
+
+    @property
+    def cpu_ms_per_request(self) -> float:
+        return self.cpu_s_per_1k * self.tokens_per_request
+
+    def cpu_ms_per_request_of(self, role: str) -> float | None:
+        """None if the server has no such process."""
+        if role not in self.cpu_by_role:
+            return None
+        return self.cpu_by_role[role] * self.tokens_per_request
 
 
 class Stalled(RuntimeError):
@@ -67,8 +81,11 @@ def run_load(plan: Plan) -> LoadResult:
     return msgspec.json.decode(done.stdout, type=LoadResult)
 
 
-def numbers(result: LoadResult, tokens_of: Callable[[Stream, str], float]) -> Numbers:
-    """Work out the numbers; `tokens_of` counts the tokens of a chunk of a stream."""
+def numbers(
+    result: LoadResult, tokens_of: Callable[[Stream, str], float], num_bursts: int = 1
+) -> Numbers:
+    """Work out the numbers; `tokens_of` counts the tokens of a chunk of a stream. Every stream of
+    a load with bursts has one request in each."""
     streams = result.streams
     used = {
         role: seconds - result.server_cpu_before.get(role, 0.0)
@@ -89,6 +106,8 @@ def numbers(result: LoadResult, tokens_of: Callable[[Stream, str], float]) -> Nu
         tokens_per_s=num_tokens / wall_s,
         ttft_p50_ms=1000 * quantile(ttft, 0.5),
         ttft_p99_ms=1000 * quantile(ttft, 0.99),
+        # The requests of a stream follow one another: burst j has every num_bursts-th from j on.
+        ttft_last_ms=1000 * statistics.median(max(ttft[j::num_bursts]) for j in range(num_bursts)),
         itl_p50_ms=1000 * quantile(gaps, 0.5),
         itl_p99_ms=1000 * quantile(gaps, 0.99),
         itl_token_p50_ms=1000 * quantile(token_gaps, 0.5),
@@ -96,6 +115,8 @@ def numbers(result: LoadResult, tokens_of: Callable[[Stream, str], float]) -> Nu
         tokens_per_chunk=num_tokens / sum(len(s.chunk_at) for s in streams),
         cpu_s_per_1k=1000 * sum(used.values()) / num_tokens,
         cpu_by_role={role: 1000 * seconds / num_tokens for role, seconds in used.items()},
+        requests_per_s=len(streams) / wall_s,
+        tokens_per_request=num_tokens / len(streams),
         load_cpu_s_per_1k=1000 * result.load_cpu_s / num_tokens,
         other_cores=(result.machine_cpu_s - sum(used.values()) - result.load_cpu_s) / wall_s,
     )
@@ -115,7 +136,14 @@ def medians(rounds: Sequence[T]) -> T:
     for name in rounds[0].__struct_fields__:
         values = [getattr(of_round, name) for of_round in rounds]
         if isinstance(values[0], dict):
-            fields[name] = {role: statistics.median(v[role] for v in values) for role in values[0]}
+            roles = sorted({role for of_round in values for role in of_round})
+            fields[name] = {r: statistics.median(v.get(r, 0.0) for v in values) for r in roles}
         else:
             fields[name] = statistics.median(values)
     return type(rounds[0])(**fields)
+
+
+def whole_medians(rounds: Sequence[T | None]) -> T | None:
+    """Medians of the rounds in which the server did not stall; None if it always did."""
+    whole = [of_round for of_round in rounds if of_round is not None]
+    return medians(whole) if whole else None

@@ -20,7 +20,8 @@ class Stream(Struct, kw_only=True):
     """Arrival of each chunk with text."""
     chunk_texts: list[str]
     completion_tokens: int
-    """From the usage chunk."""
+    """From the usage chunk; -1 if the stream was cut off before it."""
+    prompt_tokens: int = 0
 
     @property
     def text(self) -> str:
@@ -35,6 +36,8 @@ class Answer:
     sent_at: float = 0.0
     ended_at: float = 0.0
     received: list[tuple[float, bytes]] = field(default_factory=list)
+    is_cut: bool = False
+    """The client left before the end."""
 
 
 class _Choice(Struct):
@@ -43,6 +46,7 @@ class _Choice(Struct):
 
 class _Usage(Struct):
     completion_tokens: int
+    prompt_tokens: int = 0
 
 
 class _Chunk(Struct):
@@ -52,7 +56,7 @@ class _Chunk(Struct):
 
 
 def parse(answer: Answer) -> Stream:
-    """Raises RuntimeError unless the answer is a whole stream with usage."""
+    """Raises RuntimeError unless the answer is a whole stream with usage, or one that was cut."""
     stream = Stream(
         sent_at=answer.sent_at,
         ended_at=answer.ended_at,
@@ -71,11 +75,12 @@ def parse(answer: Answer) -> Stream:
                 raise RuntimeError(f"error in the stream: {bytes(chunk.error)!r}")
             if chunk.usage is not None:
                 stream.completion_tokens = chunk.usage.completion_tokens
+                stream.prompt_tokens = chunk.usage.prompt_tokens
             text = "".join(choice.text for choice in chunk.choices)
             if text:
                 stream.chunk_at.append(at)
                 stream.chunk_texts.append(text)
-    if not is_done or stream.completion_tokens < 0:
+    if not answer.is_cut and (not is_done or stream.completion_tokens < 0):
         raise RuntimeError("the stream ended without usage and [DONE]")
     return stream
 
