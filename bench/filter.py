@@ -7,7 +7,6 @@ for a token is what counts: it depends less than the rate on what else the machi
 
 import argparse
 import math
-import os
 import random
 import statistics
 import string
@@ -19,18 +18,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench import measure, report
-from bench.processes import free_port, machine_facts
+from bench.checkout import HERE, Checkout, other
+from bench.processes import machine_facts
 from bench.scenarios import counter_load
-from bench.servers import (
-    FOLDER,
-    ServedModel,
-    Server,
-    child,
-    counter_file,
-    llmis_environment,
-    pid_of,
-    wait_for,
-)
+from bench.servers import FOLDER, ServedModel, Server, counter_file, llmis
 from bench.sse import Stream
 from shared.denylist import denylist
 from shared.wire import codec
@@ -54,15 +45,15 @@ def main() -> None:
     parser.add_argument("--off-only", action="store_true", help="with --before: no denylist at all")
     arguments = parser.parse_args()
     model = ServedModel("counter", counter_file(), 32, 2048)
-    variants: dict[str, tuple[Path | None, str]] = {
-        "off": (None, ""),
-        "1,000 literals": (None, _literals()),
-        "1,000 literals, regex": (None, _literals() + _REGEX),
+    variants = {
+        "off": (HERE, ""),
+        "1,000 literals": (HERE, _literals()),
+        "1,000 literals, regex": (HERE, _literals() + _REGEX),
     }
     if arguments.off_only:
         variants = {"off": variants["off"]}
     if arguments.before:
-        variants = {"before": (arguments.before.resolve(), ""), **variants}
+        variants = {"before": (other(arguments.before), ""), **variants}
     found: dict[str, list[measure.Numbers]] = {name: [] for name in variants}
     with ExitStack() as stack:
         running = {
@@ -132,32 +123,13 @@ def _literals() -> str:
 
 
 @contextmanager
-def _service(
-    name: str, model: ServedModel, checkout: Path | None, denylist: str
-) -> Iterator[Server]:
-    port = free_port()
+def _service(name: str, model: ServedModel, checkout: Checkout, denylist: str) -> Iterator[Server]:
+    folder = FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "denylist.toml").write_text(denylist)
     setting = 'denylist = "denylist.toml"' if denylist else ""
-    config = f"""\
-port = {port}
-flower_port = 0
-models_dir = "{model.path.parent}"
-{setting}
-
-[[models]]
-name = "{model.name}"
-path = "{model.path.name}"
-slots = {model.slots}
-context_length = {model.context_length}
-threads = 1
-"""
-    environment = llmis_environment(name, config)
-    (FOLDER / name / "denylist.toml").write_text(denylist)
-    folder = str(checkout or Path.cwd())
-    environment["PYTHONPATH"] = folder
-    command = ["env", "-C", folder, sys.executable, "-m", "cli", "up"]
-    with child(name, command, dict(os.environ) | environment) as process:
-        wait_for(lambda: b"llmis is ready" in process.log_path.read_bytes(), process)
-        yield Server(name, port, pid_of(process))
+    with llmis(model, checkout, name, setting) as server:
+        yield server
 
 
 def _table(found: dict[str, list[measure.Numbers]]) -> str:

@@ -134,7 +134,7 @@ def _served(session: Session) -> None:
 
         gpu_served.against_bare(model, loads, session.rounds, found, say)
         title = f"{kind}: {model.slots} slots of {model.context_length} tokens; times in ms"
-        session.tables.append(f"{title}\n{report.side_by_side_table(_medians(found), 'bare')}")
+        session.tables.append(f"{title}\n{report.side_by_side_table(_medians(found))}")
 
 
 def served_result(found: gpu_served.Found) -> dict[str, object]:
@@ -165,7 +165,7 @@ def _sdpa(session: Session) -> None:
     gpu_served.attentions(model, loads, session.rounds, found, session.say)
     results = _medians(found)
     session.content["sdpa"] = {"kind": model.kind, "medians": results, "rounds": found}
-    table = report.side_by_side_table(results, theirs="llmis sdpa", ours="llmis triton")
+    table = report.side_by_side_table(results, ours="llmis triton")
     session.tables.append(f"{model.kind}: Triton attention against SDPA; times in ms\n{table}")
 
 

@@ -19,6 +19,7 @@ _PACKAGES = (
 )  # fmt: skip
 _ROLES = {
     "worker.replica": "replica",
+    "worker.agent": "agent",
     "gunicorn": "web",
     "valkey": "redis",
     "cli up": "launcher",

@@ -43,23 +43,27 @@ _REPLICAS = (1, 10, 100)
 
 
 def main() -> int:
+    content = {"machine": machine_facts(), **measured()}
+    print(cost_table(content))
+    if "--quick" not in sys.argv:
+        print(f"written: {report.write('redis-cost', content)}")
+    return 0
+
+
+def measured() -> dict[str, Any]:
+    """Microseconds of all of it, each the median of several rounds."""
     with (
         tempfile.TemporaryDirectory() as folder,
         server(Path(folder), "--appendonly", "yes") as (path, pid),
     ):
         client = redis.Redis(unix_socket_path=path)
         clock = _Clock(pid)
-        content = {
-            "machine": machine_facts(),
+        return {
             "life_us": clock.us_a_call(_life(client)),
             "token_us": _tokens(client, path, clock),
             "role_us": _roles(client, path, clock),
             "beat_us": _beats(client, clock),
         }
-    _print(content)
-    if "--quick" not in sys.argv:
-        print(f"written: {report.write('redis-cost', content)}")
-    return 0
 
 
 class _Clock:
@@ -235,15 +239,14 @@ def fleet_rows(content: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _print(content: dict[str, Any]) -> None:
+def cost_table(content: dict[str, Any]) -> str:
     rows = [["what", "", "CPU us", "a second of one core"]]
     rows.append(["request", "its life without tokens", *_cells(content["life_us"])])
     rows += [["token", name, *_cells(us)] for name, us in content["token_us"].items()]
     rows += [["token, 64 jobs", name, *_cells(us)] for name, us in content["role_us"].items()]
     rows += [["beat", name, *_cells(us)] for name, us in content["beat_us"].items()]
-    print(report.table(rows))
     titles = ["service", "requests/s", "tokens/s", "web processes", "of one Redis"]
-    print("\n" + report.table([titles, *fleet_rows(content)]))
+    return f"{report.table(rows)}\n\n{report.table([titles, *fleet_rows(content)])}"
 
 
 def _cells(us: float) -> tuple[str, str]:

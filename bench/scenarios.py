@@ -1,12 +1,14 @@
 """llmis against llama.cpp's own server: same model file, same loads, in turns."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
 from bench import measure, servers
+from bench.checkout import HERE, Checkout
 from bench.load import LoadResult, Plan
 from bench.measure import Numbers, Stalled
 from bench.processes import wait_for_quiet
@@ -24,9 +26,26 @@ _OPENINGS = (
     "In the winter of 1911, two expeditions",
     "The heart is a muscle that pumps blood through",
 )
-_MAX_TRIES = 3
 _DISTURBED_CORES = 0.1
-SIDES = {"llmis": servers.llmis, "llama.cpp": servers.llama_server}
+Start = Callable[[ServedModel], AbstractContextManager[Server]]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done for a number."""
+
+    rounds: int = 5
+    tries: int = 3
+    """Of a load while something else keeps the machine busy; the quietest counts."""
+    patience_s: float = 30.0
+    """Before each load, for the machine to become quiet."""
+
+
+def sides(against: Checkout | None = None) -> dict[str, Start]:
+    """What takes turns: this version, the one it is set against, llama.cpp's server."""
+    versions = [HERE] if against is None else [HERE, against]
+    ours: dict[str, Start] = {v.label: partial(servers.llmis, checkout=v) for v in versions}
+    return ours | {"llama.cpp": servers.llama_server}
 
 
 @dataclass(frozen=True)
@@ -40,13 +59,25 @@ class Load:
     """Idle time before each request."""
     counts: bool = True
     """The prompts are numbers for the counter model, whose answers are known."""
+    in_bursts: bool = False
+    """All streams send at the same moment, and again when all of them have ended."""
 
     def plan(self, model: ServedModel, server: Server) -> Plan:
         streams = [
             [msgspec.Raw(msgspec.json.encode(self._body(model, prompt))) for prompt in of_stream]
             for of_stream in self.prompts
         ]
-        return Plan(port=server.port, server_pid=server.pid, streams=streams, pause_s=self.pause_s)
+        return Plan(
+            port=server.port,
+            server_pid=server.pid,
+            streams=streams,
+            pause_s=self.pause_s,
+            in_bursts=self.in_bursts,
+        )
+
+    @property
+    def num_bursts(self) -> int:
+        return len(self.prompts[0]) if self.in_bursts else 1
 
     def _body(self, model: ServedModel, prompt: str) -> dict[str, object]:
         return {
@@ -73,11 +104,28 @@ class Load:
 
 
 def counter_load(num_streams: int, max_tokens: int, requests_per_stream: int) -> Load:
-    """Prompts are numbers, as far apart as they can be."""
+    prompts = _number_prompts(num_streams, requests_per_stream)
+    return Load(f"counter, {num_streams} streams", prompts, max_tokens)
+
+
+def request_load(num_clients: int, requests_per_client: int) -> Load:
+    """Streamed requests of one token: what a request costs besides its tokens."""
+    prompts = _number_prompts(num_clients, requests_per_client)
+    label = f"{num_clients} clients, {requests_per_client} requests of one token each"
+    return Load(label, prompts, max_tokens=1)
+
+
+def burst_load(num_requests: int, num_bursts: int) -> Load:
+    prompts = _number_prompts(num_requests, num_bursts)
+    label = f"{num_requests} requests at once, {num_bursts} times"
+    return Load(label, prompts, max_tokens=8, in_bursts=True)
+
+
+def _number_prompts(num_streams: int, requests_per_stream: int) -> list[list[str]]:
+    """Numbers for the counter model, as far apart as they can be, by stream."""
     total = num_streams * requests_per_stream
     numbers = [str(NUMBERS * i // total % NUMBERS) for i in range(total)]
-    prompts = [numbers[i::num_streams] for i in range(num_streams)]
-    return Load(f"counter, {num_streams} streams", prompts, max_tokens)
+    return [numbers[i::num_streams] for i in range(num_streams)]
 
 
 def ttft_load(num_requests: int) -> Load:
@@ -95,14 +143,18 @@ def demo_load(num_streams: int, requests_per_stream: int) -> Load:
 
 
 def side_by_side(
-    model: ServedModel, loads: list[Load], rounds: int, say: Callable[[str], None]
+    model: ServedModel,
+    loads: list[Load],
+    effort: Effort,
+    servers_of: Mapping[str, Start],
+    say: Callable[[str], None],
 ) -> dict[str, dict[str, list[Numbers | None]]]:
     """Load label → server → numbers of each round, None where the server stalled. One server runs
     at a time, in turns."""
     found: dict[str, dict[str, list[Numbers | None]]] = {load.label: {} for load in loads}
-    for number in range(1, rounds + 1):
-        for name, start in SIDES.items():
-            for load, numbers in _turn(start, model, loads, say):
+    for number in range(1, effort.rounds + 1):
+        for name, start in servers_of.items():
+            for load, numbers in _turn(start, model, loads, effort, say):
                 found[load.label].setdefault(name, []).append(numbers)
                 what = "stalled"
                 if numbers is not None:
@@ -114,34 +166,36 @@ def side_by_side(
 
 
 def _turn(
-    start: Callable[[ServedModel], AbstractContextManager[Server]],
-    model: ServedModel,
-    loads: list[Load],
-    say: Callable[[str], None],
+    start: Start, model: ServedModel, loads: list[Load], effort: Effort, say: Callable[[str], None]
 ) -> Iterator[tuple[Load, Numbers | None]]:
     """Each load on one server. One that stalls counts for nothing, and the server starts anew."""
     left = list(loads)
     while left:
         try:
             with start(model) as server:
-                warm_up = Load("warm-up", [["1"]] * 4, max_tokens=16, counts=False)
-                measure.run_load(warm_up.plan(model, server))
+                warm_up(model, server)
                 while left:
-                    yield left[0], _run(left[0], model, server)
+                    yield left[0], _run(left[0], model, server, effort)
                     left.pop(0)
         except Stalled as exc:
             say(f"  {exc}")
             yield left.pop(0), None
 
 
-def _run(load: Load, model: ServedModel, server: Server) -> Numbers:
+def warm_up(model: ServedModel, server: Server) -> None:
+    load = Load("warm-up", [["1"]] * 4, max_tokens=16, counts=False)
+    measure.run_load(load.plan(model, server))
+
+
+def _run(load: Load, model: ServedModel, server: Server, effort: Effort) -> Numbers:
     """Run a load again when something else kept the machine busy; the quietest run counts."""
     runs: list[Numbers] = []
-    while len(runs) < _MAX_TRIES and all(run.other_cores > _DISTURBED_CORES for run in runs):
-        wait_for_quiet()
+    while len(runs) < effort.tries and all(run.other_cores > _DISTURBED_CORES for run in runs):
+        wait_for_quiet(effort.patience_s)
         result = measure.run_load(load.plan(model, server))
         load.check(result, server.name)
-        runs.append(measure.numbers(result, _counted if load.counts else average_tokens))
+        tokens_of = _counted if load.counts else average_tokens
+        runs.append(measure.numbers(result, tokens_of, load.num_bursts))
     return min(runs, key=lambda run: run.other_cores)
 
 

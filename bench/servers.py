@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+from bench.checkout import HERE, Checkout
 from bench.measure import Stalled
 from bench.processes import ROOT, free_port
 from cli.service.supervisor import Child, stop
@@ -73,13 +74,17 @@ def llama_server(model: ServedModel) -> Iterator[Server]:
 
 
 @contextmanager
-def llmis(model: ServedModel) -> Iterator[Server]:
-    """The whole service: `llmis up` with one model and without Flower."""
+def llmis(
+    model: ServedModel, checkout: Checkout = HERE, name: str = "", more: str = ""
+) -> Iterator[Server]:
+    """The whole service: `llmis up` with one model and without Flower. `name` is that of its
+    folder, `more` are lines of the settings file."""
     port = free_port()
     config = f"""\
 port = {port}
 flower_port = 0
 models_dir = "{model.path.parent}"
+{more}
 
 [[models]]
 name = "{model.name}"
@@ -88,10 +93,11 @@ slots = {model.slots}
 context_length = {model.context_length}
 threads = 1
 """
-    environment = llmis_environment("llmis", config)
-    with child("llmis", [sys.executable, "-m", "cli", "up"], environment) as process:
+    name = name or checkout.label
+    environment = checkout.environment(llmis_environment(name, config))
+    with child(name, checkout.command("-m", "cli", "up"), environment) as process:
         wait_for(lambda: b"llmis is ready" in process.log_path.read_bytes(), process)
-        yield Server("llmis", port, pid_of(process))
+        yield Server(checkout.label, port, pid_of(process))
 
 
 def llmis_environment(name: str, config: str) -> dict[str, str]:

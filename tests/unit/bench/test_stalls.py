@@ -16,13 +16,15 @@ import msgspec
 import pytest
 
 from bench import __main__ as main
-from bench import faults, gpu_servers, measure, report, scenarios, servers
+from bench import commands, faults, gpu_servers, measure, report, scenarios, servers
 from bench.bare_exllamav2 import BareLoad
+from bench.commands import Session
 from bench.load import Plan
 from bench.measure import Numbers, Stalled
-from bench.scenarios import Load
+from bench.scenarios import Effort, Load
 from bench.servers import ServedModel, Server
 from tests.conftest import free_port
+from tests.unit.bench.results import numbers
 
 _HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 _EVENT = b'data: {"id": "r", "choices": [{"index": 0, "text": " 1", "finish_reason": null}]}\n\n'
@@ -92,11 +94,6 @@ def test_a_server_that_does_not_get_ready_has_stalled(monkeypatch: pytest.Monkey
         servers.wait_for(lambda: not child.is_running and False, child)
 
 
-def _numbers(tokens_per_s: float) -> Numbers:
-    fields: dict[str, Any] = dict.fromkeys(Numbers.__struct_fields__, 1.0)
-    return Numbers(**{**fields, "cpu_by_role": {}, "tokens_per_s": tokens_per_s})
-
-
 @pytest.fixture
 def sides(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Two sides without a server. The loads of `stalling`, as (server, label), stall."""
@@ -110,12 +107,13 @@ def sides(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
         return start
 
-    def run(load: Load, _: ServedModel, server: Server) -> Numbers:
+    def run(load: Load, _: ServedModel, server: Server, effort: Effort) -> Numbers:
         if (server.name, load.label) in world.stalling:
             raise Stalled("2 streams have not ended after 180 s")
-        return _numbers(100.0)
+        return numbers(tokens_per_s=100.0)
 
-    monkeypatch.setattr(scenarios, "SIDES", {n: side(n) for n in ("llmis", "llama.cpp")})
+    world.servers = {name: side(name) for name in ("llmis", "llama.cpp")}
+    monkeypatch.setattr(scenarios, "sides", lambda against: world.servers)
     monkeypatch.setattr(scenarios, "_run", run)
     monkeypatch.setattr(measure, "run_load", lambda plan: None)
     return world
@@ -126,10 +124,12 @@ _LOADS = [Load(label, [["1"]], 8) for label in ("one", "two", "three")]
 
 def test_a_load_that_stalls_counts_for_nothing_and_the_others_go_on(sides: SimpleNamespace) -> None:
     sides.stalling.add(("llama.cpp", "two"))
-    found = scenarios.side_by_side(_MODEL, _LOADS, 2, sides.said.append)
-    assert found["two"] == {"llmis": [_numbers(100.0)] * 2, "llama.cpp": [None, None]}
+    found = scenarios.side_by_side(
+        _MODEL, _LOADS, Effort(rounds=2), sides.servers, sides.said.append
+    )
+    assert found["two"] == {"llmis": [numbers(tokens_per_s=100.0)] * 2, "llama.cpp": [None, None]}
     for label in ("one", "three"):
-        assert found[label]["llama.cpp"] == [_numbers(100.0)] * 2
+        assert found[label]["llama.cpp"] == [numbers(tokens_per_s=100.0)] * 2
     assert sides.starts == ["llmis", "llama.cpp", "llama.cpp"] * 2, "after a stall it starts anew"
 
 
@@ -137,25 +137,26 @@ def test_the_table_says_what_stalled_and_what_the_limits_were(
     sides: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sides.stalling.add(("llama.cpp", "two"))
-    monkeypatch.setattr(main, "_scenario", lambda name, arguments: (_MODEL, _LOADS[:2]))
-    content: dict[str, object] = {}
-    text = main._side_by_side("counter", SimpleNamespace(rounds=2), content)  # type: ignore[arg-type]
+    monkeypatch.setattr(commands, "scenario", lambda name, session: (_MODEL, _LOADS[:2]))
+    session = Session(SimpleNamespace(), Effort(rounds=2))  # type: ignore[arg-type]
+    text = commands.COMMANDS["counter"](session)
     title, note, *rows = text.splitlines()
     assert "a start had 120 s, a load 180 s" in title
     assert note == "two, llama.cpp: 2 of 2 rounds stalled; they count for nothing"
     assert [row.split()[:3] for row in rows[1:]] == [
         ["one", "llmis", "100"],
         ["llama.cpp", "100", "1.0"],
-        ["ratio", "1.00", "1.00"],
+        ["llmis", "/", "llama.cpp"],
         ["two", "llmis", "100"],
         ["llama.cpp", "stalled"],
     ]
-    assert msgspec.json.encode(content)
+    assert msgspec.json.encode(session.content)
 
 
 def test_the_median_is_of_the_rounds_that_ended() -> None:
-    assert main._median([_numbers(1.0), None, _numbers(3.0), _numbers(5.0)]) == _numbers(3.0)
-    assert main._median([None]) is None
+    rounds = [numbers(tokens_per_s=1.0), None, numbers(tokens_per_s=3.0), numbers(tokens_per_s=5.0)]
+    assert measure.whole_medians(rounds) == numbers(tokens_per_s=3.0)
+    assert measure.whole_medians([None]) is None
 
 
 def test_a_benchmark_that_stalls_does_not_take_the_others_with_it(
@@ -164,7 +165,7 @@ def test_a_benchmark_that_stalls_does_not_take_the_others_with_it(
     def stalls(*_: object) -> str:
         raise Stalled("llama-server was not ready after 120 s")
 
-    monkeypatch.setattr(main, "_OTHERS", {"loading": stalls, "memory": lambda *_: "memory: 1 KiB"})
+    monkeypatch.setattr(main, "COMMANDS", {"loading": stalls, "memory": lambda _: "memory: 1 KiB"})
     monkeypatch.setattr(sys, "argv", ["bench", "loading", "memory", "--quick"])
     monkeypatch.setattr(main.signal, "signal", lambda *_: None)
     assert main.main() == 0
@@ -186,8 +187,10 @@ def test_the_streams_of_a_fault_are_waited_for_together(monkeypatch: pytest.Monk
 
 
 def test_a_table_without_stalls_has_a_ratio() -> None:
-    rows = report.side_by_side_table({"a": {"llmis": _numbers(2.0), "llama.cpp": _numbers(4.0)}})
-    assert rows.splitlines()[-1].split()[:2] == ["ratio", "0.50"]
+    rows = report.side_by_side_table(
+        {"a": {"llmis": numbers(tokens_per_s=2.0), "llama.cpp": numbers(tokens_per_s=4.0)}}
+    )
+    assert rows.splitlines()[-1].split()[:4] == ["llmis", "/", "llama.cpp", "0.50"]
 
 
 @pytest.mark.parametrize(
