@@ -154,7 +154,7 @@ def _relay(session: Session) -> str:
 
 def _redis_cost(session: Session) -> str:
     if session.against is None:
-        costs = redis_cost.measured()
+        costs = redis_cost.measured(rounds=1 if session.is_quick else 5)
         session.content["redis_cost"] = costs
         return f"redis_cost:\n{redis_cost.cost_table(costs)}"
     inner_rounds = 1 if session.is_quick else 3

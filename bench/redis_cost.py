@@ -43,21 +43,21 @@ _REPLICAS = (1, 10, 100)
 
 
 def main() -> int:
-    content = {"machine": machine_facts(), **measured()}
+    content = {"machine": machine_facts(), **measured(_ROUNDS)}
     print(cost_table(content))
     if "--quick" not in sys.argv:
         print(f"written: {report.write('redis-cost', content)}")
     return 0
 
 
-def measured() -> dict[str, Any]:
-    """Microseconds of all of it, each the median of several rounds."""
+def measured(rounds: int) -> dict[str, Any]:
+    """Microseconds of all of it, each the median of so many rounds of a second."""
     with (
         tempfile.TemporaryDirectory() as folder,
         server(Path(folder), "--appendonly", "yes") as (path, pid),
     ):
         client = redis.Redis(unix_socket_path=path)
-        clock = _Clock(pid)
+        clock = _Clock(pid, rounds)
         return {
             "life_us": clock.us_a_call(_life(client)),
             "token_us": _tokens(client, path, clock),
@@ -69,12 +69,13 @@ def measured() -> dict[str, Any]:
 class _Clock:
     """CPU time of the server, from rounds long enough for the ticks that it is counted in."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, rounds: int) -> None:
+        self._rounds = rounds
         self._process = psutil.Process(pid)
 
     def us_a_call(self, call: Callable[[], object]) -> float:
         """Median of the rounds, in microseconds."""
-        return round(statistics.median(self._round(call) for _ in range(_ROUNDS)), 1)
+        return round(statistics.median(self._round(call) for _ in range(self._rounds)), 1)
 
     def _round(self, call: Callable[[], object]) -> float:
         num_calls, before = 0, self._cpu_s()
