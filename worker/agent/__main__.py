@@ -75,7 +75,10 @@ def _reload(agent: Agent) -> None:
     load again the models whose replicas died with it."""
     for operation_id in operations.loads_of(agent.client, agent.node):
         tasks.load_model.apply_async([operation_id], queue=names.node_queue(agent.node))
-    live = [record.model for record in records.read(agent.client)]
+    # A replica that stands still has no record, but its process goes on.
+    here = [replica.model for replica in agent.replicas.all() if not replica.is_stopping]
+    all_records = records.read(agent.client)
+    live = here + [record.model for record in all_records if record.node != agent.node]
     for model, (spec, num_dead) in agent.dead_models().items():
         replicas = live.count(model) + num_dead
         operation_id, is_new = operations.begin_load(

@@ -18,6 +18,7 @@ from worker.agent import __main__ as main
 from worker.agent import tasks
 from worker.agent.adoption import adopt_replicas
 from worker.agent.agent import Agent
+from worker.agent.managed_replica import ManagedReplica
 
 _SPEC = ModelSpec(name="m", path="m.gguf")
 
@@ -65,6 +66,15 @@ def test_the_replicas_that_died_are_loaded_again(agent: Agent, sent: list[str]) 
     (operation_id,) = sent
     command = _command(agent, operation_id)
     assert (command.replicas, command.nodes) == (2, ["here"])
+
+
+def test_a_replica_without_a_record_counts_beside_those_that_died(
+    agent: Agent, sent: list[str], tmp_path: Path
+) -> None:
+    adopted = Assignment(id="m@here-3", node="here", spec=_SPEC, memory_bytes=1, replica_id="3")
+    agent.replicas.add(ManagedReplica(adopted, tmp_path / "3.log"))
+    main._reload(agent)
+    assert _command(agent, sent[0]).replicas == 3
 
 
 @pytest.mark.parametrize("nodes", [["here"], ["there", "here"]])
