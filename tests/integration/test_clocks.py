@@ -23,7 +23,7 @@ from tests.support.paused_replica import paused
 from tests.support.shifted_clock import ShiftedClock, can_shift
 
 pytestmark = pytest.mark.skipif(not can_shift, reason="needs gcc")
-_NUM_TOKENS = 6000
+_NUM_TOKENS = 14_000
 """Takes longer than several heartbeats."""
 _SETTINGS = "max_queue_s = 150\n"
 
@@ -140,7 +140,7 @@ def test_the_clock_of_a_replicas_host_is_set_in_mid_request(
 ) -> None:
     clock, name = ShiftedClock(tmp_path), f"set{shift_s}"
     with _second_agent(service, tmp_path, clock):
-        assert load(service, name, node="second", slots=1, context_length=8192)[0] == 200
+        assert load(service, name, node="second", slots=1, context_length=16384)[0] == 200
         _check_a_step_in_mid_request(service, name, clock, shift_s)
 
 
@@ -149,7 +149,7 @@ def test_the_clock_of_the_only_host_is_set_in_mid_request(tmp_path: Path, shift_
     """Redis' own, too: beyond the deadline, but not beyond the time that Redis keeps answers."""
     clock, settings = ShiftedClock(tmp_path), _SETTINGS + "request_timeout_s = 200\n"
     with running_service(tmp_path, extra=settings, environ=clock.environment) as service:
-        assert load(service, "long", slots=1, context_length=8192)[0] == 200
+        assert load(service, "long", slots=1, context_length=16384)[0] == 200
         _check_a_step_in_mid_request(service, "long", clock, shift_s)
         later = Completion(service, "counter", 20).read()
         assert (later.error, later.text) == (None, expected_text(5, 20))

@@ -25,7 +25,7 @@ from tests.support.counter_model import expected_text
 from tests.support.jobs import completion_job
 from tests.support.paused_replica import stopped
 
-_LONG = 4000
+_LONG = 7000
 """Tokens of a stream or job: more than are made before its replica stands still."""
 
 

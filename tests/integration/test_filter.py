@@ -351,7 +351,7 @@ def test_a_bad_file_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFi
 def test_a_rule_that_changes_in_mid_answer_holds_for_new_requests(editable: Service) -> None:
     """And a replica that dies then lets the next one go on by the new rules, without a seam."""
     _rule(editable, '[[rules]]\nname = "a"\naction = "mask"\nregex = "x"\nmax_chars = 60\n')
-    body = {**_body(5, 5000, stream=True), "model": "long"}
+    body = {**_body(5, 12_000, stream=True), "model": "long"}
     (pid,) = editable.pids("worker.replica", "long@")
     stream = Answer(editable, "completions", body, **{"x-request-id": "new-rules"}).read(3)
     with stopped(pid):
@@ -360,10 +360,10 @@ def test_a_rule_that_changes_in_mid_answer_holds_for_new_requests(editable: Serv
         os.kill(pid, signal.SIGKILL)
     text = stream.read().text
     assert _line(editable, "new-rules")["attempts"] == 2
-    whole = expected_text(5, 5000)
+    whole = expected_text(5, 12_000)
     begin, end = text.split("***")[0], text.split("***")[-1]
     assert begin.endswith(" 989")
-    assert text.count("***") >= 4
+    assert text.count("***") >= 10
     assert text.replace("***", " 990") == whole, (begin, end)
 
 

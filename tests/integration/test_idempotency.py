@@ -61,11 +61,11 @@ def test_a_whole_answer_comes_again_to_the_byte(webs: Service, key: str) -> None
 
 
 def test_a_running_stream_is_joined(webs: Service, key: str) -> None:
-    first = _post(webs, key, max_tokens=5000, stream=True).read(5)
-    second = _post(webs, key, max_tokens=5000, stream=True)
+    first = _post(webs, key, max_tokens=10_000, stream=True).read(5)
+    second = _post(webs, key, max_tokens=10_000, stream=True)
     assert second.is_replay
     first.close()
-    assert second.read().text == expected_text(5, 5000)
+    assert second.read().text == expected_text(5, 10_000)
     assert second.request_id == first.request_id
 
 
@@ -86,13 +86,13 @@ def test_many_at_the_same_time_are_one_request(webs: Service, key: str) -> None:
 
 
 def test_who_has_left_joins_what_waits_for_him(webs: Service, key: str) -> None:
-    first = _post(webs, key, max_tokens=5000, stream=True).read(5)
+    first = _post(webs, key, max_tokens=10_000, stream=True).read(5)
     first.close()
     wait_for(lambda: _lines(webs, first.request_id), "it is parked")
     assert _lines(webs, first.request_id)[0]["outcome"] == "client_gone"
-    second = _post(webs, key, max_tokens=5000, stream=True)
+    second = _post(webs, key, max_tokens=10_000, stream=True)
     assert second.request_id == first.request_id
-    assert second.read().text == expected_text(5, 5000)
+    assert second.read().text == expected_text(5, 10_000)
 
 
 def test_another_body_or_path_is_422(webs: Service, key: str) -> None:
@@ -113,14 +113,14 @@ def test_a_key_is_its_owners(webs: Service, key: str) -> None:
 
 
 def test_what_was_cancelled_is_run_anew(webs: Service, key: str) -> None:
-    first = _post(webs, key, max_tokens=5000, stream=True).read(5)
+    first = _post(webs, key, max_tokens=10_000, stream=True).read(5)
     assert Answer(webs, f"requests/{first.request_id}/cancel", {}).status == 200
     assert "request_cancelled" in first.read().events[-1].data
-    second = _post(webs, key, max_tokens=5000, stream=True)
+    second = _post(webs, key, max_tokens=10_000, stream=True)
     assert not second.is_replay
     assert second.request_id != first.request_id
-    assert second.read().text == expected_text(5, 5000)
-    assert _post(webs, key, max_tokens=5000, stream=True).request_id == second.request_id
+    assert second.read().text == expected_text(5, 10_000)
+    assert _post(webs, key, max_tokens=10_000, stream=True).request_id == second.request_id
 
 
 def test_a_failure_of_the_service_is_run_anew_one_of_the_client_is_not(
@@ -136,16 +136,16 @@ def test_a_failure_of_the_service_is_run_anew_one_of_the_client_is_not(
 
 
 def test_a_replay_needs_no_process_that_was_there_before(webs: Service, key: str) -> None:
-    first = _post(webs, key, max_tokens=5000, stream=True).read(5)
+    first = _post(webs, key, max_tokens=10_000, stream=True).read(5)
     pids = webs.pids("gunicorn")[1:]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not set(pids) & set(webs.pids("gunicorn")), "they are gone")
     wait_for(lambda: len(webs.pids("gunicorn")) == 3, "others are there")
-    second = _post(webs, key, max_tokens=5000, stream=True)
+    second = _post(webs, key, max_tokens=10_000, stream=True)
     assert second.is_replay
     assert second.request_id == first.request_id
-    assert second.read().text == expected_text(5, 5000)
+    assert second.read().text == expected_text(5, 10_000)
 
 
 @pytest.mark.parametrize("bad", ["", " ", "a b", "x" * 256, "ü"])

@@ -211,7 +211,7 @@ def test_a_failover(own_service: Service) -> None:
     assert load(own_service, "long", context_length=8192)[0] == 200
     before = Page.of(own_service)
     (replica,) = own_service.pids("worker.replica", "long@")
-    stream = Completion(own_service, "long", 4000).read(2)
+    stream = Completion(own_service, "long", 8000).read(2)
     os.kill(replica, signal.SIGKILL)
     assert stream.read().is_done
     wait_for_more(own_service, before, 1, "llmis_failovers_total", model="long")

@@ -94,19 +94,19 @@ def test_requests_for_both_at_once_do_not_thrash(crowded: Service) -> None:
 
 
 def test_a_model_with_running_jobs_is_not_evicted(crowded: Service) -> None:
-    long = Completion(crowded, "a", 6000).read(2)
+    long = Completion(crowded, "a", 12_000).read(2)
     short = Completion(crowded, "b", 20)
     view = model(crowded, "a")
     assert [r["state"] for r in view["replicas"]] == ["ready"], "it is not being stopped"
-    assert long.read().text == expected_text(5, 6000)
+    assert long.read().text == expected_text(5, 12_000)
     assert short.read().text == expected_text(5, 20)
 
 
 def test_a_load_over_the_api_that_finds_no_room_is_refused(crowded: Service) -> None:
-    long = Completion(crowded, "a", 6000).read(2)
+    long = Completion(crowded, "a", 12_000).read(2)
     status, answer = load(crowded, "c")
     assert (status, answer["error"]["code"]) == (507, "too_many_models")
-    assert long.read().text == expected_text(5, 6000)
+    assert long.read().text == expected_text(5, 12_000)
 
 
 @pytest.fixture(scope="module")

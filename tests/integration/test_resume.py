@@ -31,7 +31,7 @@ slots = 2
 strip_leading_space = true
 """
 _NUM_LONG = 5000
-_NUM_PARKED = 6000
+_NUM_PARKED = 12_000
 """Tokens of what its last reader leaves: it must not end before it is parked."""
 
 

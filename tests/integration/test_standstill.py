@@ -15,7 +15,7 @@ from tests.support.counter_model import expected_text
 from tests.support.paused_replica import stopped
 from tests.support.standstill import standing_still
 
-_LONG = 4000
+_LONG = 7000
 """Tokens of each of four streams: more than are made until a thread is caught."""
 
 

@@ -18,4 +18,4 @@ def cpu_s(call: Callable[[], object]) -> float:
         finally:
             gc.enable()
 
-    return min(once() for _ in range(3))
+    return min(once() for _ in range(5))
