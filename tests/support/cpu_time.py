@@ -1,4 +1,7 @@
-"""The CPU time of a call, for bounds of how it grows."""
+"""The CPU time of a call, for bounds of how it grows.
+
+For four times the input linear code takes four times as long, quadratic code sixteen times.
+"""
 
 import gc
 import time
