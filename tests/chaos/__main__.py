@@ -31,9 +31,10 @@ def main() -> int:
     print(f"\n{run.tables(found)}\n\ntries: {found.tries}\nrefused: {found.refusals}")
     if arguments.write:
         print(f"written: {report.write('chaos', {'machine': facts, 'chaos': found})}")
-    for problem in found.problems:
+    problems = [*found.problems, *found.pauses.problems]
+    for problem in problems:
         print(f"WRONG: {problem}")
-    return 1 if found.problems else 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ class Report(Struct, kw_only=True):
     memory_before_mb: dict[str, float]
     memory_after_mb: dict[str, float]
     problems: list[str]
+    """Without those of the pauses, whose limits hold on a quiet machine."""
 
 
 _Meanwhile = Callable[[Service, Ledger, random.Random, Callable[[str], None]], None]
@@ -89,7 +90,7 @@ def _run(
     _load_for(service, ledger, num_clients, seed + 1, lambda: meanwhile(service, ledger, rng, say))
     seconds = time.monotonic() - begun_at
     say("the load is over")
-    problems += [*ledger.problems, *PauseReport.of(ledger.pauses_s).problems]
+    problems += ledger.problems
     problems += [f"a request has no end: {request}" for request in ledger.open_requests]
     problems += checks.wait_for_quiet(service, processes)
     problems += checks.final_problems(service, memory_before)
