@@ -197,11 +197,14 @@ def _serves(service: Service) -> list[str]:
 
 
 def _text(service: Service, model: str) -> str:
-    """An answer. A web process that is about to end may break the connection: ask again."""
+    """An answer. A web process that is about to end refuses, or breaks the connection: ask again."""
     deadline = time.monotonic() + _QUIET_LIMIT_S
     while True:
         try:
-            return Completion(service, model, 50).read().text
+            answer = Completion(service, model, 50).read()
+            is_refused = answer.error is not None and answer.error["code"] == "going_away"
+            if not is_refused or time.monotonic() > deadline:
+                return answer.text
         except (OSError, http.client.HTTPException):
             if time.monotonic() > deadline:
                 raise

@@ -57,7 +57,7 @@ class Ledger:
             for pause in pauses.found if pauses else ():
                 self.pauses_s.append(pause.seconds)
                 if pause.seconds > LONGEST_S:
-                    self._note_problem(f"{what}: {pause}")
+                    print(f"{what}: {pause}", flush=True)
             self.requests[kind, outcome.value] += 1
             if outcome in _NOT_AN_END.get(kind, (Outcome.REFUSED, Outcome.CUT)):
                 self._note_problem(f"a request ({kind}) was given up: {outcome.value}")
