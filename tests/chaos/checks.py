@@ -197,7 +197,7 @@ def _serves(service: Service) -> list[str]:
 
 
 def _text(service: Service, model: str) -> str:
-    """An answer. A web process that is about to end refuses, or breaks the connection: ask again."""
+    """An answer. A web process that ends refuses, or breaks the connection: ask again."""
     deadline = time.monotonic() + _QUIET_LIMIT_S
     while True:
         try:

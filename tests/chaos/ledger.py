@@ -29,6 +29,8 @@ class Ledger:
     faults: Counter[str] = field(default_factory=Counter)
     pauses_s: list[float] = field(default_factory=list)
     """Of all requests that have ended."""
+    long_pauses: list[str] = field(default_factory=list)
+    """Requests whose stream stood still for longer than a quiet machine explains."""
     _open: dict[int, str] = field(default_factory=dict)
     _web_faults: list[float] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -57,7 +59,7 @@ class Ledger:
             for pause in pauses.found if pauses else ():
                 self.pauses_s.append(pause.seconds)
                 if pause.seconds > LONGEST_S:
-                    print(f"{what}: {pause}", flush=True)
+                    self.long_pauses.append(f"{what}: {pause}")
             self.requests[kind, outcome.value] += 1
             if outcome in _NOT_AN_END.get(kind, (Outcome.REFUSED, Outcome.CUT)):
                 self._note_problem(f"a request ({kind}) was given up: {outcome.value}")

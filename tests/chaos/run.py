@@ -90,6 +90,8 @@ def _run(
     _load_for(service, ledger, num_clients, seed + 1, lambda: meanwhile(service, ledger, rng, say))
     seconds = time.monotonic() - begun_at
     say("the load is over")
+    for pause in ledger.long_pauses:
+        say(pause)
     problems += ledger.problems
     problems += [f"a request has no end: {request}" for request in ledger.open_requests]
     problems += checks.wait_for_quiet(service, processes)
