@@ -33,6 +33,7 @@ class ReplicaContext:
     is_draining: Callable[[], bool]
     """Whether jobs that arrive now are for other replicas."""
     on_busy: Callable[[], None]
-    """Called when the first job arrives after a pause: the registry must show it at once."""
+    """Called when the first job arrives after a pause: the registry must show it soon. Must not
+    block."""
     denylist: DenylistFile | None = None
     in_flight: InFlightJobs = field(default_factory=InFlightJobs)

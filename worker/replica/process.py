@@ -137,7 +137,7 @@ class ReplicaProcess:
                 running_ttl_s=self._running_ttl_s,
                 max_queue_s=self._settings.max_queue_s,
                 is_draining=lambda: drain.has_begun,
-                on_busy=self._heartbeat.announce,
+                on_busy=self._heartbeat.announce_soon,
                 denylist=self._denylist,
             )
         )
