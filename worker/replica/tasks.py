@@ -35,6 +35,12 @@ class GenerateRequest(Request):  # type: ignore[misc]
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         self.terminate(pool, signal)
 
+    def on_failure(self, exc_info: Any, *arguments: Any, **options: Any) -> Any:
+        """The task has raised. For Flower, one that was stopped is no success."""
+        if isinstance(exc_info.exception, Ignore):
+            self.send_event("task-revoked", terminated=True, signum="CANCEL", expired=False)
+        return super().on_failure(exc_info, *arguments, **options)
+
 
 @control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
 def revoke(state: Any, task_id: Any, signal: Any = None, **_: Any) -> Any:
@@ -62,6 +68,4 @@ def generate(self: Any, job_id: str) -> None:
     """Run one job to its end."""
     assert _replica is not None, "serve() comes before the worker starts"
     if job_runner.run(_replica, job_id) in (RequestCancelled.code, Preemption.LEFT):
-        # For Flower: not a success.
-        self.send_event("task-revoked", terminated=True, signum="CANCEL", expired=False)
         raise Ignore()
