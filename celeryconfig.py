@@ -16,9 +16,9 @@ broker_transport_options = {
     "queue_order_strategy": "priority",
     "socket_timeout": _s.redis_timeout_s,
     "socket_connect_timeout": _s.redis_timeout_s,
-    # Longer than any job may take, or jobs run twice. What a lost worker held is queued again by
-    # the relays (docs/decisions/0004-lost-messages.md); this only tidies up.
-    "visibility_timeout": 2 * int(_s.request_timeout_s) + 60,
+    # The messages that a worker has are not noted in Redis: four writes a message, and the jobs
+    # of a lost worker are queued again without them (docs/decisions/0004-lost-messages.md).
+    "ack_emulation": False,
     "polling_interval": 0.1,
 }
 
@@ -34,7 +34,7 @@ task_create_missing_queues = True
 
 worker_prefetch_multiplier = 1
 worker_consumer = "worker.celery_consumer:Consumer"
-worker_send_task_events = True
+worker_send_task_events = True  # while there is a listener: worker/celery_consumer.py
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
 # A broken broker connection delivers running jobs again. The second copy finds the job's claim
