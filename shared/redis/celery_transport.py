@@ -8,12 +8,13 @@ killed loses them. Who sends them again: docs/decisions/0004-lost-messages.md.
 """
 
 import logging
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import msgspec
 import redis
-from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
-from kombu.utils.json import dumps
 
 from shared.redis.oom_writes import ALLOW_OOM, AtOomClient
 
@@ -25,26 +26,58 @@ class _Client(AtOomClient):
         return super().register_script(ALLOW_OOM + script)
 
 
+class QoS(virtual.QoS):
+    """The messages that a channel has delivered. Tasks acknowledge in their own threads."""
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """A message that was put back when its channel was closed is not put back again."""
+        message = self._delivered.get(delivery_tag)
+        if requeue and message is not None:
+            self.channel.put_back([message], as_next=False)
+        self.ack(delivery_tag)  # type: ignore[no-untyped-call]
+
+    def restore_unacked(self) -> list[Any]:
+        """Put all messages back that are not acknowledged, as the next ones. Called when the
+        channel is closed: when the worker stops, and when its connection breaks. Its tasks go on
+        then, and a second delivery of their jobs finds the lease."""
+        self._flush()  # type: ignore[no-untyped-call]
+        messages = list(self._delivered.values())
+        self._delivered.clear()
+        self.channel.put_back(reversed(messages), as_next=True)
+        return []  # there is nothing that kombu should write into a file
+
+
 class Channel(kombu_redis.Channel):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]
+        self.QoS: Any = QoS  # kombu has set its own here
+
     def _get_client(self) -> type[_Client]:
         return _Client
 
-    def _restore(self, message: Any, leftmost: bool = False) -> None:
-        """Put a message back: as the next one of its list, or with `leftmost` as the last one.
-
-        Called for what a worker has not begun when it stops, and for all that it has when its
-        connection breaks: its tasks go on, and the second delivery of a job finds its lease. When
-        Redis is away, nothing is put back.
-        """
-        payload, delivery = message.serializable(), message.delivery_info
-        priority = self._get_message_priority(payload)
+    def put_back(self, messages: Iterable[Any], *, as_next: bool) -> None:
+        """Put messages into the lists that they came from, in one call. When Redis is away,
+        nothing is put back: the owners of the jobs find them lost."""
         try:
+            entries = list(self._entries(messages))
+            if not entries:
+                return
             with self.conn_or_acquire() as client:
-                push = client.lpush if leftmost else client.rpush
-                for queue in self._lookup(delivery["exchange"], delivery["routing_key"]):
-                    push(self._q_for_pri(queue, priority), dumps(payload))
+                pipe = client.pipeline(transaction=False)
+                for key, payload in entries:
+                    (pipe.rpush if as_next else pipe.lpush)(key, payload)
+                pipe.execute()
         except redis.RedisError as exc:
-            _log.warning("a message cannot be put back: %s", exc)
+            _log.warning("messages cannot be put back: %s", exc)
+
+    def _entries(self, messages: Iterable[Any]) -> Iterator[tuple[str, bytes]]:
+        """The list of each message, and what is to be pushed into it."""
+        channel: Any = self  # kombu is not typed
+        for message in messages:
+            payload, delivery = message.serializable(), message.delivery_info
+            priority = channel._get_message_priority(payload)
+            for queue in channel._lookup(delivery["exchange"], delivery["routing_key"]):
+                yield channel._q_for_pri(queue, priority), msgspec.json.encode(payload)
 
     def _connparams(self, *arguments: Any, **options: Any) -> Any:
         """Raise redis.ConnectionError when the channel has been closed.

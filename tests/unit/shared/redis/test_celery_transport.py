@@ -42,7 +42,7 @@ def _payloads(connection: Connection) -> list[int]:
 def test_redis_has_no_copy_of_a_message_that_a_worker_has(
     taken: SimpleQueue, server: redis.Redis
 ) -> None:
-    assert [key for key in server.keys() if not key.startswith(b"_kombu.binding")] == []
+    assert [key for key in server.scan_iter() if not key.startswith(b"_kombu.")] == []
 
 
 def test_what_is_not_acknowledged_is_put_back_in_its_order(
@@ -94,7 +94,7 @@ def test_a_worker_whose_redis_is_gone_puts_nothing_back(
 ) -> None:
     server.shutdown(nosave=True)
     taken.channel.close()
-    assert caplog.text.count("a message cannot be put back") == 2
+    assert "messages cannot be put back" in caplog.text
 
 
 def test_a_message_that_is_rejected_after_its_channel_was_closed_stays_out(
