@@ -16,6 +16,7 @@ from shared import names
 from shared.limits import Limits, charge_of
 from shared.queue.job_queue import Admission, JobQueue, LeaveResult, RejectReason
 from shared.queue.snapshot import QueuePosition
+from shared.redis.celery_transport import register
 from shared.wire import codec
 from shared.wire.job import ChatMessage, Job, JobKind, Priority
 from tests.conftest import wait_for
@@ -312,6 +313,7 @@ def test_a_charge_is_an_estimate_of_prompt_and_completion() -> None:
 
 @pytest.fixture
 def celery(redis_socket: str) -> Iterator[Celery]:
+    register()
     app = Celery("test")
     app.config_from_object("celeryconfig")
     app.conf.broker_url = f"redis+socket://{redis_socket}"
