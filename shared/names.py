@@ -23,6 +23,9 @@ REPLICA_INDEX = "llmis:replicas"
 """Set of the replica ids that may be alive; the record of each expires by itself."""
 HOLDERS = "llmis:holders"
 """Set of the replica ids that may hold jobs; dead ones stay until their jobs are recovered."""
+LOWER_CLASS_JOBS = "llmis:lower_class"
+"""Sorted set: the background and batch jobs, which run without a reader, too → Unix time of their
+deadline. A member is what `lower_class_member` makes."""
 NODE_INDEX = "llmis:nodes"
 """Set of the nodes whose agents may be alive; the record of each expires by itself."""
 MODELS = "llmis:models"
@@ -59,6 +62,10 @@ def priority_lists(model: str) -> list[str]:
 def job_key(job_id: str) -> str:
     """The encoded `Job`: written by the web tier, read by the replica."""
     return f"llmis:job:{job_id}"
+
+
+def lower_class_member(model: str, job_id: str) -> str:
+    return f"{model}/{job_id}"
 
 
 def log_key(job_id: str) -> str:

@@ -1,6 +1,5 @@
 """The models' queues: lengths and positions, renewed with every beat, and contents, on demand."""
 
-import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,12 +8,10 @@ import redis
 
 from shared import names
 from shared.queue.job_queue import JobQueue
-from shared.queue.snapshot import QueuePosition
-from shared.redis.connection import payload_bytes
+from shared.queue.snapshot import QueuePosition, queued_jobs
 
 _CONTENTS_S = 2.0
 """Seconds between two reads of a queue: one transfers about 1 KB for each message."""
-_TASK_ID = re.compile(rb'"id": ?"([^"]+)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +63,8 @@ class QueueLengths:
             found = self._contents.get(model)
             is_old = found is None or time.monotonic() - found.read_at > _CONTENTS_S
             if self._lengths.get(model) and is_old:
-                self._contents[model] = self._read(model)
-
-    def _read(self, model: str) -> _Contents:
-        pipe = self._client.pipeline(transaction=False)
-        read_at = time.monotonic()
-        for key in names.priority_lists(model):
-            pipe.lrange(key, 0, -1)
-        queued = [payload_bytes(message) for part in pipe.execute() for message in part]
-        matches = (_TASK_ID.search(message) for message in queued)
-        return _Contents(read_at, frozenset(match[1].decode() for match in matches if match))
+                read_at = time.monotonic()
+                self._contents[model] = _Contents(read_at, queued_jobs(self._client, model))
 
 
 @dataclass(eq=False, slots=True)

@@ -1,19 +1,20 @@
 -- Admit a request: check its key's limits, take its id, put it into its place in the queue.
 -- KEYS: job, readers, owner's waiting, owner's running, owner's rates, model's turns,
 --       last tags of the owners in this list, idempotency key, the job's lease, log and cancel
---       flag, then the model's lists.
+--       flag, the lower-class jobs, then the model's lists.
 -- ARGV: see shared/queue/job_queue.py.
 local job, readers, waiting, running, rates, turns, tags, idempotency =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local lease, log, flag = KEYS[9], KEYS[10], KEYS[11]
-local first_list = 12
+local lower_class = KEYS[12]
+local first_list = 13
 local id, payload, message = ARGV[1], ARGV[2], ARGV[3]
 local ttl, place_of_list, channel = ARGV[4], tonumber(ARGV[5]), ARGV[6]
 local expires_at, fingerprint = ARGV[7], ARGV[9]
 local costs = { 1, tonumber(ARGV[8]) }
 local max_model_waiting, max_waiting, max_open = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 local capacities = { tonumber(ARGV[13]), tonumber(ARGV[14]) } -- requests, tokens a minute
-local owner = ARGV[15]
+local owner, member = ARGV[15], ARGV[16]
 -- The server's clock: with the clocks of several web hosts the buckets would fill too fast.
 local time = redis.call('time')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -79,6 +80,10 @@ redis.call('sadd', readers, channel)
 redis.call('expire', readers, ttl)
 redis.call('zadd', waiting, expires_at, id)
 redis.call('expire', waiting, ttl)
+if member ~= '' then
+  redis.call('zadd', lower_class, expires_at, member)
+  redis.call('expire', lower_class, ttl)
+end
 if fingerprint ~= '' then redis.call('set', idempotency, fingerprint .. ' ' .. id, 'EX', ttl) end
 
 -- Start-time fair queueing. The virtual time is the tag of the message at the head, or the last

@@ -111,22 +111,9 @@ class JobQueue:
         `idempotency_key` is a key made by `names.idempotency_key`, `fingerprint` a digest of
         the request that was sent with it.
         """
-        place = _PLACES[job.priority]
+        place, is_interactive = _PLACES[job.priority], job.priority is Priority.INTERACTIVE
         reply: list[Any] = self._admit(
-            keys=[
-                names.job_key(job.id),
-                names.readers_key(job.id),
-                names.waiting_key(job.owner),
-                names.running_key(job.owner),
-                names.rates_key(job.owner),
-                names.turns_key(job.model),
-                names.tags_key(job.model, place),
-                idempotency_key,
-                names.lease_key(job.id),
-                names.log_key(job.id),
-                names.cancel_key(job.id),
-                *names.priority_lists(job.model),
-            ],
+            keys=_admission_keys(job, place, idempotency_key),
             args=[
                 job.id,
                 codec.encode_job(job),
@@ -143,6 +130,7 @@ class JobQueue:
                 limits.requests_per_minute,
                 limits.tokens_per_minute,
                 job.owner,
+                "" if is_interactive else names.lower_class_member(job.model, job.id),
             ],
         )
         return _admission(reply, place, limits)
@@ -240,6 +228,24 @@ class JobQueue:
         Returns how many were moved. Called periodically by the replicas of a model."""
         keys = [names.turns_key(model), *names.priority_lists(model)]
         return int(self._turn(keys=keys, args=[interval_s]))
+
+
+def _admission_keys(job: Job, place: int, idempotency_key: str) -> list[str]:
+    return [
+        names.job_key(job.id),
+        names.readers_key(job.id),
+        names.waiting_key(job.owner),
+        names.running_key(job.owner),
+        names.rates_key(job.owner),
+        names.turns_key(job.model),
+        names.tags_key(job.model, place),
+        idempotency_key,
+        names.lease_key(job.id),
+        names.log_key(job.id),
+        names.cancel_key(job.id),
+        names.LOWER_CLASS_JOBS,
+        *names.priority_lists(job.model),
+    ]
 
 
 def _admission(reply: list[Any], place: int, limits: Limits) -> Admission:

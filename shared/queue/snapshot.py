@@ -1,7 +1,26 @@
-"""A model's queue at one moment: lengths, and the positions of waiting messages."""
+"""A model's queue at one moment: lengths, the positions of waiting messages, and their jobs."""
 
+import re
 from bisect import bisect_right
 from typing import NamedTuple
+
+import redis
+
+from shared import names
+from shared.redis.connection import payload_bytes
+
+_TASK_ID = re.compile(rb'"id": ?"([^"]+)"')
+
+
+def queued_jobs(client: "redis.Redis", model: str) -> frozenset[str]:
+    """Read the ids of the jobs whose messages are in a model's queue. Transfers about 1 KB for
+    each message. Raises redis.RedisError."""
+    pipe = client.pipeline(transaction=False)
+    for key in names.priority_lists(model):
+        pipe.lrange(key, 0, -1)
+    queued = [payload_bytes(message) for part in pipe.execute() for message in part]
+    matches = (_TASK_ID.search(message) for message in queued)
+    return frozenset(match[1].decode() for match in matches if match)
 
 
 class QueuePosition(NamedTuple):

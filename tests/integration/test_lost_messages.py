@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import pytest
+
 from shared import names
 from shared.limits import Limits
 from shared.queue import lease
@@ -71,10 +73,14 @@ def test_a_request_is_answered_whose_replica_is_killed_before_it_begins(
         assert waiting.result().text == expected_text(7, 100)
 
 
-def test_a_replica_that_stops_puts_back_what_it_has_not_begun(own_service: Service) -> None:
-    """No web process would look for this message: the job has no reader."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_job_without_a_reader_runs_whose_replica_ends_before_it_begins(
+    own_service: Service, number: int
+) -> None:
+    """No web process looks for its message. A replica that stops puts it back; when it is killed,
+    an agent finds the job without one."""
     job = completion_job(
-        id="unread",
+        id=f"unread-{int(number)}",
         model="single",
         prompts=["7"],
         max_tokens=100,
@@ -83,9 +89,10 @@ def test_a_replica_that_stops_puts_back_what_it_has_not_begun(own_service: Servi
         owner="anonymous",
     )
     with _single_slot_taken(own_service) as endless:
-        JobQueue(own_service.redis, 600).admit(job, "nobody", Limits(), 1000)
+        admission = JobQueue(own_service.redis, 600).admit(job, "nobody", Limits(), 1000)
+        assert admission.reject_reason is None
         _reserve(own_service, 3)
-        _end(own_service, signal.SIGTERM, endless)
+        _end(own_service, number, endless)
         last = wait_for(lambda: _last_finished(own_service, job.id), "it has run")
     assert last.usage.completion_tokens == 100
 

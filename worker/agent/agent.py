@@ -19,6 +19,7 @@ from shared.clock import clock
 from shared.errors import SettingsError
 from shared.model_spec import ModelSpec
 from shared.periodic import run_periodically, run_step
+from shared.queue.lost_messages import LostMessages
 from shared.queue.recovery import JobRecovery
 from shared.registry import records
 from shared.registry.records import BEAT_S, RECORD_TTL_S
@@ -54,6 +55,7 @@ class Agent:
         self.node = settings.node
         self.replicas = Replicas(settings, client)
         self._recovery = JobRecovery(client, self.replicas.queue)
+        self._lost_messages = LostMessages(client, self.replicas.queue)
         self._started_at = clock.now()
         self._dead: list[ModelSpec] = []
         """Models of replicas that died with the previous agent, one entry per replica."""
@@ -156,6 +158,7 @@ class Agent:
             self._announce()
             self.replicas.rewrite_assignments()
             self._recovery.check()
+            self._lost_messages.check()
             self._unload_idle()
 
     def _check(self, replica: ManagedReplica, now: float) -> None:
