@@ -45,6 +45,7 @@ class Ask:
     max_tokens: int
     num_choices: int = 1
     stop: str | None = None
+    priority: str = "interactive"
 
     @property
     def expected(self) -> str:
@@ -64,6 +65,7 @@ class Ask:
             "temperature": 0,
             "n": self.num_choices,
             "stream": stream,
+            "priority": self.priority,
         }
         return body | ({"stop": self.stop} if self.stop else {})
 
@@ -149,6 +151,9 @@ def draw(kind: str, rng: random.Random) -> Ask:
         return Ask(kind, "pair", rng.randrange(NUMBERS), rng.randrange(6000, 12_000))
     max_tokens = rng.randrange(20, 400 if model == "counter-small" else 1800)
     start, num_choices, stop = rng.randrange(NUMBERS), 1, None
+    if kind == "leaves batch jobs":
+        priority = rng.choice(("background", "batch"))
+        return Ask(kind, "pair", start, max_tokens, priority=priority)
     if rng.random() < 0.2:
         num_choices, max_tokens = rng.randint(2, 3), max_tokens // 3 + 1
     if rng.random() < 0.2:

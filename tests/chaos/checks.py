@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-import msgspec
 import psutil
 import redis
 
@@ -31,7 +30,6 @@ _ROLES = {
 }
 _KEPT = (
     "_kombu.",
-    "unacked",
     names.REPLICA_INDEX,
     names.HOLDERS,
     names.NODE_INDEX,
@@ -68,6 +66,7 @@ def wait_for_quiet(service: Service, processes: dict[str, int] | None = None) ->
 
     def problems() -> list[str]:
         found = _ready(service) + _slots(service) + _queues(service) + _jobs(service)
+        found += _unread(service)
         now = num_processes(service)
         if processes is not None and now != processes:
             found.append(f"processes: {now}, not {processes}")
@@ -134,14 +133,19 @@ def _jobs(service: Service) -> list[str]:
     ]
 
 
+def _unread(service: Service) -> list[str]:
+    """Background and batch jobs run to their end, read or not."""
+    client = service.redis
+    members = [payload_bytes(m).decode() for m in client.zrange(names.LOWER_CLASS_JOBS, 0, -1)]
+    ids = [member.partition("/")[2] for member in members]
+    return [f"the batch job {id_} has not ended" for id_ in ids if not _has_ended(client, id_)]
+
+
 def num_left(service: Service) -> int:
     """Jobs that their clients have left, or that lost replica and reader: nobody runs them, and
     what they have in Redis expires."""
     client = service.redis
-    unacked = {_task_id(payload_bytes(payload)) for payload in client.hvals("unacked")} - {None}
-    return sum(
-        1 for job_id in _claimed(client) | unacked if job_id and not _has_ended(client, job_id)
-    )
+    return sum(not _has_ended(client, job_id) for job_id in _claimed(client))
 
 
 def _claimed(client: "redis.Redis") -> set[str]:
@@ -151,12 +155,6 @@ def _claimed(client: "redis.Redis") -> set[str]:
 def _middle(key: bytes) -> str:
     prefix, suffix = names.lease_key("*").split("*")
     return key.decode().removeprefix(prefix).removesuffix(suffix)
-
-
-def _task_id(payload: bytes) -> str | None:
-    """Of the message in an entry of kombu's `unacked`: [message, exchange, routing key]."""
-    headers = msgspec.json.decode(payload)[0].get("headers", {})
-    return headers["id"] if headers.get("task") == names.GENERATE_TASK else None
 
 
 def _has_ended(client: "redis.Redis", job_id: str) -> bool:

@@ -19,6 +19,7 @@ _KINDS = {
     "whole": 3,
     "websocket": 3,
     "closes": 3,
+    "leaves batch jobs": 2,
     "cancels": 2,
     "reads slowly": 1,
     "garbage": 2,
@@ -98,10 +99,11 @@ class Load:
 
     def _stream(self, ask: Ask, answer: Answer, rng: random.Random) -> None:
         request_id = f"chaos-{rng.getrandbits(64):x}"
-        turn = rng.randint(1, 8)
+        is_batch = ask.kind == "leaves batch jobs"  # some before they have begun
+        turn = rng.randint(0 if is_batch else 1, 8)
 
         def on_event(num_events: int) -> None:
-            if ask.kind == "closes" and num_events == turn:
+            if (is_batch or ask.kind == "closes") and num_events == turn:
                 answer.is_left = True
                 raise _Left
             if ask.kind == "cancels" and num_events == turn:

@@ -59,6 +59,11 @@ def kill(pids: list[int]) -> bool:
     return _signal(pids, signal.SIGKILL)
 
 
+def stop(pids: list[int]) -> bool:
+    """SIGTERM: the process puts back what it has not begun, and hands over what it runs."""
+    return _signal(pids, signal.SIGTERM)
+
+
 def freeze(pids: list[int], seconds: float) -> bool:
     """SIGSTOP, and after so many seconds SIGCONT."""
     timer = threading.Timer(seconds, _signal, (pids, signal.SIGCONT))
@@ -101,6 +106,11 @@ FAULTS = (
         "kill -9 of one of two replicas",
         lambda service, rng: kill(_one(serving_replicas(service, "pair"), rng)),
         weight=4,
+    ),
+    Fault(
+        "stop of one of two replicas",
+        lambda service, rng: stop(_one(serving_replicas(service, "pair"), rng)),
+        weight=2,
     ),
     Fault("kill -9 of both replicas", lambda service, rng: kill(serving_replicas(service, "pair"))),
     Fault(

@@ -85,6 +85,7 @@ def _read(
         answer.error = json.loads(response.read())["error"]
         return
     num_events, event_id = 0, ""
+    on_event(0)
     while line := response.readline():
         if line.startswith(b"id: "):
             event_id = line[4:].strip().decode()
