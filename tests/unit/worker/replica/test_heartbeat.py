@@ -1,5 +1,6 @@
 """The heartbeat: a replica whose threads are dead ends."""
 
+import queue
 import sys
 import threading
 from typing import Any
@@ -13,6 +14,7 @@ from shared.wire.records import ReplicaRecord
 from tests.support.loop_sink import Sink, make_run
 from tests.support.registry_records import make_replica
 from tests.support.scripted_engine import ScriptedEngine
+from worker.replica import heartbeat as heartbeat_module
 from worker.replica.attempt import JobStarted
 from worker.replica.engine_loop import EngineLoop
 from worker.replica.heartbeat import Heartbeat
@@ -102,3 +104,28 @@ def test_work_that_is_not_taken_ages() -> None:
     publisher.emit([(make_run("j"), JobStarted(1))])
     assert loop.step_age_s > 0.0
     assert publisher.age_s > 0.0
+
+
+def test_a_record_that_has_changed_is_written_before_the_next_beat(
+    server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat_module, "_LOADING_BEAT_S", 3600.0)
+    written: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def record() -> ReplicaRecord:
+        written.put(threading.get_ident())
+        return _RECORD
+
+    heartbeat = Heartbeat(
+        server,
+        record,
+        Publisher(server, job_ttl_s=10, request_timeout_s=10),
+        Settings(),
+        take_turns=lambda: None,
+        on_wedged=lambda: None,
+    )
+    heartbeat.start()
+    assert written.get(timeout=60) == threading.get_ident()
+    heartbeat.announce_soon()
+    assert written.get(timeout=60) != threading.get_ident(), "not in the thread that asks"
+    heartbeat.stop()
