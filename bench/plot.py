@@ -162,8 +162,10 @@ def _panel(panel: Panel, of_servers: list[Line], left: int, *, with_legend: bool
         places = [(across.at(n), up.at(value)) for n, value in points]
         parts += _curve(places, color)
         if with_legend:
-            parts += _curve([(x0 + 10, _TOP + 12 + 18 * number)], color)
-            parts.append(_text(x0 + 20, _TOP + 16 + 18 * number, line.server))
+            # Tokens/s begin at 0 and grow: the lower right corner is free.
+            y = up.start - 18 * (len(of_servers) - number)
+            parts += _curve([(x1 - 90, y)], color)
+            parts.append(_text(x1 - 80, y + 4, line.server))
     return parts
 
 
