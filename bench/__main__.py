@@ -29,7 +29,7 @@ from pathlib import Path
 from bench import checkout, plot, report
 from bench.commands import COMMANDS, Session
 from bench.measure import Stalled
-from bench.processes import ROOT, machine_facts
+from bench.processes import machine_facts
 from bench.scenarios import Effort
 
 _QUICK = Effort(rounds=1, tries=1, patience_s=1.0)
@@ -59,8 +59,6 @@ def main() -> int:
     if not session.is_quick:
         path = report.write("-".join(session.arguments.names) or "all", session.content)
         print(f"\nwritten: {path}")
-        if "growth" in session.content:
-            print(f"to draw it: python -m bench plot {path.relative_to(ROOT)}")
     return status
 
 
