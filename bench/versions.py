@@ -55,7 +55,7 @@ def relay(
 
 def relay_table(found: RelayFound) -> str:
     """The ratio is that of the first version to each other one."""
-    rows = [["streams", "version", "offered/s", "relayed/s", "p50 ms", "p99 ms"]]
+    rows = [["streams", "version", "offered/s", "sent/s", "relayed/s", "p50 ms", "p99 ms"]]
     rows[0] += ["tokens/chunk", "tokens/CPU s", "CPU µs/chunk"]
     ours, *others = found
     for num_streams, of_rates in found[ours].items():
@@ -78,6 +78,7 @@ def _relay_row(streams: str, label: str, numbers: RelayNumbers) -> list[str]:
 
 def _shown(numbers: RelayNumbers) -> list[float]:
     return [
+        numbers.sent_per_s,
         numbers.relayed_per_s,
         numbers.latency_p50_ms,
         numbers.latency_p99_ms,

@@ -34,4 +34,4 @@ def test_the_relays_take_turns_and_their_medians_are_compared(
     assert turns == ["llmis", "ff9b9a9"] * 3
     assert found["llmis"][64][0].tokens_per_cpu_s == 200.0
     ratios = versions.relay_table(found).splitlines()[-1].split()
-    assert ratios == ["llmis", "/", "ff9b9a9", *["1.00"] * 4, "2.00", "0.50"]
+    assert ratios == ["llmis", "/", "ff9b9a9", *["1.00"] * 5, "2.00", "0.50"]
