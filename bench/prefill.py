@@ -85,10 +85,11 @@ def _late_body(model: ServedModel, server: Server) -> msgspec.Raw:
 
 
 def prefill_numbers(result: LoadResult) -> PrefillNumbers:
-    """Raises RuntimeError when the running streams ended before the prompt was read."""
+    """Raises RuntimeError when the running streams ended before the prompt was read, or when no
+    text follows it."""
     late = result.late
     assert late is not None, "the plan has a late request"
-    read_from, read_to = late.sent_at, late.chunk_at[0]
+    read_from, read_to = late.sent_at, late.sent_at + measure.ttft_s(late)
     before = [b - a for a, b in _gaps(result.streams) if b <= read_from]
     # A gap that began before the prompt came, or ends after it was read, was caused by it, too.
     during = [b - a for a, b in _gaps(result.streams) if b > read_from and a < read_to]
