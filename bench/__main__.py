@@ -10,7 +10,6 @@ python -m bench prefill                  running streams while a long prompt is 
 python -m bench growth                   1, 2, 4 ... 256 streams
 python -m bench plot FILE.json           draws the result of growth as docs/growth.png
 python -m bench relay                    one web process without an engine
-python -m bench redis_cost               what requests, tokens and beats cost Redis
 python -m bench replicas                 two replicas of the demo model against one
 python -m bench loading                  time to ready against starting llama.cpp's server
 python -m bench churn                    requests while models are loaded and unloaded
@@ -18,7 +17,7 @@ python -m bench faults                   what streams see of each fault, five ro
 python -m bench memory                   memory of a request, queued and running
 python -m bench metrics                  one web process with its metrics and without
 
-The first seven also measure another version in the same turns, and so do relay and redis_cost:
+The first seven and relay also measure another version in the same turns:
 python -m bench ttft requests relay --against ../llmis-before
 """
 
@@ -30,7 +29,7 @@ from pathlib import Path
 from bench import checkout, plot, report
 from bench.commands import COMMANDS, Session
 from bench.measure import Stalled
-from bench.processes import ROOT, machine_facts
+from bench.processes import machine_facts
 from bench.scenarios import Effort
 
 _QUICK = Effort(rounds=1, tries=1, patience_s=1.0)
@@ -44,22 +43,23 @@ def main() -> int:
     session = _session()
     # SIGTERM ends this process as Ctrl-C does, so that every child is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    tables = []
+    tables, status = [], 0
     for name in session.arguments.names or COMMANDS:
         session.say(f"{name} ...")
         try:
             tables.append(COMMANDS[name](session))
         except Stalled as exc:
-            # The results of the others are not lost with it.
+            # The results of the others are kept.
             tables.append(f"{name}: stalled: {exc}")
             session.content[name] = {"stalled": str(exc)}
+        except RuntimeError as exc:
+            tables.append(f"{name}: failed: {exc}")
+            session.content[name], status = {"failed": str(exc)}, 1
     print("\n" + "\n\n".join(tables))
     if not session.is_quick:
         path = report.write("-".join(session.arguments.names) or "all", session.content)
         print(f"\nwritten: {path}")
-        if "growth" in session.content:
-            print(f"to draw it: python -m bench plot {path.relative_to(ROOT)}")
-    return 0
+    return status
 
 
 def _session() -> Session:

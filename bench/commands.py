@@ -12,7 +12,6 @@ from bench import (
     memory,
     metrics_cost,
     prefill,
-    redis_cost,
     relay,
     report,
     scenarios,
@@ -152,19 +151,6 @@ def _relay(session: Session) -> str:
     return f"{title}\n{relay.relay_table(results)}"
 
 
-def _redis_cost(session: Session) -> str:
-    if session.against is None:
-        costs = redis_cost.measured(rounds=1 if session.is_quick else 5)
-        session.content["redis_cost"] = costs
-        return f"redis_cost:\n{redis_cost.cost_table(costs)}"
-    inner_rounds = 1 if session.is_quick else 3
-    rounds = session.effort.rounds
-    found = versions.redis_cost(session.checkouts, rounds, inner_rounds, session.say)
-    results = versions.cost_medians(found)
-    session.content["redis_cost"] = {"medians": results, "rounds": found}
-    return f"redis_cost:\n{versions.cost_table(results)}"
-
-
 def _metrics(session: Session) -> str:
     rounds = 1 if session.is_quick else max(session.effort.rounds, 7)
     cost = metrics_cost.run(rounds, session.say)
@@ -232,7 +218,6 @@ COMMANDS: dict[str, Callable[[Session], str]] = {
     "prefill": _prefill,
     "growth": partial(_side_by_side, "growth", report.OF_TOKENS),
     "relay": _relay,
-    "redis_cost": _redis_cost,
     "replicas": _replicas,
     "loading": _loading,
     "churn": _churn,

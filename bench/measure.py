@@ -93,7 +93,7 @@ def numbers(
     }
     num_tokens = sum(stream.completion_tokens for stream in streams)
     wall_s = max(s.ended_at for s in streams) - min(s.sent_at for s in streams)
-    ttft = [s.chunk_at[0] - s.sent_at for s in streams]
+    ttft = [ttft_s(stream) for stream in streams]
     gaps: list[float] = []
     token_gaps: list[float] = []
     for stream in streams:
@@ -120,6 +120,13 @@ def numbers(
         load_cpu_s_per_1k=1000 * result.load_cpu_s / num_tokens,
         other_cores=(result.machine_cpu_s - sum(used.values()) - result.load_cpu_s) / wall_s,
     )
+
+
+def ttft_s(stream: Stream) -> float:
+    """Raises RuntimeError for a stream without text, which has no first token."""
+    if not stream.chunk_at:
+        raise RuntimeError(f"a stream of {stream.completion_tokens} tokens has no text")
+    return stream.chunk_at[0] - stream.sent_at
 
 
 def quantile(values: Sequence[float], q: float) -> float:

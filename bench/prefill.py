@@ -37,6 +37,8 @@ class PrefillNumbers(Struct, kw_only=True):
     longest_ms: float
     p99_over_median: float
     """Both while it was read."""
+    p99_over_before: float
+    """The median before it came: stricter, since reading makes every step longer."""
     ttft_ms: float
     """Of the request with the long prompt."""
     prompt_tokens: float
@@ -83,22 +85,25 @@ def _late_body(model: ServedModel, server: Server) -> msgspec.Raw:
 
 
 def prefill_numbers(result: LoadResult) -> PrefillNumbers:
-    """Raises RuntimeError when the running streams ended before the prompt was read."""
+    """Raises RuntimeError when the running streams ended before the prompt was read, or when no
+    text follows it."""
     late = result.late
     assert late is not None, "the plan has a late request"
-    read_from, read_to = late.sent_at, late.chunk_at[0]
+    read_from, read_to = late.sent_at, late.sent_at + measure.ttft_s(late)
     before = [b - a for a, b in _gaps(result.streams) if b <= read_from]
     # A gap that began before the prompt came, or ends after it was read, was caused by it, too.
     during = [b - a for a, b in _gaps(result.streams) if b > read_from and a < read_to]
     if not during:
         raise RuntimeError("no stream ran while the long prompt was read")
     p50, p99 = quantile(during, 0.5), quantile(during, 0.99)
+    before_p50 = quantile(before, 0.5)
     return PrefillNumbers(
-        before_p50_ms=1000 * quantile(before, 0.5),
+        before_p50_ms=1000 * before_p50,
         p50_ms=1000 * p50,
         p99_ms=1000 * p99,
         longest_ms=1000 * max(during),
         p99_over_median=p99 / p50 if p50 else math.inf,
+        p99_over_before=p99 / before_p50 if before_p50 else math.inf,
         ttft_ms=1000 * (read_to - read_from),
         prompt_tokens=late.prompt_tokens,
     )
@@ -114,7 +119,9 @@ def medians(found: Found) -> dict[str, PrefillNumbers | None]:
 
 
 def prefill_table(results: Mapping[str, PrefillNumbers | None]) -> str:
-    rows = [["server", "", "ITL before", "while read p50", "p99", "longest", "p99/p50"]]
+    rows = [
+        ["server", "", "ITL before", "while read p50", "p99", "longest", "p99/p50", "p99/before"]
+    ]
     rows[0] += ["TTFT of the long one", "its tokens"]
     for name, numbers in results.items():
         if numbers is None:
@@ -122,6 +129,7 @@ def prefill_table(results: Mapping[str, PrefillNumbers | None]) -> str:
             continue
         times = (numbers.before_p50_ms, numbers.p50_ms, numbers.p99_ms, numbers.longest_ms)
         cells = [f"{time_ms:,.1f}" for time_ms in times]
-        cells += [f"{numbers.p99_over_median:.1f}", f"{numbers.ttft_ms:,.0f}"]
-        rows.append([name, "", *cells, f"{numbers.prompt_tokens:,.0f}"])
+        cells += [f"{numbers.p99_over_median:.1f}", f"{numbers.p99_over_before:.1f}"]
+        cells += [f"{numbers.ttft_ms:,.0f}", f"{numbers.prompt_tokens:,.0f}"]
+        rows.append([name, "", *cells])
     return table(rows)

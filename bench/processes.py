@@ -117,6 +117,7 @@ def machine_facts() -> dict[str, object]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": " ".join(["python", *sys.orig_argv[1:]]),
         # A copy of the tree without git's folder is told where it comes from.
         "commit": os.environ.get("LLMIS_COMMIT") or _git("rev-parse", "HEAD"),

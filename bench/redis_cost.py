@@ -43,39 +43,34 @@ _REPLICAS = (1, 10, 100)
 
 
 def main() -> int:
-    content = {"machine": machine_facts(), **measured(_ROUNDS)}
-    print(cost_table(content))
-    if "--quick" not in sys.argv:
-        print(f"written: {report.write('redis-cost', content)}")
-    return 0
-
-
-def measured(rounds: int) -> dict[str, Any]:
-    """Microseconds of all of it, each the median of so many rounds of a second."""
     with (
         tempfile.TemporaryDirectory() as folder,
         server(Path(folder), "--appendonly", "yes") as (path, pid),
     ):
         client = redis.Redis(unix_socket_path=path)
-        clock = _Clock(pid, rounds)
-        return {
+        clock = _Clock(pid)
+        content = {
+            "machine": machine_facts(),
             "life_us": clock.us_a_call(_life(client)),
             "token_us": _tokens(client, path, clock),
             "role_us": _roles(client, path, clock),
             "beat_us": _beats(client, clock),
         }
+    _print(content)
+    if "--quick" not in sys.argv:
+        print(f"written: {report.write('redis-cost', content)}")
+    return 0
 
 
 class _Clock:
     """CPU time of the server, from rounds long enough for the ticks that it is counted in."""
 
-    def __init__(self, pid: int, rounds: int) -> None:
-        self._rounds = rounds
+    def __init__(self, pid: int) -> None:
         self._process = psutil.Process(pid)
 
     def us_a_call(self, call: Callable[[], object]) -> float:
         """Median of the rounds, in microseconds."""
-        return round(statistics.median(self._round(call) for _ in range(self._rounds)), 1)
+        return round(statistics.median(self._round(call) for _ in range(_ROUNDS)), 1)
 
     def _round(self, call: Callable[[], object]) -> float:
         num_calls, before = 0, self._cpu_s()
@@ -240,14 +235,15 @@ def fleet_rows(content: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def cost_table(content: dict[str, Any]) -> str:
+def _print(content: dict[str, Any]) -> None:
     rows = [["what", "", "CPU us", "a second of one core"]]
     rows.append(["request", "its life without tokens", *_cells(content["life_us"])])
     rows += [["token", name, *_cells(us)] for name, us in content["token_us"].items()]
     rows += [["token, 64 jobs", name, *_cells(us)] for name, us in content["role_us"].items()]
     rows += [["beat", name, *_cells(us)] for name, us in content["beat_us"].items()]
+    print(report.table(rows))
     titles = ["service", "requests/s", "tokens/s", "web processes", "of one Redis"]
-    return f"{report.table(rows)}\n\n{report.table([titles, *fleet_rows(content)])}"
+    print("\n" + report.table([titles, *fleet_rows(content)]))
 
 
 def _cells(us: float) -> tuple[str, str]:

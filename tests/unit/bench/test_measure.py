@@ -1,5 +1,6 @@
 """From a load to its numbers."""
 
+import msgspec
 import pytest
 
 from bench import measure
@@ -36,6 +37,12 @@ def test_cpu_time_of_a_request_is_that_of_its_tokens() -> None:
 def test_requests_of_one_token_have_no_gaps() -> None:
     found = measure.numbers(result(stream(0.0, 0.1)), _one_token)
     assert (found.itl_p50_ms, found.itl_token_p99_ms) == (0.0, 0.0)
+
+
+def test_a_stream_without_text_is_an_error_of_the_benchmark() -> None:
+    without = msgspec.structs.replace(stream(0.0, 0.1), chunk_at=[], chunk_texts=[])
+    with pytest.raises(RuntimeError, match="a stream of 1 tokens has no text"):
+        measure.numbers(result(without), _one_token)
 
 
 def test_the_last_of_a_burst_is_the_median_over_the_bursts() -> None:

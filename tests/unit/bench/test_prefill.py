@@ -16,6 +16,7 @@ def test_gaps_before_and_while_the_prompt_is_read() -> None:
     assert found.p50_ms == pytest.approx(500), "of 0.1, 0.5, 0.5 and 2.0 s"
     assert found.longest_ms == found.p99_ms == pytest.approx(2000), "it ends after the first token"
     assert found.p99_over_median == pytest.approx(4)
+    assert found.p99_over_before == pytest.approx(20)
     assert found.ttft_ms == pytest.approx(2950)
     assert found.prompt_tokens == 4000
 
@@ -31,6 +32,6 @@ def test_a_server_that_stalled_is_named() -> None:
     assert results == {"llmis": found, "llama.cpp": None}
     ours, theirs = prefill.prefill_table(results).splitlines()[1:]
     assert ours.split() == [
-        *("llmis", "100.0", "500.0", "2,000.0", "2,000.0", "4.0", "2,950", "4,000")
+        *("llmis", "100.0", "500.0", "2,000.0", "2,000.0", "4.0", "20.0", "2,950", "4,000")
     ]
     assert theirs.split() == ["llama.cpp", "stalled"]

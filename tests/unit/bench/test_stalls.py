@@ -159,19 +159,30 @@ def test_the_median_is_of_the_rounds_that_ended() -> None:
     assert measure.whole_medians([None]) is None
 
 
-def test_a_benchmark_that_stalls_does_not_take_the_others_with_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "said", "status"),
+    [
+        (Stalled("llama-server was not ready after 120 s"), "stalled: llama-server was not", 0),
+        (RuntimeError("wrong answer of llmis after '1'"), "failed: wrong answer of llmis", 1),
+    ],
+)
+def test_a_benchmark_that_ends_early_does_not_take_the_others_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    said: str,
+    status: int,
 ) -> None:
-    def stalls(*_: object) -> str:
-        raise Stalled("llama-server was not ready after 120 s")
+    def ends(*_: object) -> str:
+        raise error
 
-    monkeypatch.setattr(main, "COMMANDS", {"loading": stalls, "memory": lambda _: "memory: 1 KiB"})
+    monkeypatch.setattr(main, "COMMANDS", {"loading": ends, "memory": lambda _: "memory: 1 KiB"})
     monkeypatch.setattr(sys, "argv", ["bench", "loading", "memory", "--quick"])
     monkeypatch.setattr(main.signal, "signal", lambda *_: None)
-    assert main.main() == 0
-    said = capsys.readouterr().out
-    assert "loading: stalled: llama-server was not ready after 120 s" in said
-    assert "memory: 1 KiB" in said
+    assert main.main() == status
+    output = capsys.readouterr().out
+    assert f"loading: {said}" in output
+    assert "memory: 1 KiB" in output
 
 
 def test_the_streams_of_a_fault_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:

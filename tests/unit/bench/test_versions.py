@@ -1,4 +1,4 @@
-"""Relay and Redis of two versions."""
+"""The relay of two versions."""
 
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,6 @@ def _relay_numbers(tokens_per_cpu_s: float) -> RelayNumbers:
     return RelayNumbers(**{**fields, "tokens_per_cpu_s": tokens_per_cpu_s})
 
 
-def _costs(request: float, token: float) -> dict[str, Any]:
-    return {
-        "life_us": request,
-        "token_us": {"8 jobs, 1 web": token},
-        "role_us": {},
-        "beat_us": {"record": 80.0},
-    }
-
-
 def test_the_relays_take_turns_and_their_medians_are_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -43,26 +34,4 @@ def test_the_relays_take_turns_and_their_medians_are_compared(
     assert turns == ["llmis", "ff9b9a9"] * 3
     assert found["llmis"][64][0].tokens_per_cpu_s == 200.0
     ratios = versions.relay_table(found).splitlines()[-1].split()
-    assert ratios == ["llmis", "/", "ff9b9a9", *["1.00"] * 4, "2.00", "0.50"]
-
-
-def test_costs_of_redis_are_compared_where_both_versions_have_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    of_version = {"llmis": _costs(200.0, 4.0), "ff9b9a9": _costs(400.0, 5.0)}
-    of_version["llmis"]["token_us"]["new"] = 1.0
-
-    def run(self: Checkout, script: str, *arguments: str, limit_s: float) -> bytes:
-        Path(arguments[1]).write_bytes(msgspec.json.encode(of_version[self.label]))
-        return b""
-
-    monkeypatch.setattr(Checkout, "run", run)
-    found = versions.redis_cost(_CHECKOUTS, 2, 3, lambda _: None)
-    costs = versions.cost_medians(found)
-    assert costs["ff9b9a9"]["request"] == 400.0
-    rows = [line.split() for line in versions.cost_table(costs).splitlines()[1:]]
-    assert rows == [
-        ["request", "200.00", "400.00", "0.50"],
-        ["token:", "8", "jobs,", "1", "web", "4.00", "5.00", "0.80"],
-        ["beat:", "record", "80.00", "80.00", "1.00"],
-    ]
+    assert ratios == ["llmis", "/", "ff9b9a9", *["1.00"] * 5, "2.00", "0.50"]
