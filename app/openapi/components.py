@@ -2,9 +2,11 @@
 
 import ast
 import inspect
+import sys
 from collections.abc import Iterable
 from functools import cache
 from itertools import pairwise
+from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
 import msgspec
@@ -53,7 +55,7 @@ def _describe(schema: dict[str, Any], struct: type[Struct]) -> None:
         schema["required"] = list(schema["properties"])
         for field in schema["properties"].values():
             field.pop("default", None)
-    for base in reversed(struct.__mro__):
+    for base in reversed([base for base in struct.__mro__ if issubclass(base, Struct)]):
         for name, text in _field_docs(base).items():
             if name in schema["properties"]:
                 schema["properties"][name].setdefault("description", text)
@@ -62,17 +64,25 @@ def _describe(schema: dict[str, Any], struct: type[Struct]) -> None:
 @cache
 def _field_docs(class_: type) -> dict[str, str]:
     """Read the docstrings under the fields of a class from its source: Python drops them."""
-    try:
-        tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(class_)))
-    except (OSError, TypeError):
-        return {}  # the class has no source: made at run time, or built in
-    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    module = sys.modules.get(class_.__module__)
+    body = _class_bodies(module).get(class_.__qualname__, []) if module else []
     docs = {}
     for statement, after in pairwise(body):
         match statement, after:
             case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(text))):
                 docs[name] = inspect.cleandoc(text)
     return docs
+
+
+@cache
+def _class_bodies(module: ModuleType) -> dict[str, list[ast.stmt]]:
+    """The statements of the classes at the top of a module, by name. `inspect.getsource` would
+    parse the module anew for each class."""
+    try:
+        tree = ast.parse(inspect.getsource(module))
+    except (OSError, TypeError):
+        return {}  # the module has no source: it is built in
+    return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _for_javascript(schema: Any) -> Any:

@@ -37,7 +37,8 @@ class GenerateRequest(Request):  # type: ignore[misc]
 
     def on_failure(self, exc_info: Any, *arguments: Any, **options: Any) -> Any:
         """The task has raised. For Flower, one that was stopped is no success."""
-        if isinstance(exc_info.exception, Ignore):
+        raised = exc_info.exception
+        if isinstance(getattr(raised, "exc", raised), Ignore):  # the pool has wrapped it
             self.send_event("task-revoked", terminated=True, signum="CANCEL", expired=False)
         return super().on_failure(exc_info, *arguments, **options)
 
