@@ -46,6 +46,7 @@ _BLIND_S = 3.0
 _ROTATION_S = 2.0
 _FAILED_RETRY_S = 60.0
 """After a model was given up, no request loads it again for this long."""
+_VERSIONS = {"llmis": VERSION, "python": platform.python_version(), "celery": version("celery")}
 
 
 class Agent:
@@ -213,11 +214,7 @@ class Agent:
         return NodeRecord(
             id=self.node,
             pid=os.getpid(),
-            versions={
-                "llmis": VERSION,
-                "python": platform.python_version(),
-                "celery": version("celery"),
-            },
+            versions=_VERSIONS,
             started_at=self._started_at,
             clock_ahead_s=round(clock.host_ahead_s, 2),
             cpus=os.cpu_count() or 1,
