@@ -28,6 +28,9 @@ from worker.replica.threads import daemon_thread
 from worker.sequence import Sequence, StepResult
 
 _log = logging.getLogger(__name__)
+_SHORT_PROMPT = 256
+"""Tokens. The engine reads up to so many in its first step, mostly, so that the start of such a job
+is published together with its first token."""
 _NEWEST_WEIGHT = 0.1
 """Of the latest job, in the moving mean of the time that jobs hold slots."""
 
@@ -47,6 +50,8 @@ class EngineLoop:
         self._attempts: dict[str, Attempt] = {}
         self._waiting: deque[Sequence] = deque()
         """Sequences without a slot yet, in the order of their jobs."""
+        self._begun: list[AttemptEvent] = []
+        """The starts of jobs that are still to be emitted, before all else."""
         self._thread = daemon_thread("engine-loop", self._run)
         self.is_wedged = False
         """The loop itself died: the process cannot serve any more."""
@@ -165,7 +170,13 @@ class EngineLoop:
                 attempt.started_at = time.monotonic()
                 attempt.queue_s = clock.age_s(attempt.job.created_at)
                 attempt.prompt_tokens = num_prompt_tokens(attempt)
-                self._emit([(attempt, JobStarted(attempt.prompt_tokens))])
+                self._begun.append((attempt, JobStarted(attempt.prompt_tokens)))
+        if any(attempt.prompt_tokens > _SHORT_PROMPT for attempt, _ in self._begun):
+            self._emit(self._take_begun())
+
+    def _take_begun(self) -> list[AttemptEvent]:
+        begun, self._begun = self._begun, []
+        return begun
 
     def _step(self) -> list[StepResult]:
         try:
@@ -180,8 +191,8 @@ class EngineLoop:
             return []
 
     def _route(self, results: list[StepResult]) -> None:
-        events: list[AttemptEvent] = []
-        is_urgent = False
+        events = self._take_begun()
+        is_urgent = bool(events)
         for result in results:
             attempt = self._attempts.get(result.key[0])
             if attempt is None:
@@ -244,7 +255,7 @@ class EngineLoop:
                 attempt.outcome = end.error.code or end.error.type
             else:
                 attempt.outcome = end.reason
-            self._emit([(attempt, end)])
+            self._emit([*self._take_begun(), (attempt, end)])
 
     def _weigh_slot_time(self, attempt: Attempt) -> None:
         """Add an ended job to the mean. One with more sequences than slots held all slots."""

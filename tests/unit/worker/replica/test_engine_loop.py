@@ -9,7 +9,7 @@ from shared.errors import EngineError, InvalidRequest, RequestCancelled
 from tests.support.loop_sink import Sink, make_run
 from tests.support.scripted_engine import ScriptedEngine
 from worker.engines.base import EngineFatal
-from worker.replica.attempt import JobDropped, JobEnded, JobStarted
+from worker.replica.attempt import AttemptEvent, JobDropped, JobEnded, JobStarted
 from worker.replica.engine_loop import EngineLoop
 from worker.sequence import StepResult
 
@@ -34,6 +34,36 @@ def test_a_job_starts_streams_and_ends_with_its_count() -> None:
     assert isinstance(items[-1], JobEnded)
     assert (items[-1].usage.prompt_tokens, items[-1].usage.completion_tokens) == (3, 3)
     assert run.outcome == "finished"
+
+
+@pytest.mark.parametrize(
+    ("num_prompt_tokens", "first"), [(256, [JobStarted, StepResult]), (257, [JobStarted])]
+)
+def test_the_start_of_a_short_prompt_is_published_with_its_first_token(
+    num_prompt_tokens: int, first: list[type]
+) -> None:
+    emissions: list[list[AttemptEvent]] = []
+    sink = Sink()
+
+    def emit(events: list[AttemptEvent], *, is_urgent: bool = True) -> None:
+        emissions.append(events)
+        sink.emit(events, is_urgent=is_urgent)
+
+    loop = EngineLoop(ScriptedEngine(1, ["a", "b"]), emit)
+    loop.submit(make_run("j", prompt=[1] * num_prompt_tokens))
+    loop.start()
+    sink.wait_for_ends(1)
+    loop.stop()
+    assert [type(item) for _, item in emissions[0]] == first
+
+
+def test_a_job_whose_first_step_fails_has_started() -> None:
+    engine = ScriptedEngine(1, [EngineError("broken")])
+    with _loop(engine) as (loop, sink):
+        loop.submit(make_run("j"))
+        loop.start()
+        sink.wait_for_ends(1)
+    assert [type(item) for item in sink.of("j")] == [JobStarted, JobDropped]
 
 
 def test_only_further_tokens_may_wait_for_the_publisher() -> None:
