@@ -19,10 +19,10 @@ _EVENTS_S = 15.0
 
 
 class TaskEvents(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Stops the task events when no listener has given a sign for a while.
+    """Sends task events while there is a listener, and stops when none gave a sign for a while.
 
-    A worker that starts or reconnects sends them at first: a listener that is there already misses
-    none.
+    A worker that starts or reconnects sends them at once if a listener's queue is bound to the
+    exchange of events: that listener misses none.
     """
 
     requires = ("celery.worker.consumer.events:Events",)
@@ -32,7 +32,11 @@ class TaskEvents(bootsteps.StartStopStep):  # type: ignore[misc]
         self._timer: Any = None
 
     def start(self, consumer: Any) -> None:
-        self.keep_on(consumer)
+        events = consumer.event_dispatcher
+        if events.producer.channel.get_table(events.exchange.name):
+            self.keep_on(consumer)
+        else:
+            self._turn_off(consumer)
 
     def stop(self, consumer: Any) -> None:
         if self._timer is not None:

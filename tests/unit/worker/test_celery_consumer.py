@@ -42,14 +42,18 @@ class _Entry:
 
 
 @pytest.fixture
-def consumer(redis_socket: str) -> Iterator[Any]:
-    """A started consumer, of which only the events and the timer are there."""
-    app = Celery("test", broker=f"redis+socket://{redis_socket}")
-    with app.connection() as connection, app.events.Dispatcher(connection) as dispatcher:
-        consumer = SimpleNamespace(timer=_Timer(), event_dispatcher=dispatcher)
-        TaskEvents(consumer).start(consumer)
+def celery_app(redis_socket: str) -> Iterator[Celery]:
+    with Celery("test", broker=f"redis+socket://{redis_socket}") as app:
+        yield app
+
+
+@pytest.fixture
+def consumer(celery_app: Celery) -> Iterator[Any]:
+    """A consumer, of which only the events and the timer are there."""
+    with celery_app.connection() as connection, celery_app.events.Dispatcher(connection) as events:
+        consumer = SimpleNamespace(timer=_Timer(), event_dispatcher=events)
+        TaskEvents(consumer)
         yield consumer
-    app.close()
 
 
 @pytest.fixture
@@ -75,25 +79,36 @@ _ALL = ["task.started", "worker.heartbeat"]
 _OF_THE_WORKER = ["worker.heartbeat"]
 
 
-def test_a_worker_that_starts_sends_task_events_at_first(sent: Callable[[], list[str]]) -> None:
+def test_a_worker_that_starts_without_a_listener_sends_no_task_events(
+    consumer: Any, sent: Callable[[], list[str]]
+) -> None:
+    consumer.task_events.start(consumer)
+    assert sent() == _OF_THE_WORKER
+
+
+def test_a_listener_that_was_there_first_misses_no_task_event(
+    consumer: Any, celery_app: Celery, sent: Callable[[], list[str]]
+) -> None:
+    with celery_app.connection() as connection:
+        receiver = celery_app.events.Receiver(connection)
+        with receiver.consumer_context():
+            consumer.task_events.start(consumer)
     assert sent() == _ALL
 
 
-def test_task_events_end_without_a_listener(consumer: Any, sent: Callable[[], list[str]]) -> None:
+@pytest.mark.parametrize("command", [enable_events, heartbeat])
+def test_task_events_go_on_until_a_listener_has_given_no_sign(
+    consumer: Any, sent: Callable[[], list[str]], command: Callable[[Any], Any]
+) -> None:
+    consumer.task_events.start(consumer)
+    command(SimpleNamespace(consumer=consumer))
+    assert sent() == _ALL
     consumer.timer.pass_all()
     assert sent() == _OF_THE_WORKER
 
 
-@pytest.mark.parametrize("command", [enable_events, heartbeat])
-def test_a_listener_that_comes_gets_task_events(
-    consumer: Any, sent: Callable[[], list[str]], command: Callable[[Any], Any]
-) -> None:
-    consumer.timer.pass_all()
-    command(SimpleNamespace(consumer=consumer))
-    assert sent() == _ALL
-
-
 def test_each_sign_of_a_listener_begins_the_time_anew(consumer: Any) -> None:
+    enable_events(SimpleNamespace(consumer=consumer))
     (first,) = consumer.timer.due
     enable_events(SimpleNamespace(consumer=consumer))
     (second,) = consumer.timer.due
@@ -101,6 +116,7 @@ def test_each_sign_of_a_listener_begins_the_time_anew(consumer: Any) -> None:
 
 
 def test_a_worker_that_stops_leaves_no_timer(consumer: Any) -> None:
+    enable_events(SimpleNamespace(consumer=consumer))
     consumer.task_events.stop(consumer)
     assert consumer.timer.due == []
 
