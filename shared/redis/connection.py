@@ -7,6 +7,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from shared.errors import SettingsError
+from shared.redis.client import Client, ConnectionPool
 from shared.redis.oom_writes import AtOomClient
 from shared.settings.fields import Settings
 
@@ -30,7 +31,7 @@ def connect(
     retry covers a connection that died while it lay in the pool; longer outages are for the
     caller to handle.
     """
-    pool = redis.BlockingConnectionPool.from_url(
+    pool = ConnectionPool.from_url(
         settings.redis_url,
         max_connections=max_connections,
         timeout=settings.redis_timeout_s,
@@ -41,7 +42,7 @@ def connect(
         retry=Retry(NoBackoff(), 1),
         **options,
     )
-    return AtOomClient(connection_pool=pool) if at_oom else redis.Redis(connection_pool=pool)
+    return AtOomClient(connection_pool=pool) if at_oom else Client(connection_pool=pool)
 
 
 def check_server(client: "redis.Redis") -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import redis
 
+from shared.redis.client import Client
+
 ALLOW_OOM = "#!lua flags=allow-oom\n"
 """The first line of a script that runs on a full Redis."""
 _WRITE_AT_OOM = ALLOW_OOM + "return redis.call(ARGV[1], KEYS[1], unpack(ARGV, 2))"
@@ -27,11 +29,11 @@ class AtOomPipeline(redis.client.Pipeline):
         return super().execute_command(*_at_oom(words), **options)  # type: ignore[no-untyped-call]
 
 
-class AtOomClient(redis.Redis):
+class AtOomClient(Client):
     """A client whose writes pass on a full Redis."""
 
     def execute_command(self, *words: Any, **options: Any) -> Any:
-        return super().execute_command(*_at_oom(words), **options)  # type: ignore[no-untyped-call]
+        return super().execute_command(*_at_oom(words), **options)
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> AtOomPipeline:
         return AtOomPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
