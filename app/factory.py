@@ -23,11 +23,14 @@ from shared import logs
 from shared.celery_app import app as celery_app
 from shared.clock import clock
 from shared.denylist.file import denylist_of
-from shared.redis.connection import check_server, connect
+from shared.redis.connection import check_server, connect_warm
 from shared.redis.retry import retry_forever
 from shared.registry.directory import Directory
 from shared.settings.fields import Settings
 from shared.settings.load import load as load_settings
+
+_CONNECTIONS = 9
+"""To Redis: one that the hub listens on, the others for the requests and the beat."""
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -67,8 +70,8 @@ def register_routes(app: Flask) -> None:
 
 def _services(settings: Settings) -> Services:
     denylist = denylist_of(settings)
-    client = connect(settings)
     # Wait instead of failing: the first web process that fails to start ends gunicorn.
+    client = retry_forever(lambda: connect_warm(settings, _CONNECTIONS), "the start")
     retry_forever(lambda: check_server(client), "the start")
     retry_forever(lambda: clock.measure(client), "the start")
     hub = Hub(client)

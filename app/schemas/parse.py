@@ -7,7 +7,7 @@ import msgspec
 
 from shared.errors import InvalidRequest
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 _SHOWN_CHARS = 100
 
 
@@ -33,8 +33,8 @@ def convert(raw: Any, shape: type[T]) -> T:
     """
     if not isinstance(raw, dict):
         raise InvalidRequest("The body must be a JSON object.")
-    known = {field.encode_name for field in msgspec.structs.fields(shape)}  # type: ignore[arg-type]
-    for name in raw.keys() - known:
+    # Of the class: `msgspec.structs.fields` would evaluate all annotations once more.
+    for name in raw.keys() - shape.__struct_encode_fields__:
         _check_unknown(name, raw[name])
     try:
         # JSON object keys are strings: str_keys reads the token ids of logit_bias from them.

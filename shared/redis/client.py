@@ -14,6 +14,17 @@ class ConnectionPool(redis.BlockingConnectionPool):
     """Hands connections out as they lie here. One that died meanwhile is found by its next command,
     which redis-py and `Client` repeat. None has an unread reply: redis-py closes such ones."""
 
+    def open(self) -> None:
+        """Open all connections, so that a burst of commands opens none. Raises redis.RedisError."""
+        taken = []
+        try:
+            for _ in range(self.max_connections):
+                taken.append(self.get_connection())
+                taken[-1].connect()
+        finally:
+            for connection in taken:
+                self.release(connection)
+
     def get_connection(self, *_: Any, **__: Any) -> Any:
         """Wait for a free connection. Its first command opens it, if it is closed. Raises
         redis.ConnectionError."""

@@ -45,6 +45,16 @@ def connect(
     return AtOomClient(connection_pool=pool) if at_oom else Client(connection_pool=pool)
 
 
+def connect_warm(settings: Settings, num_connections: int) -> "redis.Redis":
+    """Return a client whose connections are all open, for a process with many callers at once.
+    They take turns: Redis runs one command at a time, so more connections are no faster. Raises
+    redis.RedisError."""
+    client = connect(settings, max_connections=num_connections)
+    assert isinstance(client.connection_pool, ConnectionPool)
+    client.connection_pool.open()
+    return client
+
+
 def check_server(client: "redis.Redis") -> None:
     """Refuse a server that lacks what is needed: scripts with flags, SET with NX and GET. Raises
     SettingsError, redis.RedisError."""
