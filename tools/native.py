@@ -7,7 +7,6 @@ stands for the version and the processor, so that a wheel never meets another pr
 """
 
 import hashlib
-import math
 import os
 import platform
 import re
@@ -21,13 +20,11 @@ _WHEELS = _ROOT / "var" / "wheels"
 _CPUINFO = Path("/proc/cpuinfo")
 _PIN = re.compile(r"^xllamacpp==(\S+)", re.MULTILINE)
 _PROGRAMS = ("cmake", "c++")
-_CMAKE_ARGS = "-DLLAMA_LLGUIDANCE=OFF -DLLAMA_BUILD_BORINGSSL=OFF"
-"""Parts of llama.cpp's own server, which llmis does not use. They would need Rust and Go."""
-_MACROS = "__clang__ __GNUC__ __GNUC_MINOR__"
-_NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-_GCC_WITH_AMX = {11: 5, 12: 4, 13: 3}
-"""The minor version of each GCC from which on it keeps the whole configuration of a tile (its bug
-114098). What an older one compiles for AMX ends with an illegal instruction."""
+_CMAKE_ARGS = (
+    # Parts of llama.cpp's own server, which llmis does not use. They would need Rust and Go.
+    "-DLLAMA_LLGUIDANCE=OFF -DLLAMA_BUILD_BORINGSSL=OFF "
+    f'"-DCMAKE_CXX_FLAGS=-include {_ROOT}/tools/amx_tile_config.h"'
+)
 _CHECK = ("-m", "tools.native_check")
 
 
@@ -52,20 +49,6 @@ def built_wheel(folder: Path) -> Path | None:
     return next(iter(folder.glob("xllamacpp-*.whl")), None)
 
 
-def cmake_args(compiler: str) -> str:
-    """The options of the build. `compiler`: what the preprocessor makes of `_MACROS`."""
-    clang, major, minor = compiler.split()
-    first_minor = _GCC_WITH_AMX.get(int(major), 0 if int(major) > max(_GCC_WITH_AMX) else math.inf)
-    if clang == _MACROS.split()[0] and int(minor) < first_minor:
-        return f'{_CMAKE_ARGS} "-DCMAKE_C_FLAGS={_NO_AMX}" "-DCMAKE_CXX_FLAGS={_NO_AMX}"'
-    return _CMAKE_ARGS
-
-
-def _compiler() -> str:
-    command = ["c++", "-E", "-P", "-x", "c++", "-"]
-    return subprocess.run(command, input=_MACROS, capture_output=True, text=True).stdout
-
-
 def build(folder: Path, version: str) -> Path:
     """Build the wheel; return its path. Takes minutes. Raises NativeError."""
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
@@ -88,7 +71,7 @@ def build(folder: Path, version: str) -> Path:
         )
         status = subprocess.run(
             [*_pip("wheel"), *options, f"xllamacpp=={version}"],
-            env={**os.environ, "CMAKE_ARGS": cmake_args(_compiler())},
+            env={**os.environ, "CMAKE_ARGS": _CMAKE_ARGS},
             stdout=log,
             stderr=log,
         ).returncode
