@@ -4,15 +4,25 @@ redis-py reports each command to OpenTelemetry, and asks the system whether the 
 leaves the pool is open. That is half of the CPU time of a command, and three quarters under gevent.
 """
 
-from queue import Empty
+import os
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import redis
 
 
 class ConnectionPool(redis.BlockingConnectionPool):
-    """Hands connections out as they lie here. One that died meanwhile is found by its next command,
-    which redis-py and `Client` repeat. None has an unread reply: redis-py closes such ones."""
+    """Hands connections out in turn, as they lie here. One that died meanwhile is found by its next
+    command, which redis-py and `Client` repeat. None has an unread reply: redis-py closes such
+    ones. For threads and greenlets."""
+
+    pool: "SimpleQueue[Any]"
+
+    def reset(self) -> None:
+        """Begin without connections: at the start, and in the child after a fork."""
+        self._connections: list[Any] = []
+        self.pool = SimpleQueue()
+        self.pid = os.getpid()  # last: see redis-py
 
     def open(self) -> None:
         """Open all connections, so that a burst of commands opens none. Raises redis.RedisError."""
@@ -28,19 +38,25 @@ class ConnectionPool(redis.BlockingConnectionPool):
     def get_connection(self, *_: Any, **__: Any) -> Any:
         """Wait for a free connection. Its first command opens it, if it is closed. Raises
         redis.ConnectionError."""
-        self._checkpid()  # a process that has forked begins with new connections
+        self._checkpid()
         try:
-            connection = self.pool.get(timeout=self.timeout)
+            return self.pool.get_nowait()
+        except Empty:
+            pass
+        with self._lock:
+            if len(self._connections) < self.max_connections:
+                return self.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            return self.pool.get(timeout=self.timeout)
         except Empty:
             raise redis.ConnectionError("No connection available.") from None
-        return connection or self.make_connection()  # type: ignore[no-untyped-call]
 
     def release(self, connection: Any) -> None:
         self._checkpid()
-        if not self.owns_connection(connection):
+        if self.owns_connection(connection):
+            self.pool.put(connection)
+        else:
             connection.disconnect()
-            connection = None  # a new one is made in its place
-        self.pool.put_nowait(connection)
 
 
 class Client(redis.Redis):

@@ -29,7 +29,7 @@ class ScriptConnection:
         try:
             return self._ask_connected(command)
         except redis.exceptions.NoScriptError:
-            self._ask(_packed("SCRIPT", "LOAD", self._script.script))
+            self._ask(_packed("SCRIPT", "LOAD", self._script.text))
         return self._ask(command)
 
     def _ask_connected(self, command: bytes) -> Any:

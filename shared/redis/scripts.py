@@ -4,6 +4,8 @@ Each script is one atomic change of the queue, a lease, a log or a counter. It m
 its caller hands in all keys. The comment at its top lists KEYS and ARGV.
 """
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,25 @@ def script_text(*parts: str) -> str:
     return "\n".join((_LUA / f"{part}.lua").read_text("utf-8") for part in parts)
 
 
-def load_script(client: "redis.Redis", *parts: str, at_oom: bool = True) -> Any:
-    """Register a script. With `at_oom` it also runs on a full Redis, else it is refused there
-    before its first write."""
-    return client.register_script((ALLOW_OOM if at_oom else _REFUSED_AT_OOM) + script_text(*parts))
+class Script:
+    """A script on the connections of a client. Redis gets its text when it does not know it."""
+
+    def __init__(self, client: "redis.Redis", text: str) -> None:
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        self._client = client
+
+    def __call__(self, keys: Sequence[Any] = (), args: Sequence[Any] = ()) -> Any:
+        """Run it; if the connection is lost, it may run twice. Raises redis.RedisError."""
+        words = ("EVALSHA", self.sha, len(keys), *keys, *args)
+        try:
+            return self._client.execute_command(*words)  # type: ignore[no-untyped-call]
+        except redis.exceptions.NoScriptError:
+            self._client.script_load(self.text)
+            return self._client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+
+def load_script(client: "redis.Redis", *parts: str, at_oom: bool = True) -> Script:
+    """With `at_oom` the script also runs on a full Redis, else it is refused there before its first
+    write."""
+    return Script(client, (ALLOW_OOM if at_oom else _REFUSED_AT_OOM) + script_text(*parts))

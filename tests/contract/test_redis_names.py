@@ -10,6 +10,7 @@ from shared import names
 from shared.queue.job_queue import JobQueue
 from shared.queue.lease import JobLeases
 from shared.redis.oom_writes import _at_oom
+from shared.redis.scripts import Script
 from shared.registry.running_operation import RunningOperation
 from shared.wire.operations import OperationKind
 from tests.contract.frozen_file import assert_frozen
@@ -59,17 +60,18 @@ def test_what_is_a_request_id() -> None:
 
 
 class _Recorder:
-    """In place of a client: keeps the texts of the scripts."""
+    """In place of a client: keeps the texts of the scripts that it is asked to run."""
 
     def __init__(self) -> None:
         self.scripts: list[str] = []
 
-    def register_script(self, text: str) -> None:
-        self.scripts.append(text)
-
     def eval(self, text: str, *_: Any) -> int:
         self.scripts.append(text)
         return 1
+
+
+def _texts(owner: Any) -> list[str]:
+    return [value.text for value in vars(owner).values() if isinstance(value, Script)]
 
 
 def _sha1(text: str) -> str:
@@ -83,18 +85,18 @@ def test_the_files_of_the_scripts() -> None:
 
 def test_the_scripts_as_the_server_knows_them() -> None:
     """With their first line, which says whether they run on a full Redis."""
-    queue, publisher, leases, operations, writes = (_Recorder() for _ in range(5))
-    JobQueue(queue, 60)  # type: ignore[arg-type]
-    Publisher(publisher, 1, 1.0)  # type: ignore[arg-type]
-    JobLeases(leases, "r", job_ttl_s=1, running_ttl_s=2)  # type: ignore[arg-type]
+    operations, writes = _Recorder(), _Recorder()
+    queue = JobQueue(operations, 60)  # type: ignore[arg-type]
+    publisher = Publisher(operations, 1, 1.0)  # type: ignore[arg-type]
+    leases = JobLeases(operations, "r", job_ttl_s=1, running_ttl_s=2)  # type: ignore[arg-type]
     operation = RunningOperation(operations, OperationKind.LOAD, "load-1", "m")  # type: ignore[arg-type]
     assert operation.remember(None)
     operation._free_lock()
     writes.scripts.append(_at_oom(("SET", "key", "value"))[1])
     found = {
-        "job queue": sorted(_sha1(text) for text in queue.scripts),
-        "append events": [_sha1(text) for text in publisher.scripts],
-        "leases": [_sha1(text) for text in leases.scripts],
+        "job queue": sorted(_sha1(text) for text in _texts(queue)),
+        "append events": [_sha1(text) for text in _texts(publisher._append)],
+        "leases": [_sha1(text) for text in _texts(leases)],
         "write on a full Redis": [_sha1(text) for text in writes.scripts],
         "remember a model, unlock": [_sha1(text) for text in operations.scripts],
     }

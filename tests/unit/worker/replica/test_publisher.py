@@ -211,13 +211,8 @@ def test_a_prompt_is_echoed_once_before_its_first_choice() -> None:
     assert [event.index for event in found] == [1, 0, 0, 2, 2, 0, 1, 2, 3]  # type: ignore[union-attr]
 
 
-class _Scripts:
-    def register_script(self, _script: str) -> None:
-        """Nothing is appended here."""
-
-
 def test_logs_that_are_large_and_read_at_once_do_not_stay_long() -> None:
-    publisher = Publisher(_Scripts(), job_ttl_s=600, request_timeout_s=10)  # type: ignore[arg-type]
+    publisher = Publisher(redis.Redis(), job_ttl_s=600, request_timeout_s=10)
     large = _run(echo=True, logprobs=1, prompt_logprobs=True)
     assert publisher._ttl_s(large.job) < 600
     assert publisher._ttl_s(_run(logprobs=1).job) == 600
