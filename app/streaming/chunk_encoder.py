@@ -14,7 +14,7 @@ DONE = object()
 """In place of a chunk, behind the last one: the answer is complete."""
 
 
-class EncodedChunk(Struct, frozen=True):
+class EncodedChunk(Struct, frozen=True, gc=False):
     event_id: EventId
     chunk: Any
     """An object, or its JSON (`msgspec.Raw`)."""
@@ -77,6 +77,13 @@ class ChunkEncoder:
 
     def of(self, events: list[Event]) -> list[EncodedChunk]:
         """The chunks of the next events, as `JobStream.read` returns them. There may be none."""
+        if len(events) == 1:
+            event = events[0]
+            if isinstance(event, Delta) and (
+                (text := self._formatter.text_chunk(event)) is not None
+            ):
+                self.position = EventId(self.position.job_id, event.seq + 2)
+                return [EncodedChunk(self.position, text)]
         chunks: list[Any] = []
         for event in events:
             text = self._formatter.text_chunk(event) if isinstance(event, Delta) else None
