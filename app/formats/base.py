@@ -1,7 +1,6 @@
 """What chat and text completions have in common: ids, usage, logprobs, closing chunks."""
 
 from abc import ABC, abstractmethod
-from os.path import commonprefix
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -92,8 +91,9 @@ class Formatter(ABC, Generic[ChunkT]):
     def _template(self, index: int) -> tuple[bytes, bytes]:
         # The first byte that differs is behind the quotation mark with which the text begins.
         shorter, longer = (_encode(self._chunk([self._text(index, text)])) for text in ("", "a"))
-        length = len(commonprefix([shorter, longer]))
-        return longer[: length - 1], longer[length + 2 :]
+        pairs = zip(shorter, longer, strict=False)
+        begin = next(i for i, (one, other) in enumerate(pairs) if one != other)
+        return longer[: begin - 1], longer[begin + 2 :]
 
     @abstractmethod
     def _text(self, index: int, text: str) -> Any:

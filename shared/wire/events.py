@@ -195,7 +195,7 @@ def _is_of_one_choice(events: list[Event]) -> TypeGuard[list[Delta]]:
     if not isinstance(first, Delta):
         return False
     index = first.index
-    return all([isinstance(event, Delta) and event.index == index for event in events])
+    return all(isinstance(event, Delta) and event.index == index for event in events)
 
 
 def join(events: list[Event]) -> list[Event]:
@@ -221,7 +221,7 @@ def _sum(deltas: list[Delta]) -> Delta:
     last = deltas[-1]
     text = "".join([delta.text for delta in deltas])
     token_ids = [token for delta in deltas for token in delta.token_ids]
-    if not any([d.reasoning or d.tool_calls or d.logprobs or d.filtered for d in deltas]):
+    if not any(d.reasoning or d.tool_calls or d.logprobs or d.filtered for d in deltas):
         # A fifth of the time of what follows, and most are such.
         return Delta(last.seq, last.attempt, last.index, text, token_ids, last.finish_reason)
     return msgspec.structs.replace(
