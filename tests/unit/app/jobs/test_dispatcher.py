@@ -130,19 +130,6 @@ class _Site:
 
         self.client.execute_command = once_bad  # type: ignore[method-assign]
 
-    def lose_admission(self, *, is_done: bool, error: type[Exception]) -> None:
-        """The next admission fails, done or not done."""
-        queue: Any = self.dispatcher.queue
-        good = queue._admit
-
-        def once_bad(**call: Any) -> Any:
-            queue._admit = good
-            if is_done:
-                good(**call)
-            raise error("lost")
-
-        queue._admit = once_bad
-
 
 @pytest.fixture
 def site(redis_socket: str) -> Iterator[_Site]:
@@ -269,7 +256,7 @@ def patient(redis_socket: str, site: _Site) -> Iterator[_Site]:
 def test_a_job_whose_admission_was_not_heard_of_is_queued_once(
     patient: _Site, key: IdempotencyKey | None, is_done: bool
 ) -> None:
-    patient.lose_admission(is_done=is_done, error=redis.ConnectionError)
+    patient.lose("EVALSHA", is_done=is_done, error=redis.ConnectionError)
     subscription = patient.submit(key=key)
     assert (subscription.job.id, subscription.is_first) == ("j", True)
     assert patient.queued() == ["j"]
@@ -290,14 +277,14 @@ def test_a_job_of_the_same_id_that_is_another_is_not_taken_for_it(
 def test_an_outage_that_lasts_is_an_error_and_leaves_no_stream(
     site: _Site, error: type[Exception]
 ) -> None:
-    site.lose_admission(is_done=False, error=error)
+    site.lose("EVALSHA", is_done=False, error=error)
     with pytest.raises(error):
         site.submit()
     assert site.hub.num_streams == 0
 
 
 def test_what_redis_refuses_is_not_tried_again(patient: _Site) -> None:
-    patient.lose_admission(is_done=False, error=redis.ResponseError)
+    patient.lose("EVALSHA", is_done=False, error=redis.ResponseError)
     with pytest.raises(redis.ResponseError):
         patient.submit()
 
