@@ -1,5 +1,8 @@
 """Makes the Flask application of one web process: its services, its middleware, its routes."""
 
+from collections.abc import Callable
+from typing import Any
+
 from flask import Flask
 
 from app import background
@@ -33,6 +36,13 @@ _CONNECTIONS = 9
 """To Redis: one that the hub listens on, the others for the requests and the beat."""
 
 
+class _App(Flask):
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Views and hooks are no coroutines here: Flask need not look at each of them, for every
+        request."""
+        return func
+
+
 def create_app(settings: Settings | None = None) -> Flask:
     """Build the application and connect it; waits for Redis. Raises SettingsError, and
     redis.RedisError when Redis rejects the connection."""
@@ -48,7 +58,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 def bare_app() -> Flask:
     """The application without services and routes. A path with `//` in it is unknown: a redirect
     would need the scheme and host by which a proxy's clients reach the service."""
-    app = Flask(__name__, static_folder="../static", template_folder="../templates")
+    app = _App(__name__, static_folder="../static", template_folder="../templates")
     app.url_map.merge_slashes = False
     return app
 

@@ -33,6 +33,9 @@ control_socket_disable = True
 # No header of a client may change the paths or the scheme that the application sees.
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
+# Nobody is trusted with them, so whose they are does not matter: gunicorn would parse the address
+# of each request's client.
+forwarded_allow_ips = "*"
 proc_name = "llmis-web"
 limit_request_line = 8190
 

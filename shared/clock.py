@@ -39,9 +39,11 @@ class Clock:
     def age_s(self, at: float) -> float:
         """Seconds since a time of this clock, never negative. Steps forward of Redis' clock that
         this process has seen since then do not count."""
-        now = self.now()
-        # Between the two ends of a step lie only times of a process that had not seen it yet.
-        return max(0.0, now - at - sum(step for after, step in self._steps if at < after))
+        age_s = self.now() - at
+        if self._steps:  # asked for each chunk: mostly there are none
+            # Between the two ends of a step lie only times of a process that had not seen it yet.
+            age_s -= sum(step for after, step in self._steps if at < after)
+        return max(0.0, age_s)
 
     def is_past(self, deadline_at: float, *, made_at: float) -> bool:
         """Whether the time from `made_at` to `deadline_at` is over."""

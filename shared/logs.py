@@ -112,6 +112,9 @@ def configure(process: str, level: str, *, with_prompts: bool = False) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     threading.excepthook = _log_thread_end
+    # No line has them, and looking for them takes longer than the line itself.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # as the documentation of `logging` has it: no search for the caller
     for name in _VERBOSE_LOGGERS:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     if with_prompts:

@@ -18,7 +18,7 @@ _FORM = re.compile(
 )
 
 
-class EventId(Struct, frozen=True):
+class EventId(Struct, frozen=True, gc=False):
     job_id: str
     num_steps: int = 0
     """Delivered whole."""

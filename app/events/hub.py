@@ -63,7 +63,9 @@ class Hub:
         return stream
 
     def release(self, stream: JobStream) -> bool:
-        """Forget a stream; True = this process has others of its job."""
+        """Forget a stream, which is not read any more; True = this process has others of its
+        job."""
+        stream.stop_timer()
         left = tuple(s for s in self._streams.get(stream.job_id, ()) if s is not stream)
         if left:
             self._streams[stream.job_id] = left

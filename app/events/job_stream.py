@@ -1,9 +1,11 @@
 """A job's events as its reader sees them: in order, without gaps or duplicates."""
 
 import time
+from typing import Any
 
+import gevent
 import redis
-from gevent.queue import Empty, SimpleQueue
+from gevent.queue import SimpleQueue
 
 from app.errors import ClientGone
 from shared import errors, names
@@ -44,6 +46,12 @@ class JobStream:
         """The last event has been read."""
         self._polls_until = 0.0
         """Monotonic time until which the log is polled; 0 once the hub pushes events."""
+        self._waits_until: float | None = None
+        """Monotonic time at which `read` returns without an event; None = it does not wait."""
+        self._timer: Any = None
+        """Wakes the reader. One for many reads: when it is too early, it is started again."""
+        self._fires_at = 0.0
+        """Monotonic time, of the timer."""
         self._pushed_at = 0.0
         self.published_at = 0.0
         """Unix time, by the replica's clock, at which it published the first of the events read
@@ -83,7 +91,7 @@ class JobStream:
         """Take the next `num_events` events from the log, or as many as there are. Call it before
         the first `read`. Raises redis.RedisError."""
         events = self._log(num_events)
-        self.is_ended = _is_end(events)
+        self.is_ended = bool(events) and isinstance(events[-1], _ENDS)
         return events
 
     def read(self, timeout_s: float) -> list[Event]:
@@ -92,15 +100,11 @@ class JobStream:
         Returns [] after `timeout_s` without one, or when woken. Raises what `close` was given, and
         redis.RedisError: no event is lost then, the next call reads it.
         """
-        if self._polls_until and time.monotonic() < self._polls_until:
-            timeout_s = min(timeout_s, _FOLLOW_S)
         events: list[Event] = []
         try:
-            self._take(self._queue.get(timeout=timeout_s), events)
+            self._take(self._next(timeout_s), events)
             while self._queue.qsize() and len(events) < MAX_READ:
                 self._take(self._queue.get_nowait(), events)
-        except Empty:
-            pass
         except redis.RedisError:
             self.push_repair()
             if not events:
@@ -108,12 +112,50 @@ class JobStream:
         if not events and time.monotonic() < self._polls_until:
             self._read_log(events)
         self.published_at, self._pushed_at = self._pushed_at, 0.0
-        if _is_end(events):
+        if events and isinstance(events[-1], _ENDS):
             self.is_ended = True
         elif self._has_dropped:
             self._has_dropped = False
             self.push_repair()
         return join(events) if len(events) > 1 else events
+
+    def _next(self, timeout_s: float) -> object:
+        """The next item of the queue, or _WAKE."""
+        if not self._queue.qsize():
+            now = time.monotonic()
+            if now < self._polls_until:
+                timeout_s = min(timeout_s, _FOLLOW_S)
+            until = self._waits_until = now + timeout_s
+            if self._timer is None or self._fires_at > until:
+                self._start_timer(until, timeout_s)
+        try:
+            return self._queue.get()
+        finally:
+            self._waits_until = None
+
+    def _start_timer(self, fires_at: float, delay_s: float) -> None:
+        self.stop_timer()
+        self._fires_at = fires_at
+        self._timer = gevent.get_hub().loop.timer(delay_s)
+        self._timer.start(self._on_timer)
+
+    def _on_timer(self) -> None:
+        """Called by the event loop, in no greenlet."""
+        self.stop_timer()
+        until = self._waits_until
+        if until is None:
+            return  # the next wait starts it
+        if until <= self._fires_at:
+            self.wake()
+        else:
+            self._start_timer(until, max(0.0, until - time.monotonic()))
+
+    def stop_timer(self) -> None:
+        """Call it when nobody reads any more."""
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
 
     def _take(self, item: object, events: list[Event]) -> None:
         if isinstance(item, Exception):
@@ -141,10 +183,6 @@ class JobStream:
         found = [codec.decode_event(payload_bytes(payload)) for payload in payloads]
         self.next_seq += len(found)
         return found
-
-
-def _is_end(events: list[Event]) -> bool:
-    return bool(events) and isinstance(events[-1], _ENDS)
 
 
 def raise_failure(events: list[Event]) -> None:

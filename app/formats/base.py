@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 from typing import Any, Generic, TypeVar
 
-from msgspec import UNSET, UnsetType
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
 
 from app.formats.choice import Choice
 from app.formats.logprobs import LogprobFilter
@@ -19,6 +20,7 @@ from shared.wire.job import Job
 
 FINGERPRINT = f"llmis-{VERSION}"
 ChunkT = TypeVar("ChunkT", bound=AnswerObject[Any, Any])
+_encode = msgspec.json.Encoder().encode
 
 
 class Formatter(ABC, Generic[ChunkT]):
@@ -50,6 +52,9 @@ class Formatter(ABC, Generic[ChunkT]):
         )
         self._metadata: dict[str, str] | UnsetType = job.answer.metadata or UNSET
         self._logprob_filters = [LogprobFilter() for _ in range(self.num_choices)]
+        self._has_logprobs = job.logprobs is not None
+        self._templates: dict[int, tuple[bytes, bytes]] = {}
+        """By choice: the JSON of a chunk with text alone, before and behind the text."""
 
     def opening(self) -> list[ChunkT]:
         """Chunks before any text."""
@@ -62,6 +67,41 @@ class Formatter(ABC, Generic[ChunkT]):
         if isinstance(event, Echo):
             return self._echo(event)
         return self._closing(event) if isinstance(event, Finished) else []
+
+    def text_chunk(self, delta: Delta) -> Raw | None:
+        """The only chunk of a delta that has text and nothing else, as JSON: the bytes are those
+        that the chunk of `of` is encoded as. None = it has more, or less: use `of`.
+
+        Most deltas are such, and this takes a tenth of the time.
+        """
+        if (
+            not delta.text
+            or self._has_logprobs
+            or delta.finish_reason is not None
+            or delta.reasoning
+            or delta.tool_calls
+            or not self._has_begun(delta.index)
+        ):
+            return None
+        template = self._templates.get(delta.index)
+        if template is None:
+            template = self._templates[delta.index] = self._template(delta.index)
+        return Raw(template[0] + _encode(delta.text) + template[1])
+
+    def _template(self, index: int) -> tuple[bytes, bytes]:
+        # The first byte that differs is behind the quotation mark with which the text begins.
+        shorter, longer = (_encode(self._chunk([self._text(index, text)])) for text in ("", "a"))
+        pairs = zip(shorter, longer, strict=False)
+        begin = next(i for i, (one, other) in enumerate(pairs) if one != other)
+        return longer[: begin - 1], longer[begin + 2 :]
+
+    @abstractmethod
+    def _text(self, index: int, text: str) -> Any:
+        """The choice of a chunk that has text and nothing else."""
+
+    def _has_begun(self, index: int) -> bool:
+        """Whether the deltas of a choice are chunks by now."""
+        return True
 
     @abstractmethod
     def _delta(self, delta: Delta) -> list[ChunkT]: ...

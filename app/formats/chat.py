@@ -30,6 +30,9 @@ class ChatFormatter(Formatter[ChatCompletionChunk]):
             for index in range(self.num_choices)
         ]
 
+    def _text(self, index: int, text: str) -> ChatChunkChoice:
+        return ChatChunkChoice(index, ChatDelta(content=text), None, None)
+
     def _delta(self, delta: Delta) -> list[ChatCompletionChunk]:
         parts = []
         if delta.reasoning:

@@ -43,6 +43,12 @@ class CompletionFormatter(Formatter[CompletionChunk]):
         held, self._held = join(self._held), []
         return chunks + [chunk for delta in held for chunk in self.of(delta)]
 
+    def _text(self, index: int, text: str) -> TextChoice:
+        return TextChoice(index, text, None, None)
+
+    def _has_begun(self, index: int) -> bool:
+        return index in self._writers
+
     def _delta(self, delta: Delta) -> list[CompletionChunk]:
         writer = self._writers.get(delta.index)
         if writer is None:

@@ -1,6 +1,7 @@
 """A job on its model's queue: how to submit, find, follow, resume, leave and cancel it."""
 
 import logging
+import os
 import time
 import uuid
 from contextlib import ExitStack
@@ -37,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 def new_request_id() -> str:
-    return f"req-{uuid.uuid4().hex}"
+    return f"req-{os.urandom(16).hex()}"
 
 
 def request_id_from(header: str | None) -> str:

@@ -7,6 +7,7 @@ affected.
 """
 
 import ipaddress
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, request
@@ -103,8 +104,13 @@ def _is_named(origin: str) -> bool:
 def is_allowed_host(host: str, settings: Settings) -> bool:
     """Whether a request with this header `Host` is answered. Addresses always are: only a name can
     be pointed elsewhere. With `auth` names are not checked: such a page has no key."""
-    names = settings.allowed_hosts
-    is_checked = not settings.auth and (names or is_loopback(settings.host))
+    return _is_allowed_host(host, settings.host, tuple(settings.allowed_hosts), settings.auth)
+
+
+@lru_cache(maxsize=256)
+def _is_allowed_host(host: str, own_host: str, names: tuple[str, ...], has_auth: bool) -> bool:
+    """Remembered: the clients of a service send one name or two."""
+    is_checked = not has_auth and (names or is_loopback(own_host))
     if not is_checked or "*" in names:
         return True
     try:
@@ -112,7 +118,7 @@ def is_allowed_host(host: str, settings: Settings) -> bool:
     except ValueError:
         return False
     is_local = name == "localhost" or name.endswith(".localhost")
-    return is_local or _is_address(name) or name in (settings.host.lower(), *names)
+    return is_local or _is_address(name) or name in (own_host.lower(), *names)
 
 
 def _is_address(name: str) -> bool:

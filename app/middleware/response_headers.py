@@ -28,6 +28,9 @@ _OTHER = {
 """Static files keep their own `Cache-Control`."""
 
 
+_OF_PAGES, _OF_OTHERS = tuple((_ALWAYS | _PAGE).items()), tuple((_ALWAYS | _OTHER).items())
+
+
 def register(app: Flask) -> None:
     app.after_request(_send)
 
@@ -40,6 +43,8 @@ def add(headers: Mapping[str, str]) -> None:
 def _send(response: Response) -> Response:
     response.headers["x-request-id"] = g.request_id
     response.headers.update(g.get("response_headers", {}))
-    for name, value in (_ALWAYS | (_PAGE if response.mimetype == "text/html" else _OTHER)).items():
-        response.headers.setdefault(name, value)
+    present = {name.lower() for name, _ in response.headers}
+    for name, value in _OF_PAGES if response.mimetype == "text/html" else _OF_OTHERS:
+        if name.lower() not in present:
+            response.headers.add(name, value)
     return response

@@ -133,7 +133,10 @@ class ClientSocket(gevent_socket.socket):  # type: ignore[misc]
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Send everything. Raises OSError likewise."""
-        unsent = memoryview(data)
+        num_sent = self.send(data, flags)
+        if num_sent == len(data):
+            return
+        unsent = memoryview(data)[num_sent:]
         while unsent:
             unsent = unsent[self.send(unsent, flags) :]
 

@@ -1,5 +1,6 @@
 """gunicorn's gevent worker, with time limits for clients, room for new ones, and errors as JSON."""
 
+import gc
 import logging
 import os
 import signal
@@ -65,6 +66,9 @@ class WebWorker(ReloadingWorker):
             # The first worker of this service. A later one would load models that an operator has
             # unloaded since.
             gevent.spawn(services.loader.preload)
+        # What has been made so far stays: the garbage collector need not visit it again and again.
+        gc.collect()
+        gc.freeze()
         self.is_up.value = self.has_served.value = 1
         super().run()
 

@@ -7,16 +7,17 @@ from msgspec import Struct
 from app.events.event_id import EventId, no_such_event
 from app.events.job_stream import MAX_READ, JobStream, raise_failure
 from app.formats.formatter import formatter_for
-from shared.wire.events import Event, Finished, PrefillProgress, join
+from shared.wire.events import Delta, Event, Finished, PrefillProgress, join
 from shared.wire.job import Job
 
 DONE = object()
 """In place of a chunk, behind the last one: the answer is complete."""
 
 
-class EncodedChunk(Struct, frozen=True):
+class EncodedChunk(Struct, frozen=True, gc=False):
     event_id: EventId
     chunk: Any
+    """An object, or its JSON (`msgspec.Raw`)."""
     finished: Finished | None = None
     """With DONE."""
 
@@ -76,14 +77,26 @@ class ChunkEncoder:
 
     def of(self, events: list[Event]) -> list[EncodedChunk]:
         """The chunks of the next events, as `JobStream.read` returns them. There may be none."""
+        if len(events) == 1:
+            event = events[0]
+            if isinstance(event, Delta) and (
+                (text := self._formatter.text_chunk(event)) is not None
+            ):
+                self.position = EventId(self.position.job_id, event.seq + 2)
+                return [EncodedChunk(self.position, text)]
         chunks: list[Any] = []
         for event in events:
-            chunks += self._formatter.of(event)
+            text = self._formatter.text_chunk(event) if isinstance(event, Delta) else None
+            if text is not None:
+                chunks.append(text)
+            else:
+                chunks += self._formatter.of(event)
         finished = events[-1] if isinstance(events[-1], Finished) else None
         if finished:
             chunks.append(DONE)
         # Steps 0 to k + 1 are delivered with event k; a joined delta has its last event's number.
-        return self._number(chunks, max([event.seq for event in events]) + 2, finished)
+        last_seq = max([event.seq for event in events]) if len(events) > 1 else events[0].seq
+        return self._number(chunks, last_seq + 2, finished)
 
     def prefill_of(self, events: list[Event]) -> float | None:
         """The fraction of its prompt that the replica has read, by the newest of these events; None
@@ -100,6 +113,8 @@ class ChunkEncoder:
         self.position = EventId(job_id, num_steps)
         if not chunks:
             return []
+        if len(chunks) == 1:
+            return [EncodedChunk(self.position, chunks[0], finished)]
         num_joined = num_steps - num_before
         encoded = [
             EncodedChunk(EventId(job_id, num_before, num_joined, i), chunk)

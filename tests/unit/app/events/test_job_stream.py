@@ -2,6 +2,7 @@
 
 import time
 
+import gevent
 import pytest
 import redis
 
@@ -251,3 +252,33 @@ def test_the_pieces_of_tool_calls_and_matches_are_joined() -> None:
         tool_calls=[ToolCallDelta(0, "call", "get", "{}"), next_one],
         filtered=Filtered(9, [first, second]),
     )  # fmt: skip
+
+
+# -- how long a read waits -------------------------------------------------------------------
+
+
+def test_a_read_ends_in_its_time_also_after_one_that_might_have_waited_longer() -> None:
+    stream, _ = _stream()
+    gevent.spawn(stream.push, _LOG[0])
+    assert stream.read(3600) == _LOG[:1]
+    assert stream.read(0.01) == []
+
+
+def test_the_time_of_an_earlier_read_does_not_end_a_later_one() -> None:
+    stream, _ = _stream()
+    gevent.spawn(stream.push, _LOG[0])
+    assert stream.read(0.2) == _LOG[:1]
+    gevent.spawn_later(0.4, stream.push, _LOG[1])
+    assert stream.read(3600) == _LOG[1:2]
+
+
+def test_reads_that_wait_share_a_timer() -> None:
+    stream, _ = _stream()
+    timers = set()
+    for event in _LOG[:3]:
+        gevent.spawn(stream.push, event)
+        assert stream.read(3600) == [event]
+        timers.add(stream._timer)
+    assert len(timers) == 1
+    stream.stop_timer()
+    assert stream._timer is None
