@@ -245,12 +245,3 @@ def test_an_agent_that_is_told_to_stop_in_the_middle_of_an_unload_stops(
     os.kill(agent, signal.SIGTERM)
     wait_for(lambda: agent not in own_service.pids("worker.agent"), "it has stopped")
     stream.close()
-
-
-def test_what_was_loaded_comes_back_after_a_restart(tmp_path: Path) -> None:
-    with running_service(tmp_path) as service:
-        assert load(service, "kept", pin=True)[0] == 200
-    with running_service(tmp_path) as service:
-        view = wait_for_state(service, "kept", "ready")
-        assert view["pin"]
-        assert Completion(service, "kept", 5).read().text == expected_text(5, 5)

@@ -1,9 +1,10 @@
-"""Processes that stand still for a while, and a model whose replica does: what is sent meanwhile
-waits in its queue."""
+"""Processes that stand still or go slowly for a while, and a model whose replica stands still: what
+is sent meanwhile waits in its queue."""
 
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,33 @@ def stopped(*pids: int) -> Iterator[None]:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+_RUN_S, _PERIOD_S = 0.005, 0.1
+
+
+@contextmanager
+def slowed(*pids: int) -> Iterator[None]:
+    """The processes stand still for most of the time within, and run as ever after its end.
+
+    A short stream takes seconds then, and little processor time: it does not end before the test
+    has done what it is to do in mid-stream. Not to be used around `stopped`.
+    """
+    is_over = threading.Event()
+
+    def pace() -> None:
+        while not is_over.is_set():
+            with stopped(*pids):
+                is_over.wait(_PERIOD_S - _RUN_S)
+            is_over.wait(_RUN_S)
+
+    thread = threading.Thread(target=pace)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 @contextmanager
