@@ -16,11 +16,10 @@ import pytest
 
 from shared import names
 from shared.registry import records
-from shared.wire import codec
-from shared.wire.events import Finished
 from tests.conftest import ROOT, TEST_FILES, Service, running_service, wait_for
 from tests.support.admin_client import Completion, admin, load, model
 from tests.support.counter_model import expected_text
+from tests.support.jobs import is_finished
 from tests.support.metrics_page import Page
 from tests.support.paused_replica import paused, slowed
 from tests.support.shifted_clock import ShiftedClock, can_shift
@@ -139,7 +138,7 @@ def _check_a_step_in_mid_request(
             clock.step_to(shift_s)
         with slowed(pid):
             _wait_for_heartbeats(service, name)
-            assert not _is_finished(service, running), "it ran on after the step"
+            assert not is_finished(service.redis, running.request_id), "it runs after the step"
         running.read()
         assert (running.error, running.text) == (None, expected_text(5, _NUM_TOKENS))
         waiting = second.result(60).read()
@@ -148,11 +147,6 @@ def _check_a_step_in_mid_request(
 
 def _num_jobs(service: Service) -> int:
     return len(list(service.redis.scan_iter(names.readers_key("*"))))
-
-
-def _is_finished(service: Service, stream: Completion) -> bool:
-    key = names.log_key(stream.response.headers["x-request-id"])
-    return isinstance(codec.decode_event(service.redis.lindex(key, -1)), Finished)
 
 
 def _wait_for_heartbeats(service: Service, name: str) -> None:

@@ -16,13 +16,13 @@ from shared.queue.job_queue import JobQueue
 from shared.queue.lease import Lease
 from shared.wire import codec
 from shared.wire.codec import encode
-from shared.wire.events import Event, Finished
+from shared.wire.events import Event
 from shared.wire.job import Priority, Sampling
 from shared.wire.records import StopOrder
 from tests.conftest import Service, running_service, wait_for
 from tests.support.admin_client import Completion, load, unload, wait_for_state
 from tests.support.counter_model import expected_text
-from tests.support.jobs import completion_job
+from tests.support.jobs import completion_job, is_finished
 from tests.support.paused_replica import slowed, stopped
 
 _LONG = 2000
@@ -75,8 +75,7 @@ def _log(service: Service, job_id: str) -> list[Event]:
 
 
 def _is_finished(service: Service, job_id: str) -> bool:
-    last = service.redis.lindex(names.log_key(job_id), -1)
-    return bool(last) and isinstance(codec.decode_event(last), Finished)
+    return is_finished(service.redis, job_id)
 
 
 def _text(service: Service, job_id: str) -> str:

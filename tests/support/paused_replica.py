@@ -5,10 +5,11 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from shared.registry import records
+from shared.wire.records import ReplicaRecord, ReplicaState
 from tests.conftest import Service
 
 
@@ -38,11 +39,29 @@ def slowed(*pids: int) -> Iterator[None]:
     A short stream takes seconds then, and little processor time: it does not end before the test
     has done what it is to do in mid-stream. Not to be used around `stopped`.
     """
+    with _slowed(lambda: pids):
+        yield
+
+
+@contextmanager
+def slowed_model(service: Service, model: str) -> Iterator[None]:
+    """Slow down all replicas of a model that are ready, those that come meanwhile, too."""
+    client = service.redis
+    with _slowed(lambda: [r.pid for r in records.read(client) if _is_ready(r, model)]):
+        yield
+
+
+def _is_ready(record: ReplicaRecord, model: str) -> bool:
+    return record.model == model and record.state is ReplicaState.READY
+
+
+@contextmanager
+def _slowed(find: Callable[[], Iterable[int]]) -> Iterator[None]:
     is_over = threading.Event()
 
     def pace() -> None:
         while not is_over.is_set():
-            with stopped(*pids):
+            with contextlib.suppress(ProcessLookupError), stopped(*find()):
                 is_over.wait(_PERIOD_S - _RUN_S)
             is_over.wait(_RUN_S)
 
