@@ -59,7 +59,8 @@ def _nodes(service: Service) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("clocks"), extra=_SETTINGS) as running:
+    folder = tmp_path_factory.mktemp("clocks")
+    with running_service(folder, small=False, extra=_SETTINGS) as running:
         yield running
 
 
@@ -164,7 +165,8 @@ def test_the_clock_of_the_only_host_is_set_in_mid_request(tmp_path: Path) -> Non
     """Redis' own, too: beyond the deadline, but not beyond the time that Redis keeps answers. And
     back again."""
     clock, settings = ShiftedClock(tmp_path), _SETTINGS + "request_timeout_s = 200\n"
-    with running_service(tmp_path, extra=settings, environ=clock.environment) as service:
+    environ = clock.environment
+    with running_service(tmp_path, small=False, extra=settings, environ=environ) as service:
         assert load(service, "long", slots=1, context_length=4096)[0] == 200
         for shift_s in (500, 0):
             _check_a_step_in_mid_request(service, "long", clock, shift_s)

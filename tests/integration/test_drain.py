@@ -203,7 +203,8 @@ def test_unloading_now_still_ends_requests_with_an_error(own_service: Service) -
 
 def test_what_was_loaded_and_what_did_not_end_come_back_after_a_restart(tmp_path: Path) -> None:
     """The replica stands still until it is to stop, and has hardly any grace time then."""
-    with running_service(tmp_path, environ={"LLMIS_DRAIN_GRACE_S": "0.1"}) as service:
+    environ = {"LLMIS_DRAIN_GRACE_S": "0.1"}
+    with running_service(tmp_path, small=False, environ=environ) as service:
         assert load(service, "kept", context_length=8192, pin=True)[0] == 200
         replica = service.pids("worker.replica", "kept@")[0]
         with slowed(replica):
@@ -214,7 +215,7 @@ def test_what_was_loaded_and_what_did_not_end_come_back_after_a_restart(tmp_path
             service.process.send_signal(signal.SIGTERM)
             wait_for(lambda: _is_told_to_stop(replica), "the replica is to stop", 60)
         service.process.wait(60)
-    with running_service(tmp_path) as service:
+    with running_service(tmp_path, small=False) as service:
         wait_for(lambda: _is_finished(service, "unread"), "it is finished", 120)
         assert _text(service, "unread") == expected_text(5, _LONG)
         assert _attempt(service, "unread") >= 1
