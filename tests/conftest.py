@@ -49,7 +49,8 @@ context_length = 2048
 slots = 64
 strip_leading_space = true
 {counters_more}
-
+"""
+_SMALL = """
 [[models]]
 name = "counter-small"
 path = "counter.gguf"
@@ -227,6 +228,7 @@ def running_service(data_dir: Path, **options: Any) -> Iterator[Service]:
 def start_service(
     data_dir: Path,
     *,
+    small: bool = True,
     demo: bool = False,
     extra: str = "",
     counters_more: str = "",
@@ -236,12 +238,12 @@ def start_service(
     """Start `llmis up` with the counter models and wait until it is ready.
 
     `extra` are more settings, and after them more models; `counters_more` settings of the two
-    counter models.
+    counter models. Without `small` there is only one of them, `counter`.
     """
     models = models_folder()
     port, flower_port = free_port(), free_port() if flower else 0
     config = data_dir / "llmis.toml"
-    text = _CONFIG.format(
+    text = (_CONFIG + (_SMALL if small else "")).format(
         port=port, flower_port=flower_port, models=models, extra=extra, counters_more=counters_more
     )
     config.write_text(text + (_DEMO if demo else ""))

@@ -16,21 +16,21 @@ from shared.queue.job_queue import JobQueue
 from shared.queue.lease import Lease
 from shared.wire import codec
 from shared.wire.codec import encode
-from shared.wire.events import Event, Finished
+from shared.wire.events import Event
 from shared.wire.job import Priority, Sampling
 from shared.wire.records import StopOrder
 from tests.conftest import Service, running_service, wait_for
-from tests.support.admin_client import Completion, load, unload
+from tests.support.admin_client import Completion, load, unload, wait_for_state
 from tests.support.counter_model import expected_text
-from tests.support.jobs import completion_job
-from tests.support.paused_replica import stopped
+from tests.support.jobs import completion_job, is_finished
+from tests.support.paused_replica import slowed, stopped
 
-_LONG = 7000
-"""Tokens of a stream or job: more than are made before its replica stands still."""
+_LONG = 2000
+"""Tokens of a stream or job: more than a slowed replica makes before it stands still."""
 
 
 def _pair(service: Service, **fields: Any) -> None:
-    body = {"replicas": 2, "slots": 8, "context_length": 8192, **fields}
+    body = {"replicas": 2, "slots": 8, "context_length": 4096, **fields}
     assert load(service, "pair", **body)[0] == 200
 
 
@@ -75,8 +75,7 @@ def _log(service: Service, job_id: str) -> list[Event]:
 
 
 def _is_finished(service: Service, job_id: str) -> bool:
-    last = service.redis.lindex(names.log_key(job_id), -1)
-    return bool(last) and isinstance(codec.decode_event(last), Finished)
+    return is_finished(service.redis, job_id)
 
 
 def _text(service: Service, job_id: str) -> str:
@@ -88,7 +87,8 @@ def test_a_replica_that_is_told_to_stop_hands_its_streams_over_at_once(
 ) -> None:
     _pair(own_service)
     pids = own_service.pids("worker.replica", "pair@")
-    streams = [Completion(own_service, "pair", _LONG, n).read(1) for n in range(4)]
+    with slowed(*pids):
+        streams = [Completion(own_service, "pair", _LONG, n).read(1) for n in range(4)]
     request_id = _request_id(streams[0])
     with stopped(*pids):
         victim = _holder(own_service, request_id)
@@ -98,8 +98,8 @@ def test_a_replica_that_is_told_to_stop_hands_its_streams_over_at_once(
         for reader in readers:
             reader.start()
         process.send_signal(signal.SIGTERM)
-    wait_for(lambda: _holder(own_service, request_id) != victim, "it has handed over")
-    with stopped(*set(pids) - {process.pid}):
+    with slowed(*set(pids) - {process.pid}):
+        wait_for(lambda: _holder(own_service, request_id) != victim, "it has handed over")
         wait_for(lambda: _is_gone(process), "it has stopped")
         assert not _is_finished(own_service, request_id), "it did not wait"
     for reader in readers:
@@ -119,7 +119,8 @@ def _is_gone(process: psutil.Process) -> bool:
 def test_the_only_replica_lets_its_work_end_within_the_grace_time(own_service: Service) -> None:
     _load_lone(own_service)
     (pid,) = own_service.pids("worker.replica", "lone@")
-    stream = Completion(own_service, "lone", _LONG).read(1)
+    with slowed(pid):
+        stream = Completion(own_service, "lone", _LONG).read(1)
     with stopped(pid):
         request_id = _request_id(stream)
         holder = _holder(own_service, request_id)
@@ -134,7 +135,8 @@ def test_the_only_replica_hands_over_what_takes_longer_than_the_grace_time(
 ) -> None:
     _load_lone(own_service)
     (pid,) = own_service.pids("worker.replica", "lone@")
-    stream = Completion(own_service, "lone", _LONG).read(1)
+    with slowed(pid):
+        stream = Completion(own_service, "lone", _LONG).read(1)
     with stopped(pid):
         holder = _holder(own_service, _request_id(stream))
         _stop(own_service, pid, holder, grace_s=0.0)
@@ -157,8 +159,9 @@ def _stop(service: Service, pid: int, replica_id: str, grace_s: float) -> None:
 def test_a_job_without_a_reader_outlives_its_replica(own_service: Service) -> None:
     _pair(own_service)
     pids = own_service.pids("worker.replica", "pair@")
-    _background_job(own_service, "unread", _LONG, "pair")
-    wait_for(lambda: own_service.redis.llen(names.log_key("unread")) > 5, "it runs")
+    with slowed(*pids):
+        _background_job(own_service, "unread", _LONG, "pair")
+        wait_for(lambda: own_service.redis.llen(names.log_key("unread")) > 5, "it runs")
     with stopped(*pids):
         assert not _is_finished(own_service, "unread")
         _process(own_service, _holder(own_service, "unread")).kill()
@@ -192,27 +195,32 @@ def test_what_a_host_that_is_gone_has_left_is_rescued_but_not_parked_jobs(
 def test_unloading_now_still_ends_requests_with_an_error(own_service: Service) -> None:
     """They fill nearly the whole context, so that none ends by itself before."""
     _pair(own_service, context_length=32768)
-    streams = [Completion(own_service, "pair", 32_000, n).read(1) for n in range(4)]
+    with slowed(*own_service.pids("worker.replica", "pair@")):
+        streams = [Completion(own_service, "pair", 32_000, n).read(1) for n in range(4)]
     assert unload(own_service, "pair", mode="now")[0] == 200
     assert {s.read().error["code"] for s in streams} == {"model_unloaded"}
 
 
-def test_what_does_not_end_at_a_shutdown_goes_on_at_the_next_start(tmp_path: Path) -> None:
+def test_what_was_loaded_and_what_did_not_end_come_back_after_a_restart(tmp_path: Path) -> None:
     """The replica stands still until it is to stop, and has hardly any grace time then."""
-    with running_service(tmp_path, environ={"LLMIS_DRAIN_GRACE_S": "0.1"}) as service:
-        assert load(service, "kept", context_length=8192)[0] == 200
+    environ = {"LLMIS_DRAIN_GRACE_S": "0.1"}
+    with running_service(tmp_path, small=False, environ=environ) as service:
+        assert load(service, "kept", context_length=8192, pin=True)[0] == 200
         replica = service.pids("worker.replica", "kept@")[0]
-        _background_job(service, "unread", _LONG, "kept")
-        wait_for(lambda: service.redis.llen(names.log_key("unread")) > 5, "it runs", 60)
+        with slowed(replica):
+            _background_job(service, "unread", _LONG, "kept")
+            wait_for(lambda: service.redis.llen(names.log_key("unread")) > 5, "it runs", 60)
         with stopped(replica):
             assert not _is_finished(service, "unread")
             service.process.send_signal(signal.SIGTERM)
             wait_for(lambda: _is_told_to_stop(replica), "the replica is to stop", 60)
         service.process.wait(60)
-    with running_service(tmp_path) as service:
+    with running_service(tmp_path, small=False) as service:
         wait_for(lambda: _is_finished(service, "unread"), "it is finished", 120)
         assert _text(service, "unread") == expected_text(5, _LONG)
         assert _attempt(service, "unread") >= 1
+        assert wait_for_state(service, "kept", "ready")["pin"]
+        assert Completion(service, "kept", 5).read().text == expected_text(5, 5)
 
 
 def _is_told_to_stop(pid: int) -> bool:

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,19 @@ from tests.support.admin_client import (
     wait_for_state,
 )
 from tests.support.counter_model import expected_text
-from tests.support.paused_replica import stopped
+from tests.support.jobs import is_finished
+from tests.support.paused_replica import slowed, stopped
 from tests.support.threads import Client
+
+_RESIDENCE_S = 1.5
+_LIMIT = 320_000_000
+"""Bytes: more than a counter and one lazy model need, and less than with another one."""
 
 
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with room for one model besides the two counters that stay."""
-    extra = "max_loaded_models = 3\nmin_residence_s = 1.5\n" + lazy_models("a", "b")
+    extra = f"max_loaded_models = 3\nmin_residence_s = {_RESIDENCE_S}\n" + lazy_models("a", "b")
     folder = tmp_path_factory.mktemp("crowded")
     with running_service(folder, extra=extra, counters_more="pin = true") as running:
         yield running
@@ -93,20 +99,35 @@ def test_requests_for_both_at_once_do_not_thrash(crowded: Service) -> None:
     assert _loads(crowded) - begun <= 3
 
 
+@contextmanager
+def _busy(service: Service, name: str) -> Iterator[None]:
+    """The model is loaded, and its job does not end within."""
+    assert Completion(service, name, 1).read().error is None
+    with slowed(*service.pids("worker.replica", f"{name}@")):
+        long = Completion(service, name, 4000).read(2)
+        yield
+        assert not is_finished(service.redis, long.request_id)
+    assert long.read().text == expected_text(5, 4000)
+
+
 def test_a_model_with_running_jobs_is_not_evicted(crowded: Service) -> None:
-    long = Completion(crowded, "a", 12_000).read(2)
-    short = Completion(crowded, "b", 20)
-    view = model(crowded, "a")
-    assert [r["state"] for r in view["replicas"]] == ["ready"], "it is not being stopped"
-    assert long.read().text == expected_text(5, 12_000)
-    assert short.read().text == expected_text(5, 20)
+    with _busy(crowded, "a"):
+        short = Client(crowded, "b", 20)
+        wait_for(lambda: crowded.num_queued("b"), "it waits for its model")
+        wait_for(lambda: _uptime_s(crowded, "a") > 2 * _RESIDENCE_S, "a has had its time")
+        assert [r["state"] for r in model(crowded, "a")["replicas"]] == ["ready"]
+        assert not crowded.pids("worker.replica", "b@")
+    short.check()
+
+
+def _uptime_s(service: Service, name: str) -> float:
+    return float(model(service, name)["replicas"][0]["uptime_s"])
 
 
 def test_a_load_over_the_api_that_finds_no_room_is_refused(crowded: Service) -> None:
-    long = Completion(crowded, "a", 12_000).read(2)
-    status, answer = load(crowded, "c")
+    with _busy(crowded, "a"):
+        status, answer = load(crowded, "c")
     assert (status, answer["error"]["code"]) == (507, "too_many_models")
-    assert long.read().text == expected_text(5, 12_000)
 
 
 @pytest.fixture(scope="module")
@@ -163,14 +184,15 @@ def _has_seen(client: Client, comment: str) -> bool:
 
 
 def test_room_is_made_within_the_memory_limit(tmp_path: Path) -> None:
-    """Two pinned counters and one more fit into the limit: the other two take turns."""
-    extra = "memory_limit_bytes = 400_000_000\nmin_residence_s = 0\n" + lazy_models("a", "b")
-    with running_service(tmp_path, extra=extra, counters_more="pin = true") as service:
-        for name in ("a", "b", "a"):
+    """A pinned counter and one more fit into the limit: the second evicts the first."""
+    extra = f"memory_limit_bytes = {_LIMIT}\nmin_residence_s = 0\n" + lazy_models("a", "b")
+    pinned = "pin = true"
+    with running_service(tmp_path, small=False, extra=extra, counters_more=pinned) as service:
+        for name in ("a", "b"):
             assert Completion(service, name, 20).read().text == expected_text(5, 20)
             taken = [r["memory_estimated_bytes"] for r in replicas_of_all(service)]
-            assert sum(taken) <= 400_000_000
-        assert len(replicas_of_all(service)) == 3
+            assert sum(taken) <= _LIMIT
+        assert len(replicas_of_all(service)) == 2
 
 
 def replicas_of_all(service: Service) -> list[Any]:

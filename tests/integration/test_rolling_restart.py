@@ -1,17 +1,15 @@
 """Every process of a service is restarted while it serves, and nobody notices."""
 
-import os
-import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
-from tests.conftest import ROOT, Service, running_service, wait_for
+from tests.conftest import ROOT, Service, wait_for
 from tests.support.admin_client import Completion, admin, load, model, unload
 from tests.support.counter_model import expected_text
-from tests.support.paused_replica import stopped
-from tests.support.sse_reader import Answer
+from tests.support.paused_replica import slowed_model
+
+_NUM_TOKENS = 3000
 
 
 def _restart(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -31,20 +29,22 @@ def _replicas(service: Service) -> set[str]:
 
 
 def test_a_rolling_restart_under_load_fails_no_request(own_service: Service) -> None:
-    body = {"replicas": 2, "slots": 8, "context_length": 16384}
-    assert load(own_service, "pair", **body)[0] == 200
+    """Of a model with two replicas and of one with a single replica."""
+    assert unload(own_service, "counter")[0] == 200
+    assert load(own_service, "pair", replicas=2, slots=8, context_length=4096)[0] == 200
     replicas = _replicas(own_service)
     (agent,) = admin(own_service, "/nodes")[1]["data"]
     web = admin(own_service, "/web")[1]
-    stream = Completion(own_service, "pair", 12_000).read(2)
-    reader = threading.Thread(target=stream.read)  # who does not read is cut off some day
-    reader.start()
-    done = _restart(own_service, "--load", "2", "--model", "pair")
+    with slowed_model(own_service, "pair"):
+        stream = Completion(own_service, "pair", _NUM_TOKENS).read(2)
+        reader = threading.Thread(target=stream.read)  # who does not read is cut off some day
+        reader.start()
+        done = _restart(own_service, "--load", "2", "--model", "pair")
     assert done.returncode == 0, done.stdout + done.stderr
     assert ", 0 failed" in done.stdout
     assert "0 tokens lost, 0 doubled" in done.stdout
     reader.join()
-    assert stream.text == expected_text(5, 12_000)
+    assert stream.text == expected_text(5, _NUM_TOKENS)
     stream.close()  # or its process would wait for another request on the connection
     assert not _replicas(own_service) & replicas
     assert len(_replicas(own_service)) == len(replicas)
@@ -60,6 +60,8 @@ def test_a_rolling_restart_under_load_fails_no_request(own_service: Service) -> 
 
 def test_a_request_that_fails_is_counted(own_service: Service) -> None:
     """The load asks a model that is unloaded in between."""
+    for name in ("counter", "counter-small"):
+        assert unload(own_service, name)[0] == 200
     assert load(own_service, "passing")[0] == 200
     replicas = _replicas(own_service)
     command = [sys.executable, "-m", "cli", "restart", "--url", own_service.url]
@@ -74,21 +76,3 @@ def test_a_request_that_fails_is_counted(own_service: Service) -> None:
     unload(own_service, "passing", mode="now")
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 1, said
-
-
-def test_a_stream_that_outlasts_its_web_process_is_cut_off_and_can_be_resumed(
-    tmp_path: Path,
-) -> None:
-    with running_service(tmp_path, extra="web_drain_s = 1") as service:
-        assert load(service, "slow", context_length=8192)[0] == 200
-        (replica,) = service.pids("worker.replica", " slow@")
-        body = {"model": "slow", "prompt": "5", "max_tokens": 6000, "temperature": 0}
-        begun = Answer(service, "completions", {**body, "stream": True}).read(2)
-        with stopped(replica):
-            os.kill(service.pids("gunicorn")[0], signal.SIGHUP)
-            assert Completion(service, "counter", 20).read().text == expected_text(5, 20)
-            begun.read()
-        assert not begun.is_done
-        rest = Answer(service, f"requests/{begun.request_id}/events", last_id=begun.last_id).read()
-        assert rest.is_done
-        assert begun.text + rest.text == expected_text(5, 6000)

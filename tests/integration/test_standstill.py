@@ -12,11 +12,11 @@ from shared.registry import records
 from tests.conftest import Service, running_service, wait_for
 from tests.support.admin_client import Completion, admin, load, read_together, readiness, unload
 from tests.support.counter_model import expected_text
-from tests.support.paused_replica import stopped
+from tests.support.paused_replica import slowed, stopped
 from tests.support.standstill import standing_still
 
-_LONG = 7000
-"""Tokens of each of four streams: more than are made until a thread is caught."""
+_LONG = 2000
+"""Tokens of a stream: more than are made until a thread of a slowed replica is caught."""
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,11 @@ def _is_ready(service: Service) -> bool:
 def test_a_replica_that_makes_no_progress_is_replaced_and_its_jobs_go_on(
     alert: Service, thread: str
 ) -> None:
-    assert load(alert, "pair", replicas=2, slots=2, context_length=8192)[0] == 200
+    assert load(alert, "pair", replicas=2, slots=2, context_length=4096)[0] == 200
     victim, other = alert.pids("worker.replica", "pair@")
     does_beat = _beats(alert, victim)
-    streams = [Completion(alert, "pair", _LONG, start).read(1) for start in range(4)]
+    with slowed(victim, other):
+        streams = [Completion(alert, "pair", _LONG, start).read(1) for start in range(4)]
     with standing_still(victim, thread, does_beat):
         assert read_together(streams) == [expected_text(start, _LONG) for start in range(4)]
         assert victim not in alert.pids("worker.replica", "pair@")
@@ -88,18 +89,19 @@ def test_an_engine_that_stood_still_before_its_job_came_is_found(alert: Service)
 
 def test_a_service_without_progress_is_not_ready(alert: Service) -> None:
     """Its one replica is alive, says so every second, and calls itself ready."""
-    assert load(alert, "only", slots=2, context_length=8192)[0] == 200
+    assert load(alert, "only", slots=2, context_length=4096)[0] == 200
     for name in ("counter", "counter-small"):
         assert unload(alert, name)[0] == 200
     assert _is_ready(alert)
     (victim,) = alert.pids("worker.replica", "only@")
     (agent,) = alert.pids("worker.agent")
     does_beat = _beats(alert, victim)
-    stream = Completion(alert, "only", 4000).read(1)
+    with slowed(victim):
+        stream = Completion(alert, "only", _LONG).read(1)
     # The agent would kill the replica at once.
     with stopped(agent), standing_still(victim, "engine-loop", does_beat):
         wait_for(lambda: not _is_ready(alert), "it is not ready")
         assert victim in alert.pids("worker.replica", "only@")
         os.kill(agent, signal.SIGCONT)
-        assert stream.read().text == expected_text(5, 4000)
+        assert stream.read().text == expected_text(5, _LONG)
     wait_for(lambda: _is_ready(alert), "it is ready again")

@@ -86,7 +86,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     name = mean_file(TEST_FILES / "models")
     more = f'[[models]]\nname = "mean"\npath = "{name}"\ncontext_length = 512'
     environ = {"http_proxy": "http://127.0.0.1:9"}
-    with running_service(folder, extra=more, environ=environ) as running:
+    with running_service(folder, small=False, extra=more, environ=environ) as running:
         yield running
 
 
@@ -108,7 +108,7 @@ def test_a_configured_model_that_embeds_is_waited_for_like_others(odd: Service) 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_stopping_leaves_no_process(tmp_path: Path, signum: int) -> None:
-    with running_service(tmp_path) as running:
+    with running_service(tmp_path, small=False) as running:
         kinds = ("gunicorn", "worker.replica", "valkey-server")
         assert all(running.pids(kind) for kind in kinds)
         running.process.send_signal(signum)
@@ -120,7 +120,7 @@ def test_stopping_leaves_no_process(tmp_path: Path, signum: int) -> None:
 
 def test_stopping_cuts_open_requests_off_so_that_clients_see_it(tmp_path: Path) -> None:
     """A stream and a whole answer. SIGTERM leaves no process, either."""
-    with running_service(tmp_path) as running:
+    with running_service(tmp_path, small=False) as running:
         assert load(running, "long", context_length=16384)[0] == 200
         (replica,) = running.pids("worker.replica", "long@")
         whole, stream = _ask_for_long(running, False), _ask_for_long(running, True)

@@ -78,6 +78,7 @@ class Completion:
                 "temperature": 0, "stream": True, **fields}  # fmt: skip
         self.connection.request("POST", "/v1/completions", json.dumps(body))
         self.response = self.connection.getresponse()
+        self.request_id = str(self.response.headers["x-request-id"])
         self.text = ""
         self.comments: list[str] = []
         self.error: Any = None

@@ -10,26 +10,12 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Service, running_service, wait_for
+from tests.conftest import Service, wait_for
 from tests.support.counter_model import expected_text
+from tests.support.paused_replica import slowed_model
 from tests.support.sse_reader import Answer
 
-_LONG = """
-web_workers = 2
-
-[[models]]
-name = "long"
-path = "counter.gguf"
-context_length = 16384
-slots = 2
-strip_leading_space = true
-"""
-
-
-@pytest.fixture(scope="module")
-def webs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("once"), extra=_LONG) as running:
-        yield running
+_NUM_LONG = 2500
 
 
 @pytest.fixture
@@ -61,11 +47,12 @@ def test_a_whole_answer_comes_again_to_the_byte(webs: Service, key: str) -> None
 
 
 def test_a_running_stream_is_joined(webs: Service, key: str) -> None:
-    first = _post(webs, key, max_tokens=10_000, stream=True).read(5)
-    second = _post(webs, key, max_tokens=10_000, stream=True)
-    assert second.is_replay
-    first.close()
-    assert second.read().text == expected_text(5, 10_000)
+    with slowed_model(webs, "long"):
+        first = _post(webs, key, max_tokens=_NUM_LONG, stream=True).read(5)
+        second = _post(webs, key, max_tokens=_NUM_LONG, stream=True)
+        assert second.is_replay
+        first.close()
+    assert second.read().text == expected_text(5, _NUM_LONG)
     assert second.request_id == first.request_id
 
 
@@ -86,13 +73,14 @@ def test_many_at_the_same_time_are_one_request(webs: Service, key: str) -> None:
 
 
 def test_who_has_left_joins_what_waits_for_him(webs: Service, key: str) -> None:
-    first = _post(webs, key, max_tokens=10_000, stream=True).read(5)
-    first.close()
-    wait_for(lambda: _lines(webs, first.request_id), "it is parked")
+    with slowed_model(webs, "long"):
+        first = _post(webs, key, max_tokens=_NUM_LONG, stream=True).read(5)
+        first.close()
+        wait_for(lambda: _lines(webs, first.request_id), "it is parked")
     assert _lines(webs, first.request_id)[0]["outcome"] == "client_gone"
-    second = _post(webs, key, max_tokens=10_000, stream=True)
+    second = _post(webs, key, max_tokens=_NUM_LONG, stream=True)
     assert second.request_id == first.request_id
-    assert second.read().text == expected_text(5, 10_000)
+    assert second.read().text == expected_text(5, _NUM_LONG)
 
 
 def test_another_body_or_path_is_422(webs: Service, key: str) -> None:
@@ -113,14 +101,15 @@ def test_a_key_is_its_owners(webs: Service, key: str) -> None:
 
 
 def test_what_was_cancelled_is_run_anew(webs: Service, key: str) -> None:
-    first = _post(webs, key, max_tokens=10_000, stream=True).read(5)
-    assert Answer(webs, f"requests/{first.request_id}/cancel", {}).status == 200
+    with slowed_model(webs, "long"):
+        first = _post(webs, key, max_tokens=_NUM_LONG, stream=True).read(5)
+        assert Answer(webs, f"requests/{first.request_id}/cancel", {}).status == 200
     assert "request_cancelled" in first.read().events[-1].data
-    second = _post(webs, key, max_tokens=10_000, stream=True)
+    second = _post(webs, key, max_tokens=_NUM_LONG, stream=True)
     assert not second.is_replay
     assert second.request_id != first.request_id
-    assert second.read().text == expected_text(5, 10_000)
-    assert _post(webs, key, max_tokens=10_000, stream=True).request_id == second.request_id
+    assert second.read().text == expected_text(5, _NUM_LONG)
+    assert _post(webs, key, max_tokens=_NUM_LONG, stream=True).request_id == second.request_id
 
 
 def test_a_failure_of_the_service_is_run_anew_one_of_the_client_is_not(
@@ -136,16 +125,17 @@ def test_a_failure_of_the_service_is_run_anew_one_of_the_client_is_not(
 
 
 def test_a_replay_needs_no_process_that_was_there_before(webs: Service, key: str) -> None:
-    first = _post(webs, key, max_tokens=10_000, stream=True).read(5)
-    pids = webs.pids("gunicorn")[1:]
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+    with slowed_model(webs, "long"):
+        first = _post(webs, key, max_tokens=_NUM_LONG, stream=True).read(5)
+        pids = webs.pids("gunicorn")[1:]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not set(pids) & set(webs.pids("gunicorn")), "they are gone")
     wait_for(lambda: len(webs.pids("gunicorn")) == 3, "others are there")
-    second = _post(webs, key, max_tokens=10_000, stream=True)
+    second = _post(webs, key, max_tokens=_NUM_LONG, stream=True)
     assert second.is_replay
     assert second.request_id == first.request_id
-    assert second.read().text == expected_text(5, 10_000)
+    assert second.read().text == expected_text(5, _NUM_LONG)
 
 
 @pytest.mark.parametrize("bad", ["", " ", "a b", "x" * 256, "ü"])

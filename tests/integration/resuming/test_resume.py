@@ -15,32 +15,12 @@ from simple_websocket import Client
 from shared import names
 from shared.queue import lease
 from shared.registry import records
-from tests.conftest import Service, running_service, wait_for
+from tests.conftest import Service, wait_for
 from tests.support.counter_model import expected_text
-from tests.support.paused_replica import stopped
+from tests.support.paused_replica import slowed, stopped
 from tests.support.sse_reader import Answer
 
-_LONG = """
-web_workers = 2
-
-[[models]]
-name = "long"
-path = "counter.gguf"
-context_length = 16384
-slots = 2
-strip_leading_space = true
-"""
-_NUM_LONG = 5000
-_NUM_PARKED = 12_000
-"""Tokens of what its last reader leaves: it must not end before it is parked."""
-
-
-@pytest.fixture(scope="module")
-def webs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Two web processes, and a model whose answers take seconds."""
-    soon = {"LLMIS_ORPHAN_GRACE_S": "0.2", "LLMIS_DRAIN_GRACE_S": "0.5"}
-    with running_service(tmp_path_factory.mktemp("resume"), extra=_LONG, environ=soon) as running:
-        yield running
+_NUM_LONG = 2500
 
 
 def _body(model: str, num_tokens: int, **fields: Any) -> dict[str, Any]:
@@ -91,7 +71,8 @@ def _full(service: Service) -> Iterator[None]:
     fillers = [Answer(service, "completions", body) for _ in range(2)]
     ids = [filler.request_id for filler in fillers]
     wait_for(lambda: all(lease.read(service.redis, one) for one in ids), "both are taken")
-    yield
+    with slowed(_replica(service)):
+        yield
     for filler in fillers:
         assert Answer(service, f"requests/{filler.request_id}/cancel", {}).status == 200
         filler.close()
@@ -148,7 +129,8 @@ def test_a_repeated_post_goes_on_in_a_chat(webs: Service) -> None:
 def test_all_web_processes_are_killed_and_the_answer_goes_on(
     webs: Service, is_master: bool
 ) -> None:
-    first = _long(webs).read(50)
+    with slowed(_replica(webs)):
+        first = _long(webs).read(10)
     pids = webs.pids("gunicorn")
     assert len(pids) == 3
     for pid in pids if is_master else pids[1:]:
@@ -162,7 +144,8 @@ def test_all_web_processes_are_killed_and_the_answer_goes_on(
 
 def test_a_web_tier_that_is_restarted_breaks_off_and_the_answer_goes_on(webs: Service) -> None:
     pids, replica = webs.pids("gunicorn"), _replica(webs)
-    first = _long(webs).read(1)
+    with slowed(replica):
+        first = _long(webs).read(1)
     with stopped(replica):
         os.kill(pids[0], signal.SIGTERM)
         first.read()
@@ -171,6 +154,24 @@ def test_a_web_tier_that_is_restarted_breaks_off_and_the_answer_goes_on(webs: Se
     wait_for(lambda: _is_up(webs, but=pids), "the web tier is there again", 60)
     rest = _events(webs, first.request_id, first.last_id).read()
     assert (first.text + rest.text).strip() == expected_text(5, _NUM_LONG).strip()
+
+
+def test_a_stream_that_outlasts_its_web_process_is_cut_off_and_can_be_resumed(
+    webs: Service,
+) -> None:
+    pids, replica = webs.pids("gunicorn"), _replica(webs)
+    with slowed(replica):
+        first = _long(webs).read(2)
+    with stopped(replica):
+        os.kill(pids[0], signal.SIGHUP)
+        meanwhile = Answer(webs, "completions", _body("counter", 20)).read()
+        assert meanwhile.text == expected_text(5, 20)
+        first.read()
+    assert not first.is_done
+    rest = _events(webs, first.request_id, first.last_id).read()
+    assert rest.is_done
+    assert first.text + rest.text == expected_text(5, _NUM_LONG)
+    wait_for(lambda: not set(pids[1:]) & set(webs.pids("gunicorn")), "the old ones are gone", 60)
 
 
 def _is_up(service: Service, but: list[int]) -> bool:
@@ -184,7 +185,8 @@ def _is_up(service: Service, but: list[int]) -> bool:
 
 def test_a_parked_answer_frees_its_slot_and_goes_on(webs: Service) -> None:
     replica = _replica(webs)
-    first = _long(webs, _NUM_PARKED).read(20)
+    with slowed(replica):
+        first = _long(webs).read(10)
     with stopped(replica):
         first.close()
         _wait_for_state(webs, first.request_id, "parked")
@@ -194,11 +196,11 @@ def test_a_parked_answer_frees_its_slot_and_goes_on(webs: Service) -> None:
     with _full(webs):
         assert webs.redis.llen(f"llmis:job:{first.request_id}:log") == num_events, "it stood still"
     rest = _events(webs, first.request_id, first.last_id).read()
-    assert first.text + rest.text == expected_text(5, _NUM_PARKED)
+    assert first.text + rest.text == expected_text(5, _NUM_LONG)
     state = _state(webs, first.request_id)
     assert state["status"] == "finished"
-    assert state["answer"]["choices"][0]["text"] == expected_text(5, _NUM_PARKED)
-    assert state["answer"]["usage"]["completion_tokens"] == _NUM_PARKED
+    assert state["answer"]["choices"][0]["text"] == expected_text(5, _NUM_LONG)
+    assert state["answer"]["usage"]["completion_tokens"] == _NUM_LONG
 
 
 def test_a_queued_request_has_a_position_and_may_be_left_and_read_again(webs: Service) -> None:
@@ -216,12 +218,14 @@ def test_a_queued_request_has_a_position_and_may_be_left_and_read_again(webs: Se
 
 
 def test_several_readers_have_the_same_answer_and_the_last_one_parks_it(webs: Service) -> None:
-    first = _long(webs).read(5)
-    late, behind = _events(webs, first.request_id), _events(webs, first.request_id, first.last_id)
-    first.close()
+    replica = _replica(webs)
+    with slowed(replica):
+        first = _long(webs).read(5)
+        late = _events(webs, first.request_id)
+        behind = _events(webs, first.request_id, first.last_id)
+        first.close()
     assert late.read().text == expected_text(5, _NUM_LONG)
     assert first.text + behind.read().text == expected_text(5, _NUM_LONG)
-    replica = _replica(webs)
     first = _long(webs, 16_000).read(1)
     others = [_events(webs, first.request_id).read(1) for _ in range(4)]
     first.close()
@@ -344,10 +348,10 @@ def _text(frames: list[dict[str, Any]]) -> str:
 def test_a_websocket_request_goes_on_over_another_connection(
     webs: Service, is_parked: bool
 ) -> None:
-    num_tokens = _NUM_PARKED if is_parked else _NUM_LONG
     replica, ws = _replica(webs), _connect(webs)
-    request_id = _request(ws, num_tokens)
-    frames = _read(ws, 30)
+    with slowed(replica):
+        request_id = _request(ws, _NUM_LONG)
+        frames = _read(ws, 10)
     with stopped(replica):
         ws.close()
         if is_parked:
@@ -358,10 +362,10 @@ def test_a_websocket_request_goes_on_over_another_connection(
     assert rest[0]["type"] == "accepted"
     assert rest[0]["request_id"] == request_id
     assert rest[-1]["type"] == "done"
-    assert _text(frames + rest) == expected_text(5, num_tokens)
+    assert _text(frames + rest) == expected_text(5, _NUM_LONG)
     # The ids are those of server-sent events.
     answer = _events(webs, request_id, frames[-1]["event_id"]).read()
-    assert _text(frames) + answer.text == expected_text(5, num_tokens)
+    assert _text(frames) + answer.text == expected_text(5, _NUM_LONG)
     _send(ws, type="resume", id="c", last_event_id=rest[-1]["event_id"])
     assert [frame["type"] for frame in _read(ws)] == ["accepted", "done"]
     ws.close()
@@ -408,13 +412,14 @@ def test_bad_resume_frames_get_an_error(webs: Service) -> None:
 
 
 def test_a_background_request_runs_on_when_its_client_leaves(webs: Service) -> None:
-    body = _body("long", 4000, priority="background")
+    body = _body("long", _NUM_LONG, priority="background")
     replica = _replica(webs)
-    left = Answer(webs, "completions", body).read(3)
+    with slowed(replica):
+        left = Answer(webs, "completions", body).read(3)
     with stopped(replica):
         left.close()
         readers = names.readers_key(left.request_id)
         wait_for(lambda: not webs.redis.exists(readers), "its events are sent to nobody")
     _wait_for_state(webs, left.request_id, "finished")
     whole = _events(webs, left.request_id).read()
-    assert whole.text == expected_text(5, 4000)
+    assert whole.text == expected_text(5, _NUM_LONG)
