@@ -36,13 +36,22 @@ def _holder(service: Service, stream: Completion) -> int:
     return pid
 
 
+def _living_holder(service: Service, stream: Completion) -> int | None:
+    claim = lease.read(service.redis, stream.request_id)
+    pids = service.pids("worker.replica", claim.holder) if claim and claim.holder else []
+    return pids[0] if pids else None
+
+
 def test_a_stream_goes_on_when_its_only_replica_is_killed_twice(own_service: Service) -> None:
     assert load(own_service, "only", context_length=4096)[0] == 200
     with slowed_model(own_service, "only"):
         stream = Completion(own_service, "only", 3000)
         for num_read in (1, 40):
             stream.read(num_read)
-            os.kill(_holder(own_service, stream), signal.SIGKILL)
+            # What has been read may still be of the one that was killed.
+            pid = wait_for(lambda: _living_holder(own_service, stream), "a replica has it")
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda pid=pid: pid not in own_service.pids("worker.replica"), "it is dead")
     assert stream.read().text == expected_text(5, 3000)
     assert stream.error is None
     assert _attempt(own_service, stream) >= 2

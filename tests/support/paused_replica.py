@@ -37,7 +37,7 @@ def slowed(*pids: int) -> Iterator[None]:
     """The processes stand still for most of the time within, and run as ever after its end.
 
     A short stream takes seconds then, and little processor time: it does not end before the test
-    has done what it is to do in mid-stream. Not to be used around `stopped`.
+    has done what it is to do in mid-stream. Not to be used around `stopped` of the same processes.
     """
     with _slowed(lambda: pids):
         yield
