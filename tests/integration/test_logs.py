@@ -225,7 +225,7 @@ def test_hostile_text_in_a_request_is_no_line_of_its_own(logged: Service) -> Non
 def test_prompts_are_logged_by_name_alone(tmp_path: Path) -> None:
     with running_service(tmp_path, environ={"LLMIS_LOG_PROMPTS": "true"}) as service:
         Completion(service, "counter", 3, **{"n": 2}).read()
-        Completion(service, "counter", 1900, prompt="5" + " 5" * 50).read()
+        Completion(service, "counter", 1100, prompt="99" + " 99" * 50).read()
         both = wait_for(lambda: len(x := _prompted(service)) > 3 and x[-2:], "both lines")
         assert both[0]["prompt"] == "5"
         assert both[0]["answers"] == [" 6 7 8", " 6 7 8"]
