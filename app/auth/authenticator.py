@@ -7,11 +7,12 @@ invalid key or token is rejected here, and nowhere else. Any greenlet or thread 
 import threading
 import time
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import redis
 from msgspec import Struct
 
-from app.auth.jwt import InvalidToken, TokenReader, is_token
+from app.auth.claims import InvalidToken, is_token
 from app.auth.throttle import FailedKeyThrottle
 from app.metrics.definitions import AUTH_FAILURES
 from shared import api_keys
@@ -21,6 +22,9 @@ from shared.errors import Forbidden, LlmisError, QueueUnavailable, TooManyReques
 from shared.limits import Limits, limits_of
 from shared.registry.directory import Directory
 from shared.settings.fields import Settings
+
+if TYPE_CHECKING:
+    from app.auth.jwt import TokenReader
 
 ANONYMOUS = "anonymous"
 
@@ -69,9 +73,7 @@ class Authenticator:
         self._version: bytes | None = None
         self._refreshing = threading.Lock()
         self._throttle = FailedKeyThrottle(client)
-        self._tokens: TokenReader | None = None
-        if settings.auth and settings.jwt_jwks:
-            self._tokens = TokenReader(settings)
+        self._tokens = _token_reader(settings)
 
     @property
     def is_on(self) -> bool:
@@ -173,7 +175,7 @@ class Authenticator:
         limits = limits_of(self._settings, key.limits)
         return Principal(owner=key.id, scope=key.scope, limits=limits, key_digest=key_digest)
 
-    def _by_token(self, tokens: TokenReader, credential: str) -> Principal:
+    def _by_token(self, tokens: "TokenReader", credential: str) -> Principal:
         """Raises _Invalid."""
         try:
             claims = tokens.read(credential)
@@ -187,6 +189,15 @@ class Authenticator:
             expires_at=claims.expires_at,
             token_key_id=claims.key_id,
         )
+
+
+def _token_reader(settings: Settings) -> "TokenReader | None":
+    if not (settings.auth and settings.jwt_jwks):
+        return None
+    # Here: the packages that check signatures are a tenth of the start of a web process.
+    from app.auth.jwt import TokenReader
+
+    return TokenReader(settings)
 
 
 def check_scope(principal: Principal, needed: Scope) -> None:

@@ -17,11 +17,11 @@ from typing import Any
 import gevent
 import jwt
 import msgspec
-from msgspec import Struct
 
+from app.auth.claims import Claims, InvalidToken
 from shared.api_keys import Scope
 from shared.errors import SettingsError
-from shared.limits import Limits, limits_of
+from shared.limits import limits_of
 from shared.settings.fields import Settings
 
 _log = logging.getLogger(__name__)
@@ -34,31 +34,6 @@ _TIMEOUT_S = 5.0
 _LEEWAY_S = 30
 _MAX_CHARACTERS = 16_384
 _MAX_JWKS_BYTES = 1 << 20
-
-
-class InvalidToken(Exception):
-    """The message says what is wrong with the token, and quotes nothing of it."""
-
-    def __init__(self, message: str, *, is_expired: bool = False) -> None:
-        super().__init__(message)
-        self.is_expired = is_expired
-
-
-class Claims(Struct, frozen=True, kw_only=True):
-    """The claims of a token that the service uses."""
-
-    owner: str
-    scope: Scope
-    limits: Limits
-    expires_at: float
-    """Unix time in seconds."""
-    key_id: str | None
-    """`kid` of the issuer's key that signed it; None = that key has none."""
-
-
-def is_token(credential: str) -> bool:
-    """Whether a credential has the shape of a token. API keys have no dots."""
-    return credential.count(".") == 2
 
 
 class TokenReader:

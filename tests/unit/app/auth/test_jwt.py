@@ -29,7 +29,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from app.auth import jwt as tokens
 from app.auth.authenticator import Authenticator
-from app.auth.jwt import Claims, InvalidToken, TokenReader, is_token
+from app.auth.claims import Claims, InvalidToken, is_token
+from app.auth.jwt import TokenReader
 from shared import api_keys
 from shared.api_keys import Scope
 from shared.errors import SettingsError, Unauthorized
