@@ -15,8 +15,9 @@ from tests.support.counter_model import expected_text
 from tests.support.paused_replica import slowed, stopped
 from tests.support.standstill import standing_still
 
-_LONG = 2000
-"""Tokens of a stream: more than are made until a thread of a slowed replica is caught."""
+_LONG = 6000
+"""Tokens of a stream: more than are made until a thread is caught, in a replica that was slowed down
+before and runs freely then."""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def _is_ready(service: Service) -> bool:
 def test_a_replica_that_makes_no_progress_is_replaced_and_its_jobs_go_on(
     alert: Service, thread: str
 ) -> None:
-    assert load(alert, "pair", replicas=2, slots=2, context_length=4096)[0] == 200
+    assert load(alert, "pair", replicas=2, slots=2, context_length=8192)[0] == 200
     victim, other = alert.pids("worker.replica", "pair@")
     does_beat = _beats(alert, victim)
     with slowed(victim, other):
@@ -89,7 +90,7 @@ def test_an_engine_that_stood_still_before_its_job_came_is_found(alert: Service)
 
 def test_a_service_without_progress_is_not_ready(alert: Service) -> None:
     """Its one replica is alive, says so every second, and calls itself ready."""
-    assert load(alert, "only", slots=2, context_length=4096)[0] == 200
+    assert load(alert, "only", slots=2, context_length=8192)[0] == 200
     for name in ("counter", "counter-small"):
         assert unload(alert, name)[0] == 200
     assert _is_ready(alert)
