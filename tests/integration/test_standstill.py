@@ -16,8 +16,7 @@ from tests.support.paused_replica import slowed, stopped
 from tests.support.standstill import standing_still
 
 _LONG = 6000
-"""Tokens of a stream: more than are made until a thread is caught, in a replica that was slowed down
-before and runs freely then."""
+"""Tokens of a stream: more than are made until a thread is caught in a replica that runs freely."""
 
 
 @pytest.fixture(scope="module")
