@@ -2,7 +2,7 @@
 
 The wheel of PyPI runs on every x86-64 processor since 2013 and leaves out what newer ones have
 (AVX-512, AMX). The source of the same version is built once into `var/wheels/<digest>`; the digest
-stands for the version and the processor, so that a wheel never meets another processor.
+stands for the version and the processor: a host with another one does not install it.
 `make run` installs it again into an environment that was made anew.
 """
 
@@ -13,6 +13,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
@@ -83,19 +85,17 @@ def build(folder: Path, version: str) -> Path:
     return wheel
 
 
-def install(wheel: Path, version: str) -> None:
-    """Replace the wheel of PyPI, and check that the engine accepts the new one. Raises NativeError;
-    the wheel of PyPI is back then."""
-    if _install(str(wheel)) == 0 and subprocess.run([sys.executable, *_CHECK]).returncode == 0:
-        print(f"llmis: llama.cpp is built for this processor ({wheel})")
-        return
-    _install(f"xllamacpp=={version}")
-    raise NativeError(f"{wheel} does not run here and is not used; remove it to build it again")
-
-
-def _install(what: str) -> int:
-    command = [*_pip("install"), "-q", "--no-deps", "--force-reinstall", what]
-    return subprocess.run(command).returncode
+def install(wheel: Path) -> None:
+    """Install the wheel if the engine accepts it. Raises NativeError: nothing has been replaced."""
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+        found_first = {**os.environ, "PYTHONPATH": folder}
+        status = subprocess.run([sys.executable, *_CHECK], env=found_first).returncode
+    if status:
+        raise NativeError(f"{wheel} does not run here and is not used; remove it to build it again")
+    subprocess.run([*_pip("install"), "-q", "--no-deps", "--force-reinstall", wheel], check=True)
+    print(f"llmis: llama.cpp is built for this processor ({wheel})")
 
 
 def _pip(command: str) -> list[str]:
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
             if "--if-built" in arguments:
                 return 0
             wheel = build(folder, version)
-        install(wheel, version)
+        install(wheel)
     except NativeError as exc:
         print(f"llmis: {exc}", file=sys.stderr)
         return 0 if "--if-built" in arguments else 1
